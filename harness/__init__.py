@@ -1,0 +1,1 @@
+"""The fixed part of ditbench: what every method shares and none may change."""

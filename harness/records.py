@@ -1,0 +1,257 @@
+"""Records: what a run leaves behind, and how reports read it. Free of torch and pandas.
+
+A run folder `runs/<study>/<cell>/seed<k>/` holds `manifest.json` (resolved config, digests, environment, status),
+`train.jsonl`, `eval.jsonl`, `cost.json`, `checkpoints/` and `samples/`. These files are the source of truth; MLflow
+and the report are views of them.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.errors import UserError
+
+FORMAT = 1
+"""Version of the record files; raised when a reader of an older version would misread them."""
+
+Status = Literal["running", "finished", "diverged", "failed"]
+
+
+# -- metrics --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is read. `direction` is the better one: `lower` or `higher`."""
+
+    prefix: str
+    title: str
+    direction: Literal["lower", "higher"]
+
+
+METRICS = (
+    Metric("fid", "FID", "lower"),
+    Metric("kid", "KID", "lower"),
+    Metric("fd_pixels", "FD on pixels", "lower"),
+    Metric("fd", "Fréchet distance", "lower"),
+    Metric("kd", "Kernel distance", "lower"),
+    Metric("precision", "Precision", "higher"),
+    Metric("recall", "Recall", "higher"),
+    Metric("class_accuracy", "Asked class named", "higher"),
+    Metric("velocity_loss", "Held-out velocity loss", "lower"),
+)
+"""Every metric family, its direction declared here and nowhere else. The longest matching prefix counts."""
+
+
+def metric(name: str) -> Metric:
+    """The family of a metric name such as `fd_efficientnet_lite0_898` or `fid50k`."""
+    found = [m for m in METRICS if name.startswith(m.prefix)]
+    if not found:
+        raise UserError(f"metric {name!r} is not known: metrics begin with {', '.join(m.prefix for m in METRICS)}")
+    return max(found, key=lambda m: len(m.prefix))
+
+
+def count_name(num: int) -> str:
+    """N as it stands in metric names: 50000 -> 50k, 898 -> 898."""
+    return f"{num // 1000}k" if num >= 1000 and num % 1000 == 0 else str(num)
+
+
+# -- digests and files ----------------------------------------------------------------------------------------------
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and without blanks: equal values give equal text. Non-finite floats become strings."""
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON-like value, as 64 hex digits."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: non-finite floats travel as the strings nan, inf and -inf."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def number(value: float | str) -> float:
+    """A recorded number: undoes what `_plain` did to non-finite floats."""
+    return float(value)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: temporary name, sync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically, readable by people."""
+    text = json.dumps(_plain(value), indent=1, sort_keys=True, allow_nan=False)
+    write_atomic(path, (text + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; `UserError` names the file when it is missing or broken."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: is this a run folder of ditbench?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): remove the folder and run the cell again") from None
+
+
+# -- the run folder -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's folder. Lines are appended whole; `truncate` drops those after a step before a run continues."""
+
+    path: Path
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    def create(self) -> None:
+        """Make the folder; `UserError` when it cannot be written to."""
+        try:
+            for folder in (self.path, self.checkpoints, self.samples):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"output.runs: cannot write to {self.path} ({error.strerror}): name a folder you may write to"
+            ) from None
+
+    def exists(self) -> bool:
+        return self.manifest_path.is_file()
+
+    def manifest(self) -> dict[str, Any]:
+        return read_json(self.manifest_path)
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        write_json(self.manifest_path, {"format": FORMAT, **manifest})
+
+    def update_manifest(self, **fields: Any) -> None:
+        """Replace top-level fields of the manifest, atomically."""
+        self.write_manifest({**self.manifest(), **fields})
+
+    def status(self) -> Status | None:
+        """Status of the run, or None when it has not begun."""
+        return self.manifest()["status"] if self.exists() else None
+
+    def append(self, name: Literal["train", "eval"], record: Mapping[str, Any]) -> None:
+        """Append one record as one line to `<name>.jsonl` and sync it."""
+        with (self.path / f"{name}.jsonl").open("a") as file:
+            file.write(canonical(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def lines(self, name: Literal["train", "eval"]) -> list[dict[str, Any]]:
+        """All whole records of `<name>.jsonl`, oldest first; a line cut short by a crash is left out."""
+        path = self.path / f"{name}.jsonl"
+        if not path.is_file():
+            return []
+        records = []
+        for line in path.read_text().splitlines(keepends=True):
+            if not line.endswith("\n"):
+                break
+            records.append(json.loads(line))
+        return records
+
+    def truncate(self, step: int) -> None:
+        """Drop records after `step`, so that a continued run does not write a point twice."""
+        for name in ("train", "eval"):
+            path = self.path / f"{name}.jsonl"
+            if path.is_file():
+                kept = [canonical(record) + "\n" for record in self.lines(name) if record["step"] <= step]
+                write_atomic(path, "".join(kept).encode())
+
+
+def find_runs(study: Path) -> list[RunFolder]:
+    """All run folders of a study, sorted by cell and seed; `UserError` when there are none."""
+    found = [RunFolder(path.parent) for path in sorted(study.glob("*/seed*/manifest.json"))]
+    if not found:
+        raise UserError(f"{study} holds no runs: name a study folder such as runs/digits, or train one first")
+    return sorted(found, key=lambda run: (run.path.parent.name, seed_of(run)))
+
+
+def seed_of(run: RunFolder) -> int:
+    """The seed, from the folder's name."""
+    return int(run.path.name.removeprefix("seed"))
+
+
+def run_path(runs: str | Path, study: str, cell: str, seed: int) -> Path:
+    """Where a run lives."""
+    return Path(runs) / study / cell / f"seed{seed}"
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A fresh temporary folder that takes the place of `path` when the block ends without an error."""
+    import shutil
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        sync_tree(temporary)
+        if path.exists():
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file of a folder, and the folder, to the disk."""
+    paths: Iterable[Path] = [*folder.rglob("*"), folder]
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
