@@ -28,23 +28,28 @@ Status = Literal["running", "finished", "diverged", "failed"]
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is read. `direction` is the better one: `lower` or `higher`."""
+    """How a metric is read. `direction` is the better one: `lower` or `higher`.
+
+    `on_features` says whether it is computed on an extractor's features, and so may favour a method that was trained
+    towards features of the same family.
+    """
 
     prefix: str
     title: str
     direction: Literal["lower", "higher"]
+    on_features: bool = True
 
 
 METRICS = (
     Metric("fid", "FID", "lower"),
     Metric("kid", "KID", "lower"),
-    Metric("fd_pixels", "FD on pixels", "lower"),
+    Metric("fd_pixels", "FD on pixels", "lower", on_features=False),
     Metric("fd", "Fréchet distance", "lower"),
     Metric("kd", "Kernel distance", "lower"),
     Metric("precision", "Precision", "higher"),
     Metric("recall", "Recall", "higher"),
-    Metric("class_accuracy", "Asked class named", "higher"),
-    Metric("velocity_loss", "Held-out velocity loss", "lower"),
+    Metric("class_accuracy", "Asked class named", "higher", on_features=False),
+    Metric("velocity_loss", "Held-out velocity loss", "lower", on_features=False),
 )
 """Every metric family, its direction declared here and nowhere else. The longest matching prefix counts."""
 
