@@ -161,7 +161,8 @@ class SamplerConfig:
         require(self.kind in kinds, f"evaluation.sampler.kind is {self.kind!r}: give one of {', '.join(kinds)}")
         least = 2 if self.kind == "sde-euler-maruyama" else 1
         require(
-            self.num_steps >= least, f"evaluation.sampler.num_steps is {self.num_steps}: {self.kind} needs {least} or more"
+            self.num_steps >= least,
+            f"evaluation.sampler.num_steps is {self.num_steps}: {self.kind} needs {least} or more",
         )
         require(self.cfg_scale >= 0, f"evaluation.sampler.cfg_scale is {self.cfg_scale}: give 0 or more")
         require(

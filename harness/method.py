@@ -14,7 +14,7 @@ The key contract: **at weight 0, N steps leave the backbone bitwise equal to van
 multiplied by its weight, also when that is 0.
 
 Shapes: N images, C channels, H W latent height and width, T tokens, D backbone width, Z encoder width.
-"""
+"""  # noqa: E501
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -142,6 +142,7 @@ class MethodDraws:
             generator = stream(self.seed, f"method/{method}/{name}", self.step)
             draw = torch.rand if kind == "uniform" else torch.randn
             self.made[key] = draw((self.batch_size, *shape), generator=generator)
+        assert self.made[key].shape[1:] == shape, f"{method} drew {name!r} with another shape in this step"
         return self.made[key]
 
 

@@ -27,6 +27,7 @@ def stream(seed: int, role: str, *index: int) -> torch.Generator:
     words = np.frombuffer(hashlib.sha256(role.encode()).digest()[:16], dtype=np.uint32).tolist()
     # The index's length goes in as well: SeedSequence pads with zeros, so (s,) and (s, 0) would collide.
     mixed = np.random.SeedSequence([seed, *words, len(index), *index])
+    # torch's CPU generator keeps 32 bits of its seed: of n streams, n^2 / 2^33 pairs are expected to coincide.
     generator = torch.Generator("cpu")
     generator.manual_seed(int(mixed.generate_state(1, np.uint64)[0] >> np.uint64(1)))
     return generator

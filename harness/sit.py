@@ -120,7 +120,7 @@ class Block(nn.Module):
         self.mlp = Mlp(
             in_features=hidden_size,
             hidden_features=int(hidden_size * mlp_ratio),
-            act_layer=lambda: nn.GELU(approximate="tanh"),
+            act_layer=lambda: nn.GELU(approximate="tanh"),  # type: ignore[arg-type]  # timm calls it like a class
         )
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
 
@@ -173,7 +173,9 @@ class SiT(nn.Module):
     ) -> None:
         super().__init__()
         if input_size % patch_size:
-            raise UserError(f"patch size {patch_size} does not divide the latent size {input_size}: choose another patch")
+            raise UserError(
+                f"patch size {patch_size} does not divide the latent size {input_size}: choose another patch"
+            )
         if hidden_size % num_heads or hidden_size % 4:
             raise UserError(f"hidden_size {hidden_size} must be a multiple of 4 and of num_heads {num_heads}")
         self.input_size, self.patch_size, self.in_channels = input_size, patch_size, in_channels
@@ -246,5 +248,3 @@ class SiT(nn.Module):
         for module in self.blocks[:block]:
             h_NTD = module(h_NTD, c_ND)
         return h_NTD
-
-

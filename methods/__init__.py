@@ -20,7 +20,7 @@ ENTRY_POINTS = "ditbench.methods"
 
 
 def names() -> list[str]:
-    """Names of all methods: the control's file first where there is one, then by name."""
+    """Names of all methods, sorted."""
     return sorted({*_own_names(), *_outside()})
 
 

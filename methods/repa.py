@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.config import require
+from harness.config import require, require_finite
 from harness.method import BackboneShape, DataShape, Disclosure, Method, Needs, Progress, StepView, Term
 from methods._losses import cosine, mean_over
 from methods._parts import default_block, mlp
@@ -17,7 +17,7 @@ BLOCKS = {"S": 4, "B": 4, "L": 8, "XL": 8}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class RepaConfig:
     """REPA's settings; the defaults are the paper's."""
 
     block: int = 0
@@ -30,6 +30,7 @@ class Config:
     """Width of each head's hidden layers; 0 = 2048 from SiT-S up, below that 4 times the backbone's."""
 
     def __post_init__(self) -> None:
+        require_finite(self, "repa")
         names = self.encoders.split(",")
         require(all(names), f"repa.encoders is {self.encoders!r}: name at least one encoder, separated by commas")
         require(len(set(names)) == len(names), f"repa.encoders is {self.encoders!r}: name each encoder once")
@@ -39,23 +40,25 @@ class Config:
 class Repa(Method):
     """term = - mean over images and tokens of cos(z, g(h_k)), the mean over encoders (sihyun-yu/REPA loss.py:80-88)."""
 
-    Config = Config
+    Config = RepaConfig
     disclosure = Disclosure(
         summary="Aligns block k with the patch tokens of a frozen image encoder, through an MLP.",
         paper="REPA, arXiv 2410.06940",
-        pretrained=("the frozen encoder: DINOv2 ViT-B/14 (Apache-2.0) as published, another where repa.encoders says so",),
+        pretrained=(
+            "the frozen encoder: DINOv2 ViT-B/14 (Apache-2.0) as published, another where repa.encoders says so",
+        ),
         outside_data=("the encoder's training data: LVD-142M for DINOv2, ImageNet-1k with labels for EfficientNet",),
     )
-    config: Config
+    config: RepaConfig
 
-    def __init__(self, config: Config, backbone: BackboneShape, data: DataShape) -> None:
+    def __init__(self, config: RepaConfig, backbone: BackboneShape, data: DataShape) -> None:
         super().__init__(config, backbone, data)
         width, hidden = backbone.hidden_size, config.head_width
         for name in self.encoders:
             self.heads[name] = mlp([width, hidden, hidden, data.encoder_width(name)])
 
     @classmethod
-    def resolve(cls, config: Config, backbone: BackboneShape) -> Config:
+    def resolve(cls, config: RepaConfig, backbone: BackboneShape) -> RepaConfig:
         block = config.block or default_block(backbone, BLOCKS, 8 / 28)
         head_width = config.head_width or (2048 if backbone.hidden_size >= 384 else 4 * backbone.hidden_size)
         return replace(config, block=backbone.check_block("repa.block", block), head_width=head_width)

@@ -9,14 +9,14 @@ from harness.method import Disclosure, Method, StepView, Term
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class SitConfig:
     """Vanilla SiT has nothing to set."""
 
 
 class Sit(Method):
     """L = L_v. No head, target, schedule or extra pass."""
 
-    Config = Config
+    Config = SitConfig
     is_control = True
     disclosure = Disclosure(summary="Velocity loss alone.", paper="SiT, arXiv 2401.08740")
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from harness.config import require
+from harness.config import require, require_finite
 from harness.flow import interpolate
 from harness.method import BackboneShape, DataShape, Disclosure, Method, Needs, Progress, StepView, Term
 from methods._losses import cosine, mean_over, smooth_l1
@@ -19,7 +19,7 @@ TEACHER_BLOCKS = {"S": 8, "B": 8, "L": 16, "XL": 20}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class SraConfig:
     """SRA's settings; the defaults are the paper's, with a teacher that stops at its block (same target)."""
 
     block: int = 0
@@ -46,6 +46,7 @@ class Config:
     """Run the teacher in fp32, as released."""
 
     def __post_init__(self) -> None:
+        require_finite(self, "sra")
         require(self.beta > 0, f"sra.beta is {self.beta}: give more than 0")
         require(0 <= self.noise_gap <= 1, f"sra.noise_gap is {self.noise_gap}: give 0 to 1")
         require(self.decay_images >= 1, f"sra.decay_images is {self.decay_images}: give 1 or more images")
@@ -55,20 +56,20 @@ class Config:
 class Sra(Method):
     """term = mean smoothL1(g(h_ks(x_t, t)) - sg(h_kt(x_t', t'))) (vvvvvjdy/SRA SiT-SRA/loss.py:16,98-127)."""
 
-    Config = Config
+    Config = SraConfig
     disclosure = Disclosure(
         summary="Aligns block ks with block kt of the EMA teacher at less noise, through an MLP.",
         paper="SRA, arXiv 2505.02831",
         note="the EMA that is evaluated is also the teacher",
     )
-    config: Config
+    config: SraConfig
 
-    def __init__(self, config: Config, backbone: BackboneShape, data: DataShape) -> None:
+    def __init__(self, config: SraConfig, backbone: BackboneShape, data: DataShape) -> None:
         super().__init__(config, backbone, data)
         self.heads["align"] = mlp([backbone.hidden_size, config.head_width, backbone.hidden_size])
 
     @classmethod
-    def resolve(cls, config: Config, backbone: BackboneShape) -> Config:
+    def resolve(cls, config: SraConfig, backbone: BackboneShape) -> SraConfig:
         block = config.block or default_block(backbone, BLOCKS, 8 / 28)
         teacher_block = config.teacher_block or default_block(backbone, TEACHER_BLOCKS, 20 / 28)
         return replace(

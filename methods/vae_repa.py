@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from harness.config import require
+from harness.config import require, require_finite
 from harness.method import BackboneShape, DataShape, Disclosure, Method, Progress, StepView, Term
 from harness.sit import patchify
 from methods._losses import REGRESSIONS, mean_over
@@ -18,7 +18,7 @@ BLOCKS = {"S": 2, "B": 2, "L": 8, "XL": 8}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class VaeRepaConfig:
     """VAE-REPA's settings; the defaults are the paper's where it states one."""
 
     block: int = 0
@@ -42,9 +42,10 @@ class Config:
     target: Literal["sample", "mean"] = "sample"
     """The latent that the step trains on, or the posterior's mean."""
     reduction: Literal["mean", "sum"] = "mean"
-    """Mean over a latent's numbers, or their sum (one summary of the paper prints a sum; it drowns the velocity loss)."""
+    """Mean over a latent's numbers, or their sum (printed in one summary; it drowns the velocity loss)."""
 
     def __post_init__(self) -> None:
+        require_finite(self, "vae_repa")
         require(self.beta > 0, f"vae_repa.beta is {self.beta}: give more than 0")
         require(1 <= self.head_layers <= 64, f"vae_repa.head_layers is {self.head_layers}: give 1 to 64")
         require(self.head_width >= 0, f"vae_repa.head_width is {self.head_width}: give 0 or more")
@@ -55,21 +56,21 @@ class Config:
 class VaeRepa(Method):
     """term = mean over images, tokens and numbers of smoothL1(g(h_k) - patchify(x0))."""
 
-    Config = Config
+    Config = VaeRepaConfig
     disclosure = Disclosure(
         summary="Aligns block k with the patches of the clean latent, through an MLP.",
         paper="VAE-REPA, arXiv 2601.17830",
         note="re-implementation from the paper: no official code is public",
     )
-    config: Config
+    config: VaeRepaConfig
 
-    def __init__(self, config: Config, backbone: BackboneShape, data: DataShape) -> None:
+    def __init__(self, config: VaeRepaConfig, backbone: BackboneShape, data: DataShape) -> None:
         super().__init__(config, backbone, data)
         hidden = [config.head_width] * (config.head_layers - 1)
         self.heads["latent"] = mlp([backbone.hidden_size, *hidden, backbone.patch_numbers], config.activation)
 
     @classmethod
-    def resolve(cls, config: Config, backbone: BackboneShape) -> Config:
+    def resolve(cls, config: VaeRepaConfig, backbone: BackboneShape) -> VaeRepaConfig:
         block = config.block or default_block(backbone, BLOCKS, 2 / 12)
         return replace(
             config,

@@ -1,0 +1,197 @@
+"""Every check of the config names its field and the way out; evaluation points by hand; what the digest covers."""
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from harness.config import (
+    BudgetConfig,
+    DataConfig,
+    EmaConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    OutputConfig,
+    RunConfig,
+    RuntimeConfig,
+    SamplerConfig,
+    require,
+    training_digest,
+)
+from harness.errors import UserError
+
+DIGITS = DataConfig(name="digits")
+
+REFUSED: list[tuple[type, dict[str, Any], str]] = [
+    (DataConfig, {"name": "digits", "image_size": 7}, "data.image_size is 7: give 8 to 2048"),
+    (DataConfig, {"name": "digits", "image_size": 2049}, "data.image_size is 2049: give 8 to 2048"),
+    (DataConfig, {"name": "digits", "holdout": 0.0}, "data.holdout is 0.0: give a share above 0"),
+    (DataConfig, {"name": "digits", "holdout": 1.0}, "data.holdout is 1.0"),
+    (DataConfig, {"name": "digits", "holdout": math.nan}, "data.holdout is nan: give a finite number"),
+    (DataConfig, {"name": "digits", "split_seed": -1}, "data.split_seed is -1: give 0 or more"),
+    (DataConfig, {"name": "digits", "path": "images"}, "data.path has no meaning for digits"),
+    (DataConfig, {"name": "imagefolder"}, "data.path is empty: name a folder"),
+    (OptimizerConfig, {"lr": 0.0}, "optimizer.lr is 0.0: give a rate above 0"),
+    (OptimizerConfig, {"lr": math.inf}, "optimizer.lr is inf: give a finite number"),
+    (OptimizerConfig, {"beta1": 1.0}, "optimizer.beta1 is 1.0"),
+    (OptimizerConfig, {"beta1": -0.1}, "optimizer.beta1 is -0.1"),
+    (OptimizerConfig, {"beta2": 1.0}, "optimizer.beta2 is 1.0"),
+    (OptimizerConfig, {"eps": -1e-9}, "optimizer.eps is -1e-09"),
+    (OptimizerConfig, {"weight_decay": -0.1}, "optimizer.weight_decay is -0.1"),
+    (OptimizerConfig, {"clip_norm": -1.0}, "optimizer.clip_norm is -1.0"),
+    (OptimizerConfig, {"batch_size": 0}, "optimizer.batch_size is 0: give 1 or more images"),
+    (OptimizerConfig, {"micro_batch": -1}, "optimizer.micro_batch is -1"),
+    (OptimizerConfig, {"label_drop": 1.0}, "optimizer.label_drop is 1.0"),
+    (OptimizerConfig, {"label_drop": -0.1}, "optimizer.label_drop is -0.1"),
+    (EmaConfig, {"decay": 1.0}, "ema.decay is 1.0"),
+    (EmaConfig, {"decay": math.nan}, "ema.decay is nan"),
+    (EmaConfig, {"warmup": -1}, "ema.warmup is -1"),
+    (BudgetConfig, {"amount": 0}, "budget.amount is 0: give 1 or more steps"),
+    (
+        SamplerConfig,
+        {"kind": "ode-rk4"},
+        "evaluation.sampler.kind is 'ode-rk4': give one of ode-euler, ode-heun, sde-eu",
+    ),
+    (SamplerConfig, {"kind": "ode-euler", "num_steps": 0}, "evaluation.sampler.num_steps is 0: ode-euler needs 1"),
+    (SamplerConfig, {"num_steps": 1}, "evaluation.sampler.num_steps is 1: sde-euler-maruyama needs 2"),
+    (SamplerConfig, {"cfg_scale": -1.0}, "evaluation.sampler.cfg_scale is -1.0"),
+    (SamplerConfig, {"cfg_scale": math.inf}, "evaluation.sampler.cfg_scale is inf"),
+    (SamplerConfig, {"guidance_low": 0.6, "guidance_high": 0.5}, "evaluation.sampler.guidance_low 0.6"),
+    (SamplerConfig, {"guidance_low": -0.1}, "evaluation.sampler.guidance_low -0.1"),
+    (SamplerConfig, {"guidance_high": 1.1}, "guidance_high 1.1"),
+    *[
+        (EvaluationConfig, {name: 0}, f"evaluation.{name} is 0: give 1 or more")
+        for name in ("points", "chunk", "extractor_size", "kid_subset", "velocity_images", "grid_images")
+    ],
+    (EvaluationConfig, {"num_samples": -1}, "evaluation.num_samples is -1"),
+    (EvaluationConfig, {"seed": -1}, "evaluation.seed is -1"),
+    (RuntimeConfig, {"threads": -1}, "runtime.threads is -1"),
+    (OutputConfig, {"runs": ""}, "output.runs is empty"),
+    (OutputConfig, {"log_every": 0}, "output.log_every is 0"),
+    (OutputConfig, {"checkpoint_every": -1}, "output.checkpoint_every is -1"),
+    (OutputConfig, {"keep_checkpoints": 0}, "output.keep_checkpoints is 0"),
+    (RunConfig, {"data": DIGITS, "study": ""}, "study is empty"),
+    (RunConfig, {"data": DIGITS, "study": "a/b"}, "study is 'a/b'"),
+    (RunConfig, {"data": DIGITS, "cell": "..\\up"}, "cell is "),
+    (RunConfig, {"data": DIGITS, "cell": ".hidden"}, "cell is '.hidden'"),
+    (RunConfig, {"data": DIGITS, "seed": -1}, "seed is -1"),
+]
+
+ACCEPTED: list[tuple[type, dict[str, Any]]] = [
+    (DataConfig, {"name": "digits", "image_size": 8}),
+    (DataConfig, {"path": "images", "image_size": 2048}),
+    (OptimizerConfig, {"beta1": 0.0, "clip_norm": 0.0, "label_drop": 0.0, "batch_size": 1}),
+    (EmaConfig, {"decay": 0.0}),
+    (SamplerConfig, {"kind": "ode-euler", "num_steps": 1, "cfg_scale": 0.0}),
+    (SamplerConfig, {"num_steps": 2, "guidance_low": 0.5, "guidance_high": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("section", "fields", "message"), REFUSED)
+def test_bad_values_are_refused_in_one_line(section: type, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        section(**fields)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("section", "fields"), ACCEPTED)
+def test_the_ends_of_each_range_are_accepted(section: type, fields: dict[str, Any]) -> None:
+    built = section(**fields)
+    assert all(getattr(built, name) == value for name, value in fields.items())
+
+
+def test_user_errors_are_value_errors() -> None:
+    with pytest.raises(ValueError, match="out of range"):
+        require(False, "out of range")
+    require(True, "not raised")
+
+
+def test_sections_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        DIGITS.holdout = 0.1  # type: ignore[misc]
+
+
+def evaluation_steps(amount: int, points: int) -> list[int]:
+    config = RunConfig(data=DIGITS, budget=BudgetConfig(amount=amount), evaluation=EvaluationConfig(points=points))
+    return config.evaluation_steps()
+
+
+@pytest.mark.parametrize(
+    ("amount", "points", "steps"),
+    [
+        (400_000, 8, [50_000, 100_000, 150_000, 200_000, 250_000, 300_000, 350_000, 400_000]),
+        (100, 4, [25, 50, 75, 100]),
+        (100, 20, [10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 65, 70, 75, 80, 85, 90, 95, 100]),  # 5 is too early
+        (100, 1, [100]),
+        (10, 3, [3, 7, 10]),  # 10/3 and 20/3, rounded
+        (3, 8, [1, 2, 3]),  # no more points than steps
+        (1, 8, [1]),
+    ],
+)
+def test_evaluation_steps_by_hand(amount: int, points: int, steps: list[int]) -> None:
+    assert evaluation_steps(amount, points) == steps
+
+
+def test_evaluation_steps_of_every_small_budget() -> None:
+    for amount in range(1, 60):
+        for points in range(1, 25):
+            steps = evaluation_steps(amount, points)
+            assert steps[-1] == amount
+            assert steps == sorted(set(steps))
+            assert steps[0] >= amount / 10
+            assert len(steps) <= points
+
+
+def test_label_is_the_cell_or_the_method() -> None:
+    assert RunConfig(data=DIGITS, method="a+b").label == "a+b"
+    assert RunConfig(data=DIGITS, method="a", cell="a,block=3").label == "a,block=3"
+
+
+BASE = RunConfig(data=DIGITS)
+
+SAME_DIGEST: list[dict[str, Any]] = [
+    {"study": "other"},
+    {"cell": "other"},
+    {"method": "other"},
+    {"seed": 1},
+    {"sections": {"a": {"weight": 1}}},
+    {"optimizer": OptimizerConfig(micro_batch=8)},
+    {"runtime": RuntimeConfig(device="cpu", threads=2)},
+    {"output": OutputConfig(log_every=7)},
+]
+
+OTHER_DIGEST: list[dict[str, Any]] = [
+    {"model": ModelConfig(name="SiT-S/2")},
+    {"model": ModelConfig(qk_norm=True)},
+    {"data": DataConfig(path="images")},
+    {"data": DataConfig(name="digits", image_size=32)},
+    {"data": DataConfig(name="digits", split_seed=1)},
+    {"optimizer": OptimizerConfig(lr=2e-4)},
+    {"optimizer": OptimizerConfig(batch_size=128)},
+    {"optimizer": OptimizerConfig(clip_norm=0.0)},
+    {"optimizer": OptimizerConfig(label_drop=0.2)},
+    {"ema": EmaConfig(decay=0.99)},
+    {"ema": EmaConfig(warmup=10)},
+    {"budget": BudgetConfig(amount=10)},
+    {"runtime": RuntimeConfig(precision="bf16")},
+    {"runtime": RuntimeConfig(compile=True)},
+    {"runtime": RuntimeConfig(tf32=False)},
+]
+
+
+@pytest.mark.parametrize("change", SAME_DIGEST)
+def test_training_digest_ignores_what_may_differ(change: dict[str, Any]) -> None:
+    assert training_digest(dataclasses.replace(BASE, **change)) == training_digest(BASE)
+
+
+@pytest.mark.parametrize("change", OTHER_DIGEST)
+def test_training_digest_sees_what_must_agree(change: dict[str, Any]) -> None:
+    assert training_digest(dataclasses.replace(BASE, **change)) != training_digest(BASE)
+
+
+def test_training_digest_ignores_where_the_images_lie() -> None:
+    here, there = (dataclasses.replace(BASE, data=DataConfig(path=path)) for path in ("here", "there"))
+    assert training_digest(here) == training_digest(there)
