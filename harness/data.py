@@ -1,0 +1,239 @@
+"""Images and labels, read once into uint8 arrays, and their split into a training and a held-out half.
+
+No augmentation, no flips: image i is the same square of uint8 numbers in every run.
+Shapes: M images in all, H W image height and width in pixels.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from harness import cache as caches
+from harness.cache import Report, Sharded
+from harness.config import DataConfig
+from harness.errors import UserError
+from harness.records import digest, file_digest, read_json, write_json
+from harness.rng import stream
+
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+"""Endings of image files, in lower case; other files are passed over."""
+FOLDER_TRANSFORM = "exif, white under alpha, RGB, box halving, bicubic short side, centre crop"
+"""What `read_image` does; part of the data's digest, so change it when the pixels change."""
+DIGITS_TRANSFORM = "0..16 to 0..255, bicubic, RGB"
+"""What `_digits` does; part of the data's digest."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """All images of a data set, in a fixed order."""
+
+    images: np.ndarray | Sharded
+    """uint8 [M, H, W, 3], in memory or in a cache."""
+    labels: np.ndarray
+    """int64 [M]."""
+    class_names: tuple[str, ...]
+    digest: str
+    """Changes when any file, its name or the transform changes."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """Images in the order of `indices`, uint8 [len(indices), H, W, 3]."""
+        if isinstance(self.images, Sharded):
+            return self.images.rows(indices)
+        return self.images[np.asarray(indices, dtype=np.int64)]
+
+
+def load_images(config: DataConfig, cache: Path, report: Report | None = None) -> ImageSet:
+    """Read the images that `config` names, through the cache; `UserError` names a bad path or image."""
+    if config.name == "digits":
+        return _digits(config.image_size)
+    return _image_folder(Path(config.path), config.image_size, cache, report)
+
+
+def split(num_images: int, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the training and of the held-out images, both sorted int64; training gets the larger half.
+
+    Args:
+        num_images: M.
+        holdout: share of held-out images, rounded down to whole images.
+        seed: of the split; training seeds do not change it.
+    """
+    # The small number keeps products such as 100 * 0.29 = 28.999... from losing an image.
+    num_holdout = int(num_images * holdout + 1e-9)
+    if not 0 < num_holdout < num_images:
+        raise UserError(
+            f"data.holdout is {holdout}: of {num_images} images it leaves {num_images - num_holdout} to train on and "
+            f"{num_holdout} held out; both must be 1 or more"
+        )
+    order = torch.randperm(num_images, generator=stream(seed, "split")).numpy()
+    return np.sort(order[num_holdout:]), np.sort(order[:num_holdout])
+
+
+# -- digits ---------------------------------------------------------------------------------------------------------
+
+
+def _digits(image_size: int) -> ImageSet:
+    """scikit-learn's 1,797 8x8 digits, values 0..16, enlarged to image_size."""
+    from sklearn.datasets import load_digits  # here, because importing scikit-learn takes a second
+
+    source = load_digits()
+    small = np.round(source.images * (255 / 16)).astype(np.uint8)
+    side = (image_size, image_size)
+    grey = np.stack([np.asarray(Image.fromarray(image).resize(side, Image.Resampling.BICUBIC)) for image in small])
+    labels = source.target.astype(np.int64)
+    content = hashlib.sha256(source.images.tobytes() + labels.tobytes()).hexdigest()
+    return ImageSet(
+        images=np.repeat(grey[..., None], 3, axis=3),
+        labels=labels,
+        class_names=tuple(str(name) for name in source.target_names),
+        digest=digest({"content": content, "transform": DIGITS_TRANSFORM, "image_size": image_size}),
+    )
+
+
+# -- a folder of class folders --------------------------------------------------------------------------------------
+
+
+def _image_folder(root: Path, image_size: int, cache: Path, report: Report | None) -> ImageSet:
+    classes = _find_classes(root)
+    files = [(label, path) for label, name in enumerate(classes) for path in _find_images(root, name)]
+    names = [path for _, path in files]
+    content = _file_digests(root, names, cache, report)
+    key = {
+        "files": digest(content),
+        "transform": FOLDER_TRANSFORM,
+        "image_size": image_size,
+    }
+
+    def make_rows(start: int, stop: int) -> np.ndarray:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return np.stack(list(pool.map(lambda name: read_image(root / name, image_size), names[start:stop])))
+
+    shape = (image_size, image_size, 3)
+    images = caches.build(caches.entry(cache, "images", key), key, len(names), shape, np.uint8, make_rows, report)
+    return ImageSet(
+        images=images,
+        labels=np.array([label for label, _ in files], dtype=np.int64),
+        class_names=tuple(classes),
+        digest=digest(key),
+    )
+
+
+def _find_classes(root: Path) -> list[str]:
+    """Names of the class folders, sorted; hidden ones are passed over."""
+    if not root.is_dir():
+        raise UserError(f"data.path: {root} is not a folder: name a folder that holds one folder of images a class")
+    classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not classes:
+        raise UserError(
+            f"data.path: {root} has no class folders: put the images of each class into a folder of its own"
+        )
+    return classes
+
+
+def _find_images(root: Path, name: str) -> list[str]:
+    """Paths of a class's images at any depth, relative to `root` with forward slashes, sorted."""
+    found = []
+    for folder, inner, files in os.walk(root / name):
+        inner[:] = [entry for entry in inner if not entry.startswith(".")]
+        for file in files:
+            if not file.startswith(".") and Path(file).suffix.lower() in EXTENSIONS:
+                found.append((Path(folder) / file).relative_to(root).as_posix())
+    if not found:
+        raise UserError(
+            f"data.path: class folder {root / name} has no images ({', '.join(sorted(EXTENSIONS))}): "
+            "add some or remove the folder"
+        )
+    return sorted(found)
+
+
+def _file_digests(root: Path, names: Sequence[str], cache: Path, report: Report | None) -> list[list[Any]]:
+    """[relative path, size, SHA-256 of the content] of every file.
+
+    Contents are read once; a file whose size and modification time are as before keeps its stored digest.
+    """
+    listing = cache / f"files-{digest(str(root.resolve()))[:12]}.json"
+    known = {name: (size, time_ns, sha) for name, size, time_ns, sha in _read_listing(listing)}
+    rows = []
+    for done, name in enumerate(names, 1):
+        state = (root / name).stat()
+        size, time_ns, sha = known.get(name, (-1, -1, ""))
+        if (size, time_ns) != (state.st_size, state.st_mtime_ns):
+            sha = _content_digest(root / name)
+        rows.append([name, state.st_size, state.st_mtime_ns, sha])
+        if report is not None and done % 100 == 0:
+            report("reading files", done, len(names))
+    if rows != _read_listing(listing):
+        with caches.writing_to(cache):
+            cache.mkdir(parents=True, exist_ok=True)
+            write_json(listing, rows)
+    return [[name, size, sha] for name, size, _, sha in rows]
+
+
+def _read_listing(path: Path) -> list[list[Any]]:
+    return read_json(path) if path.is_file() else []
+
+
+def _content_digest(path: Path) -> str:
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise UserError(f"data.path: cannot read {path} ({error.strerror}): make it readable or remove it") from None
+
+
+def read_image(path: Path, image_size: int) -> np.ndarray:
+    """One image file as uint8 [image_size, image_size, 3]; `UserError` names a file that cannot be read."""
+    try:
+        with Image.open(path) as image:
+            rgb = to_rgb(ImageOps.exif_transpose(image))
+            return np.asarray(centre_crop(rgb, image_size))
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... on broken files
+        raise UserError(f"data.path: cannot read image {path} ({error}): replace or remove it") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: alpha is composited on white, 16-bit grey is scaled to 8 bits."""
+    if image.mode.startswith("I"):
+        return _from_16_bits(image).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no defined range: convert it to 8 or 16 bits")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """0..65535 to 0..255, rounded; Pillow's own conversion cuts everything above 255 off."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"grey values {values.min()} to {values.max()} do not fit 16 bits")
+    return Image.fromarray(np.round(values / 257).astype(np.uint8))
+
+
+def centre_crop(image: Image.Image, image_size: int) -> Image.Image:
+    """Resize the short side to image_size and crop the centre square (openai/guided-diffusion image_datasets.py).
+
+    Halving with a box filter while the short side is at least twice too long, then bicubic.
+    """
+    while min(image.size) >= 2 * image_size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = image_size / min(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    image = image.resize(size, Image.Resampling.BICUBIC)
+    left, top = (image.width - image_size) // 2, (image.height - image_size) // 2
+    return image.crop((left, top, left + image_size, top + image_size))
