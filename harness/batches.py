@@ -1,0 +1,105 @@
+"""The data stream of a run: what every step trains on, drawn for the global batch and sliced for this process.
+
+Everything here is a function of (seed, step) and the data. A thread prepares the next step while one trains.
+
+Shapes: N images, C channels, H W latent height and width, T tokens, Z encoder width.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness import flow
+from harness.method import Needs
+from harness.prepare import PreparedData
+from harness.rng import batch_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """This process's rows of one step, on the CPU."""
+
+    step: int
+    first_row: int
+    """Row of the global batch at which this process's rows begin."""
+    x0_NCHW: Tensor
+    x0_mean_NCHW: Tensor
+    noise_NCHW: Tensor
+    t_N: Tensor
+    labels_N: Tensor
+    """Labels after label drop."""
+    tokens: dict[str, Tensor]
+    images_NCHW: Tensor | None
+    digest: bytes
+    """SHA-256 over indices, t, noise, labels after drop and posterior noise of the global batch."""
+
+    def __len__(self) -> int:
+        return len(self.t_N)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Which part of the global batch a process trains on."""
+
+    rank: int = 0
+    num_processes: int = 1
+
+    def rows(self, batch_size: int) -> slice:
+        """Contiguous rows; the global batch divides evenly."""
+        share = batch_size // self.num_processes
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+
+class BatchSource:
+    """Batches of a run by step."""
+
+    def __init__(
+        self, prepared: PreparedData, seed: int, batch_size: int, label_drop: float, needs: Needs, shard: Shard
+    ) -> None:
+        self.prepared = prepared
+        self.seed, self.batch_size, self.label_drop = seed, batch_size, label_drop
+        self.needs, self.shard = needs, shard
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, counted from 0."""
+        prepared, mine = self.prepared, self.shard.rows(self.batch_size)
+        places_N = batch_rows(self.seed, step, self.batch_size, len(prepared.train_rows)).numpy()
+        rows_N = prepared.train_rows[places_N]
+        _, numbers, height, width = prepared.moments.shape
+        draw = flow.draw(self.seed, step, (self.batch_size, numbers // 2, height, width), self.label_drop)
+        labels_N = torch.from_numpy(prepared.images.labels[rows_N])
+        labels_N = torch.where(draw.dropped_N, prepared.images.num_classes, labels_N)
+        digest = hashlib.sha256()
+        for part in (torch.from_numpy(rows_N), draw.t_N, draw.noise_NCHW, labels_N, draw.latent_noise_NCHW):
+            digest.update(memoryview(part.numpy()).cast("B"))
+        moments = torch.from_numpy(prepared.moments.rows(rows_N[mine]))
+        return Batch(
+            step=step,
+            first_row=mine.start,
+            x0_NCHW=prepared.autoencoder.latents(moments, draw.latent_noise_NCHW[mine]),
+            x0_mean_NCHW=prepared.autoencoder.latent_means(moments),
+            noise_NCHW=draw.noise_NCHW[mine],
+            t_N=draw.t_N[mine],
+            labels_N=labels_N[mine],
+            tokens={name: torch.from_numpy(prepared.tokens[name].rows(rows_N[mine])) for name in self.needs.encoders},
+            images_NCHW=self._images(rows_N[mine]) if self.needs.images else None,
+            digest=digest.digest(),
+        )
+
+    def _images(self, rows_N: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.prepared.images.rows(rows_N)).permute(0, 3, 1, 2)
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Batches of steps start..stop-1; the next one is prepared while the last one is used."""
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
+            ahead = pool.submit(self.batch, start)
+            for step in range(start, stop):
+                batch = ahead.result()
+                if step + 1 < stop:
+                    ahead = pool.submit(self.batch, step + 1)
+                yield batch

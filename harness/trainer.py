@@ -1,0 +1,473 @@
+"""The trainer: set-up, loop and step of one run. No method changes any of it.
+
+`set_up` builds a run, `train` runs it to the end of its budget and yields what happened, `train_step` is one update.
+
+Shapes: N images, C channels, H W latent height and width.
+"""
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from harness import checkpoint, flow
+from harness.batches import Batch, BatchSource, Shard
+from harness.checkpoint import Counters
+from harness.config import RunConfig, require
+from harness.cost import StepCost, step_cost
+from harness.divergence import Divergence, Guard
+from harness.ema import Ema
+from harness.evaluate import Evaluator
+from harness.method import BackboneShape, Method, MethodDraws, Progress, StepView, Term
+from harness.prepare import PreparedData
+from harness.records import RunFolder
+from harness.rng import global_state_kept, stream
+from harness.sit import SiT
+from harness.tracking import Tracker
+
+
+class StepModule(nn.Module):
+    """Backbone and heads as one module, so that both share one gradient reduction over processes."""
+
+    def __init__(self, backbone: SiT, method: Method) -> None:
+        super().__init__()
+        self.backbone, self.heads = backbone, method.heads
+        self._method = method
+
+    def forward(self, view: StepView, taps: tuple[int, ...]) -> tuple[Tensor, dict[str, Term], dict[int, Tensor]]:
+        velocity_NCHW, hidden = self.backbone(view.xt_NCHW, view.t_N, view.labels_N, taps=taps)
+        return velocity_NCHW.float(), self._method.terms(view, hidden), hidden
+
+
+class Window:
+    """Sums of a step's losses and norms on the device, read as means at logged steps."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, parts: Mapping[str, Tensor]) -> None:
+        for name, value in parts.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        """Means since the last call."""
+        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        return means
+
+
+@dataclass
+class Run:
+    """One run's fixed parts and where it stands."""
+
+    config: RunConfig
+    method: Method
+    backbone: SiT
+    module: StepModule
+    model: nn.Module
+    """`module` as accelerate prepared it."""
+    ema: Ema
+    optimizer: torch.optim.Optimizer
+    accelerator: Accelerator
+    batches: BatchSource
+    guard: Guard
+    cost: StepCost
+    initial_weights: str
+    """SHA-256 of the backbone before training."""
+    counters: Counters = field(default_factory=Counters)
+    window: Window = field(default_factory=Window)
+    weights: dict[str, float] = field(default_factory=dict)
+    """Weight of each term at the last step."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    def autocast(self) -> torch.autocast:
+        """Autocast of the run's precision, for backbone, heads and teacher alike."""
+        enabled = self.config.runtime.precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def teacher(
+        self, x: Tensor, t: Tensor, y: Tensor, block: int, full_pass: bool = False, fp32: bool = False
+    ) -> Tensor:
+        """The EMA backbone's hidden states, without gradient, in the run's precision or fp32."""
+        precision = torch.autocast(self.device.type, enabled=False) if fp32 else contextlib.nullcontext()
+        with torch.no_grad(), precision:
+            if full_pass:
+                return self.ema.backbone(x, t, y, taps=(block,))[1][block]
+            return self.ema.backbone.hidden(x, t, y, block)
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened: `step` after every update, `train` and `eval` with their record, `end` with the status."""
+
+    kind: str
+    step: int
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+# -- set-up ---------------------------------------------------------------------------------------------------------
+
+
+def set_up(config: RunConfig, method: Method, prepared: PreparedData, accelerator: Accelerator) -> Run:
+    """Build a run at step 0. `config` is resolved; the backbone's weights depend on the seed alone."""
+    check_split(config, accelerator.num_processes)
+    backbone = build_backbone(config, method.backbone)
+    method.initialize(config.seed)
+    method.heads.to(accelerator.device)
+    backbone.to(accelerator.device)
+    cost = step_cost(backbone, method, method.data)
+    module = StepModule(backbone, method)
+    ema = Ema(backbone, config.ema)
+    if config.runtime.compile:
+        backbone.compile()
+    shard = Shard(rank=accelerator.process_index, num_processes=accelerator.num_processes)
+    optimizer_config = config.optimizer
+    return Run(
+        config=config,
+        method=method,
+        backbone=backbone,
+        module=module,
+        model=accelerator.prepare_model(module),
+        ema=ema,
+        optimizer=build_optimizer(config, module),
+        accelerator=accelerator,
+        batches=BatchSource(
+            prepared, config.seed, optimizer_config.batch_size, optimizer_config.label_drop, method.needs(), shard
+        ),
+        guard=Guard(accelerator.device),
+        cost=cost,
+        initial_weights=weights_digest(backbone),
+    )
+
+
+def check_split(config: RunConfig, num_processes: int) -> None:
+    """Refuse a global batch that the processes cannot share evenly."""
+    size = config.optimizer.batch_size
+    require(
+        size % num_processes == 0, f"optimizer.batch_size is {size}: give a multiple of the {num_processes} processes"
+    )
+
+
+def build_backbone(config: RunConfig, shape: BackboneShape) -> SiT:
+    """The backbone with the initial weights of the run's seed."""
+    with global_state_kept():
+        backbone = SiT.from_name(
+            config.model.name,
+            input_size=shape.input_size,
+            in_channels=shape.in_channels,
+            num_classes=shape.num_classes,
+            qk_norm=config.model.qk_norm,
+        )
+    backbone.initialize(stream(config.seed, "init"))
+    return backbone
+
+
+def build_optimizer(config: RunConfig, module: StepModule) -> torch.optim.AdamW:
+    """AdamW over the backbone, and over the heads with the same settings."""
+    groups = [[p for p in part.parameters() if p.requires_grad] for part in (module.backbone, module.heads)]
+    settings = config.optimizer
+    return torch.optim.AdamW(
+        [{"params": group} for group in groups if group],
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+
+
+def weights_digest(backbone: nn.Module) -> str:
+    """SHA-256 over names and values of a module's state."""
+    digest = hashlib.sha256()
+    for name, value in sorted(backbone.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(memoryview(value.detach().float().cpu().contiguous().numpy()).cast("B"))
+    return digest.hexdigest()
+
+
+# -- one step -------------------------------------------------------------------------------------------------------
+
+
+def train_step(run: Run, batch: Batch) -> None:
+    """One update: forward, losses, backward, clip, check, update, EMA. No wait for the device."""
+    losses: dict[str, Tensor] = {}
+    views = step_views(run, batch)
+    for number, view in enumerate(views, start=1):
+        share = len(view.t_N) / len(batch)
+        with gradients_reduced(run, number == len(views)):
+            base, terms, _ = forward_losses(run.model, run, view)
+            loss = base + sum(term.weight * term.value for term in terms.values())  # also when a weight is 0
+            cast(Tensor, loss * share).backward()
+        parts = {"loss": loss, "base": base, **{f"terms/{name}": term.value for name, term in terms.items()}}
+        for name, value in parts.items():
+            losses[name] = losses.get(name, 0) + value.detach() * share
+        run.weights = {name: term.weight for name, term in terms.items()}
+
+    norm = clip_gradients(run.module, run.config.optimizer.clip_norm)
+    parts = {**losses, "grad_norm": norm}
+    stopped = run.guard.check(batch.step, parts)
+    # The fused optimiser leaves weights and moments as they are where this flag is 1: no sync, no bad update.
+    run.optimizer.found_inf = stopped  # type: ignore[attr-defined]
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.ema.update(batch.step + 1, stopped)
+    run.window.add(parts)
+
+
+def forward_losses(model: nn.Module, run: Run, view: StepView) -> tuple[Tensor, dict[str, Term], dict[int, Tensor]]:
+    """The velocity loss, mean (v - (noise - x0))^2, the method's terms, and the tapped hidden states."""
+    with run.autocast():
+        velocity_NCHW, terms, hidden = model(view, run.method.taps(view.progress))
+    base = (velocity_NCHW - flow.velocity(view.x0_NCHW, view.noise_NCHW)).square().mean()
+    return base, terms, hidden
+
+
+def step_views(run: Run, batch: Batch) -> list[StepView]:
+    """The batch on the device, one view for each forward pass."""
+    device, size = run.device, run.config.optimizer.micro_batch or len(batch)
+    global_batch = run.config.optimizer.batch_size
+    draws = MethodDraws(seed=run.config.seed, step=batch.step, batch_size=global_batch)
+    views = []
+    for start in range(0, len(batch), size):
+        rows = slice(start, min(start + size, len(batch)))
+
+        def moved(value: Tensor, rows: slice = rows) -> Tensor:
+            return value[rows].to(device, non_blocking=True)
+
+        x0_NCHW, noise_NCHW, t_N = moved(batch.x0_NCHW), moved(batch.noise_NCHW), moved(batch.t_N)
+        views.append(
+            StepView(
+                x0_NCHW=x0_NCHW,
+                x0_mean_NCHW=moved(batch.x0_mean_NCHW),
+                noise_NCHW=noise_NCHW,
+                t_N=t_N,
+                xt_NCHW=flow.interpolate(x0_NCHW, noise_NCHW, t_N),
+                labels_N=moved(batch.labels_N),
+                tokens={name: moved(tokens) for name, tokens in batch.tokens.items()},
+                images_NCHW=None if batch.images_NCHW is None else moved(batch.images_NCHW),
+                progress=Progress(step=batch.step, images=batch.step * global_batch),
+                teacher=run.teacher,
+                rows=slice(batch.first_row + rows.start, batch.first_row + rows.stop),
+                draws=draws,
+                method=run.method.name,
+            )
+        )
+    return views
+
+
+def gradients_reduced(run: Run, last: bool) -> contextlib.AbstractContextManager[None]:
+    """Reduce gradients over processes in the last backward pass of a step only."""
+    return contextlib.nullcontext() if last else run.accelerator.no_sync(run.model)
+
+
+def clip_gradients(module: StepModule, clip_norm: float) -> Tensor:
+    """Clip backbone and heads jointly; returns the norm before clipping.
+
+    The joint norm is hypot(backbone, heads): one reduction over all tensors would change the summation order, and
+    with it the backbone's bits, even when the heads' gradients are zero (`methods.md` section 1).
+    """
+    gradients = [[p.grad for p in part.parameters() if p.grad is not None] for part in (module.backbone, module.heads)]
+    backbone_norm = get_total_norm(gradients[0])
+    norm = torch.hypot(backbone_norm, get_total_norm(gradients[1]) if gradients[1] else torch.zeros_like(backbone_norm))
+    if clip_norm:
+        clip_grads_with_norm_(module.parameters(), clip_norm, norm)
+    return norm
+
+
+# -- the loop -------------------------------------------------------------------------------------------------------
+
+
+def train(run: Run, folder: RunFolder, evaluator: Evaluator, tracker: Tracker) -> Iterator[Event]:
+    """Train to the end of the budget, evaluating at the fixed steps; records, checkpoints and MLflow on the way.
+
+    Yields an event after every update and record. Time is taken after a device sync; only training counts.
+    """
+    config = run.config
+    stops, evaluations = stopping_steps(config), set(config.evaluation_steps())
+    chain = [run.counters.trace]
+    started = time.perf_counter()
+    for batch in run.batches.batches(run.counters.step, config.budget.amount):
+        train_step(run, batch)
+        chain.append(extend_chain(chain[-1], batch.digest))
+        step = batch.step + 1
+        yield Event("step", step)
+        if step not in stops:
+            continue
+        synchronize(run.device)
+        seconds, steps = time.perf_counter() - started, len(chain) - 1
+        run.counters = Counters(step=step, train_seconds=run.counters.train_seconds + seconds, trace=chain[-1])
+        divergence = run.guard.found()
+        if divergence is not None:
+            yield stop_diverged(run, folder, tracker, divergence, chain[divergence.step - step - 1])
+            return
+        yield log_training(run, folder, tracker, batch, steps * config.optimizer.batch_size / seconds)
+        if step in evaluations:
+            yield log_evaluation(run, folder, tracker, evaluator, batch)
+        if step in evaluations or is_checkpoint_due(config, step, steps):
+            save_checkpoint(run, folder)
+        chain, started = [chain[-1]], time.perf_counter()
+    yield end_run(folder, tracker, "finished", run.counters.step, {})
+
+
+def stopping_steps(config: RunConfig) -> set[int]:
+    """Steps after which a line is logged: every `log_every`, and every evaluation."""
+    return {*range(config.output.log_every, config.budget.amount, config.output.log_every), *config.evaluation_steps()}
+
+
+def is_checkpoint_due(config: RunConfig, step: int, steps: int) -> bool:
+    """Whether `checkpoint_every` was passed within the last `steps` steps."""
+    every = config.output.checkpoint_every
+    return bool(every) and step // every > (step - steps) // every
+
+
+def extend_chain(trace: str, digest: bytes) -> str:
+    """h_s = sha256(h_(s-1) + digest of step s), hex; the chain starts at the empty string."""
+    return hashlib.sha256(bytes.fromhex(trace) + digest).hexdigest()
+
+
+def clocks(run: Run) -> dict[str, float | int]:
+    """The four clocks at the current step."""
+    counters = run.counters
+    images = counters.step * run.config.optimizer.batch_size
+    return {
+        "step": counters.step,
+        "images": images,
+        "train_gflops": images * run.cost.train_gflops_per_image,
+        "train_seconds": counters.train_seconds,
+    }
+
+
+def log_training(run: Run, folder: RunFolder, tracker: Tracker, batch: Batch, images_per_s: float) -> Event:
+    """Write one line of `train.jsonl`: means since the last one."""
+    means = run.window.take()
+    terms = {
+        name.removeprefix("terms/"): {"value": value, "weight": run.weights[name.removeprefix("terms/")]}
+        for name, value in means.items()
+        if name.startswith("terms/")
+    }
+    record = {
+        **clocks(run),
+        "loss": means["loss"],
+        "base": means["base"],
+        "terms": terms,
+        "grad_norm": means["grad_norm"],
+        "images_per_s": images_per_s,
+        "trace": run.counters.trace,
+        "diagnostics": diagnostics(run, batch),
+    }
+    folder.append("train", record)
+    tracker.log(record)
+    return Event("train", run.counters.step, record)
+
+
+def log_evaluation(run: Run, folder: RunFolder, tracker: Tracker, evaluator: Evaluator, batch: Batch) -> Event:
+    """Evaluate the EMA backbone and write one line of `eval.jsonl`, off the training clock."""
+    started = time.perf_counter()
+    evaluation = evaluator.evaluate(run.ema.backbone)
+    step = run.counters.step
+    checkpoint.save_ema(folder.checkpoints, step, run.ema.backbone.state_dict())
+    picture = folder.write_samples(step, evaluation.grid)
+    record = {
+        **clocks(run),
+        "protocol": evaluator.digest,
+        "metrics": evaluation.metrics,
+        "bad_images": evaluation.bad_images,
+        "gradient_norms": gradient_norms(run, batch),
+        "samples": str(picture.relative_to(folder.path)),
+        "eval_seconds": time.perf_counter() - started,
+    }
+    folder.append("eval", record)
+    tracker.log(record)
+    tracker.artifact(picture, "samples")
+    tracker.flush()
+    return Event("eval", step, record)
+
+
+def diagnostics(run: Run, batch: Batch) -> dict[str, float]:
+    """The method's own numbers on the first forward pass of the batch, at the updated weights."""
+    view = step_views(run, batch)[0]
+    with torch.no_grad(), run.autocast():
+        taps = run.method.taps(view.progress)
+        hidden = run.backbone(view.xt_NCHW, view.t_N, view.labels_N, taps=taps)[1] if taps else {}
+        return run.method.diagnostics(view, hidden)
+
+
+def gradient_norms(run: Run, batch: Batch) -> dict[str, float]:
+    """Norm of the backbone's gradient from the velocity loss and from each weighted term, first forward pass."""
+    base, terms, _ = forward_losses(run.module, run, step_views(run, batch)[0])
+    losses = {"velocity": base, **{name: term.weight * term.value for name, term in terms.items()}}
+    weights = [p for p in run.backbone.parameters() if p.requires_grad]
+    norms = {}
+    for name, loss in losses.items():
+        gradients = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+        norms[name] = float(get_total_norm([g for g in gradients if g is not None]))
+    return norms
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device, so that a clock reads finished work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+# -- checkpoints and ends -------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(run: Run, folder: RunFolder, name: str = "", counters: Counters | None = None) -> Path:
+    """Write all that continues the run from here, and drop older checkpoints."""
+    counters = counters or run.counters
+    name = name or checkpoint.name_of(counters.step)
+    tensors = {
+        "backbone": run.backbone.state_dict(),
+        "heads": run.method.heads.state_dict(),
+        "ema": run.ema.backbone.state_dict(),
+        "optimizer": checkpoint.optimizer_tensors(run.optimizer),
+        "method": run.method.state_dict(),
+    }
+    checkpoint.save(folder.checkpoints, name, tensors, counters)
+    checkpoint.prune(folder.checkpoints, run.config.output.keep_checkpoints)
+    return folder.checkpoints / name
+
+
+def resume(run: Run, folder: RunFolder) -> int:
+    """Continue from the last whole checkpoint, dropping records after it; returns the step, 0 without one."""
+    found = checkpoint.whole(folder.checkpoints)
+    if found:
+        tensors, run.counters = checkpoint.load(found[-1])
+        run.backbone.load_state_dict(tensors["backbone"])
+        run.method.heads.load_state_dict(tensors["heads"])
+        run.ema.backbone.load_state_dict(tensors["ema"])
+        checkpoint.restore_optimizer(run.optimizer, tensors["optimizer"])
+        run.method.load_state_dict(tensors["method"])
+    folder.truncate(run.counters.step)
+    return run.counters.step
+
+
+def stop_diverged(run: Run, folder: RunFolder, tracker: Tracker, found: Divergence, trace: str) -> Event:
+    """Keep the state before the first non-finite step, which reproduces it, and end the run as diverged."""
+    counters = Counters(step=found.step, train_seconds=run.counters.train_seconds, trace=trace)
+    path = save_checkpoint(run, folder, f"diverged_{found.step:08d}", counters)
+    detail = {**asdict(found), "checkpoint": str(path.relative_to(folder.path))}
+    return end_run(folder, tracker, "diverged", found.step, detail)
+
+
+def end_run(folder: RunFolder, tracker: Tracker, status: str, step: int, detail: Mapping[str, Any]) -> Event:
+    """Write the status of a run that came to its end."""
+    tracker.finish(status)
+    folder.update_manifest(status=status, status_detail=dict(detail), mlflow_failure=tracker.failure)
+    return Event("end", step, {"status": status, **detail})

@@ -1,0 +1,67 @@
+"""The command line, in two stages: the first word picks a module, which alone builds its parser.
+
+So `ditbench --help` and the reports start without torch, and one command's libraries do not slow another.
+"""
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+COMMANDS = {
+    "train": "train one method at one seed",
+    "compare": "train and evaluate several methods under one budget, and write the report",
+    "evaluate": "evaluate a run's EMA backbone again, under its own or another protocol",
+    "sample": "generate images from a run",
+    "report": "write the report of a study from its records",
+    "methods": "list the methods there are",
+    "prepare": "build the caches of a config ahead of time, or train an autoencoder",
+    "doctor": "show device, versions, and which weights are present",
+}
+"""Commands, in the order of the help."""
+
+
+def usage() -> str:
+    """The help of `ditbench` itself."""
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    return (
+        "usage: ditbench COMMAND [--help] [--debug] ...\n\n"
+        "Compares training methods for diffusion transformers head to head.\n\n"
+        f"commands:\n{listed}\n\n"
+        "ditbench COMMAND --help shows a command's options; --debug shows the trace of an error."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Exit status: 0 done, 1 something failed, 2 the input was wrong, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if words else 2
+    from harness.errors import UserError
+
+    try:
+        if words[0] not in COMMANDS:
+            raise UserError(f"command {words[0]!r} is not known: there are {', '.join(COMMANDS)}")
+        module = importlib.import_module(f"studies.commands.{words[0]}")
+        return module.main(words[1:])
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"ditbench: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ditbench: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) went away; what is left in the buffer must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

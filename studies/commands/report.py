@@ -1,0 +1,34 @@
+"""`ditbench report`: tables, figures and the page of a study, from its records alone."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the report of a study and print its path and the result table."""
+    parser = argparse.ArgumentParser(prog="ditbench report", description="Write the report of a study.")
+    parser.add_argument("study", type=Path, help="study folder, such as runs/digits")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="table (default) or json")
+    arguments = parser.parse_args(argv)
+    write_and_print(arguments.study, arguments.format)
+    return 0
+
+
+def write_and_print(study: Path, form: str = "table") -> None:
+    """Write the report; print the result table, then the path of the page."""
+    from reports.page import write_report
+
+    from reports.tables import final_table
+
+    paths = write_report(study)
+    rows = final_table(study)
+    if form == "json":
+        print(json.dumps({"page": str(paths.page), "rows": rows}, indent=1, ensure_ascii=False))
+        return
+    from reports.tables import as_text
+    from studies.tables import print_table
+
+    print_table(as_text(rows))
+    print(f"report: {paths.page}")

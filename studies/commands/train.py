@@ -1,0 +1,22 @@
+"""`ditbench train`: one method at one seed."""
+
+from collections.abc import Sequence
+
+from studies.commands.common import print_config, quiet_libraries
+from studies.settings import Comparison, build_parser, parse, run_config
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train one run; the same command again continues it."""
+    quiet_libraries()
+    parser = build_parser("train", "Train one method at one seed. The same command again goes on.")
+    config = run_config(parser, parse(parser, [word for word in argv if word != "--print_config"]))
+    if "--print_config" in argv:
+        return print_config([config])
+    from studies.compare import run_comparison
+    from studies.tables import console
+
+    failures = run_comparison(Comparison(cells=(config,), seeds=(config.seed,), baseline=""))
+    for failure in failures:
+        console(stderr=True).print(f"failed: {failure.run}: {failure.message}")
+    return 1 if failures else 0

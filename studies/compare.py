@@ -1,0 +1,55 @@
+"""A comparison: every cell at every seed under one budget, one data stream, one evaluator."""
+
+import traceback
+from dataclasses import dataclass
+
+from harness.config import RunConfig
+from harness.errors import UserError
+from harness.records import RunFolder, run_path
+from studies.display import Display
+from studies.run import Lab, open_lab, resolve_run, run_cell
+from studies.settings import Comparison
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that ended with an error; the others went on."""
+
+    run: str
+    message: str
+
+
+def run_comparison(comparison: Comparison) -> list[Failure]:
+    """Run what is missing of a comparison, and return the runs that failed.
+
+    Every cell is checked before the first one trains, so that a typo in the last cell costs no hours.
+    """
+    runs = comparison.runs()
+    with Display(len(runs), runs[0].budget.amount) as display:
+        lab = open_lab(runs[0], display.report)
+        for config in comparison.cells:
+            resolve_run(lab, config)
+        failures = []
+        for number, config in enumerate(runs, start=1):
+            display.begin(number, config)
+            failures += _guarded(lab, config, comparison.baseline, display)
+    return failures
+
+
+def _guarded(lab: Lab, config: RunConfig, baseline: str, display: Display) -> list[Failure]:
+    """Run one cell; an error is recorded with its trace and returned, so that the other cells go on."""
+    folder = RunFolder(run_path(config.output.runs, config.study, config.label, config.seed))
+    try:
+        for event in run_cell(lab, config, baseline):
+            display.event(event)
+        return []
+    except UserError:
+        raise
+    except Exception as error:
+        if folder.exists():
+            folder.update_manifest(
+                status="failed", status_detail={"error": str(error), "trace": traceback.format_exc()}
+            )
+        message = f"{type(error).__name__}: {error}"
+        display.failed(message)
+        return [Failure(run=f"{config.label}/seed{config.seed}", message=message)]

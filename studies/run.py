@@ -1,0 +1,206 @@
+"""One run, from config to records: what the cells of a study share, and one cell at one seed."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from accelerate import Accelerator
+
+import methods
+from harness import environment
+from harness.cache import Report, cache_folder
+from harness.config import RunConfig, training_digest
+from harness.encoders import encoder_width, family
+from harness.errors import UserError
+from harness.evaluate import Evaluator
+from harness.method import BackboneShape, DataShape, Method, Needs, Progress
+from harness.prepare import PreparedData, prepare
+from harness.records import RunFolder, digest, run_path, write_json
+from harness.rng import global_state_kept
+from harness.sit import parse_name
+from harness.tracking import Tracker, tracking_uri
+from harness.trainer import Event, Run, resume, set_up, train
+from studies.settings import SECTIONS, as_plain, resolve_sections, section_of, size_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lab:
+    """What all cells of a study share: device, data, autoencoder, and the evaluator with its reference."""
+
+    config: RunConfig
+    """The shared sections, with every `auto` and 0 resolved."""
+    accelerator: Accelerator
+    prepared: PreparedData
+    """Without the tokens of any encoder."""
+    shape: BackboneShape
+    data: DataShape
+    evaluator: Evaluator
+    report: Report
+
+
+def open_lab(config: RunConfig, report: Report) -> Lab:
+    """Read data and autoencoder, and build the evaluator."""
+    runtime = environment.resolve_runtime(config.runtime)
+    environment.apply_runtime(runtime)
+    accelerator = Accelerator(cpu=runtime.device == "cpu", mixed_precision="no")
+    prepared = prepare(config, Needs(), accelerator.device, report)
+    evaluation = replace(
+        config.evaluation,
+        precision=environment.resolve_precision(config.evaluation.precision, accelerator.device),
+        num_samples=config.evaluation.num_samples or len(prepared.holdout_rows),
+    )
+    config = replace(config, runtime=runtime, evaluation=evaluation)
+    shape = backbone_shape(config, prepared)
+    return Lab(
+        config=config,
+        accelerator=accelerator,
+        prepared=prepared,
+        shape=shape,
+        data=DataShape(
+            image_size=config.data.image_size, num_classes=prepared.images.num_classes, encoder_width=encoder_width
+        ),
+        evaluator=Evaluator(config, prepared, accelerator.device, cache_folder(config.output)),
+        report=report,
+    )
+
+
+def backbone_shape(config: RunConfig, prepared: PreparedData) -> BackboneShape:
+    """The backbone's shape for these latents and classes."""
+    parts = parse_name(config.model.name)
+    _, numbers, side, _ = prepared.moments.shape
+    return BackboneShape(
+        size=size_of(config),
+        input_size=side,
+        in_channels=numbers // 2,
+        num_classes=prepared.images.num_classes,
+        **parts,
+    )
+
+
+def resolve_run(lab: Lab, config: RunConfig) -> RunConfig:
+    """A cell's config with the shared sections as the lab resolved them, and its method's section resolved."""
+    shared = {name: getattr(lab.config, name) for name in SECTIONS}
+    return resolve_sections(replace(config, **shared), lab.shape)
+
+
+def build_method(lab: Lab, config: RunConfig) -> Method:
+    """The method of a resolved config, with heads of the right shapes and no weights drawn yet."""
+    with global_state_kept():
+        return methods.load(config.method)(section_of(config), lab.shape, lab.data)
+
+
+def run_cell(lab: Lab, config: RunConfig, baseline: str) -> Iterator[Event]:
+    """Train and evaluate one cell at one seed; a finished run is left as it is, an interrupted one goes on."""
+    config = resolve_run(lab, config)
+    folder = RunFolder(run_path(config.output.runs, config.study, config.label, config.seed))
+    if is_done(folder, config):
+        yield Event("end", config.budget.amount, {"status": folder.status()})
+        return
+    method = build_method(lab, config)
+    prepared = prepare(config, method.needs(), lab.accelerator.device, lab.report)
+    folder.create()
+    run = set_up(config, method, prepared, lab.accelerator)
+    previous = folder.manifest() if folder.exists() else {}
+    step = resume(run, folder)
+    tracker = open_tracker(config, previous.get("mlflow_run", ""))
+    folder.write_manifest(
+        {**manifest(lab, run, baseline), "mlflow_run": tracker.run_id, "mlflow_uri": tracking_uri(config.output)}
+    )
+    write_json(folder.path / "cost.json", run.cost.record())
+    yield Event("start", step, {"budget": config.budget.amount})
+    yield from train(run, folder, lab.evaluator, tracker)
+
+
+def is_done(folder: RunFolder, config: RunConfig) -> bool:
+    """Whether the run came to its end; `UserError` when the folder holds a run of another configuration."""
+    if not folder.exists():
+        return False
+    manifest = folder.manifest()
+    changed = differing(manifest["config"], as_plain(config))
+    if changed:
+        key, before, now = changed[0]
+        raise UserError(
+            f"{folder.path} holds a run with another {key} ({before!r}, now {now!r}): "
+            "give another --study, or remove that folder"
+        )
+    return manifest["status"] in ("finished", "diverged")
+
+
+MAY_CHANGE = ("output.", "runtime.threads", "runtime.device", "optimizer.micro_batch")
+"""Settings that a continued run may change: they decide where things go and how fast, not what is trained."""
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted keys whose values differ, with both values; those that may change are left out."""
+    found = []
+    for key in {**before, **now}:
+        name, a, b = f"{prefix}{key}", before.get(key), now.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differing(a, b, f"{name}.")
+        elif digest(a) != digest(b) and not name.startswith(MAY_CHANGE):
+            found.append((name, a, b))
+    return found
+
+
+def open_tracker(config: RunConfig, run_id: str) -> Tracker:
+    """The run in MLflow: one a cell and seed, grouped by study."""
+    tags = {"study": config.study, "cell": config.label, "method": config.method, "seed": str(config.seed)}
+    return Tracker(config.output, config.study, f"{config.label}/seed{config.seed}", tags, run_id)
+
+
+# -- the manifest ---------------------------------------------------------------------------------------------------
+
+
+def manifest(lab: Lab, run: Run, baseline: str) -> dict[str, Any]:
+    """All that a report needs to know of a run besides its curves."""
+    config, evaluator = run.config, lab.evaluator
+    return {
+        "study": config.study,
+        "cell": config.label,
+        "method": config.method,
+        "seed": config.seed,
+        "baseline": baseline or config.label,
+        "status": "running",
+        "status_detail": {},
+        "command": ["ditbench", *sys.argv[1:]],
+        "config": as_plain(config),
+        "digests": {
+            "training": training_digest(config),
+            "evaluation": evaluator.digest,
+            "initial_weights": run.initial_weights,
+            **run.batches.prepared.digests,
+        },
+        "protocol": evaluator.protocol,
+        "lines": evaluator.lines(),
+        "method_facts": method_facts(run),
+        "model": {"name": config.model.name, "parameters": run.cost.backbone_parameters},
+        "environment": environment.describe(config.runtime),
+        "extractor_family": family(config.evaluation.extractor),
+        "warnings": list(evaluator.warnings),
+    }
+
+
+def method_facts(run: Run) -> dict[str, Any]:
+    """What the method adds: disclosure, heads, taps, terms with their first weights, and needs."""
+    method, start = run.method, Progress(step=0, images=0)
+    needs = method.needs()
+    disclosure = dataclasses.asdict(method.disclosure)
+    return {
+        **disclosure,
+        "heads": {name: head_facts(head) for name, head in method.heads.items()},
+        "head_parameters": run.cost.head_parameters,
+        "taps": list(method.taps(start)),
+        "terms": run.cost.term_weights,
+        "needs": dataclasses.asdict(needs),
+        "encoder_families": [family(name) for name in needs.encoders],
+    }
+
+
+def head_facts(head: Any) -> dict[str, Any]:
+    """Parameters of a head, and the shapes of its weights in order."""
+    return {
+        "parameters": sum(p.numel() for p in head.parameters()),
+        "shapes": [list(p.shape) for p in head.parameters() if p.ndim > 1],
+    }

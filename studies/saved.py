@@ -1,0 +1,71 @@
+"""A run on disk, opened again for evaluation and sampling: its config, and its EMA backbone. No method code runs."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+
+from harness import checkpoint
+from harness.config import EvaluationConfig, OutputConfig, RunConfig, RuntimeConfig
+from harness.errors import UserError
+from harness.records import RunFolder
+from harness.rng import global_state_kept
+from harness.sit import SiT
+from studies.run import Lab
+from studies.settings import SECTIONS, explain
+
+OVERRIDES: Mapping[str, type] = {"evaluation": EvaluationConfig, "runtime": RuntimeConfig, "output": OutputConfig}
+"""Sections of a run that may be given anew when it is evaluated or sampled."""
+
+
+def build_parser(command: str, description: str) -> ArgumentParser:
+    """Parser of a command that reads a run: the run, a step, and the sections that may change."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog=f"ditbench {command}", description=description, exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument("run", type=str, help="run folder, such as runs/digits/sit/seed0")
+    parser.add_argument("--step", type=int, default=-1, help="step of the EMA backbone; -1 = the last one kept")
+    for name, section in OVERRIDES.items():
+        parser.add_class_arguments(section, name)
+    return parser
+
+
+def parse(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Namespace, RunFolder]:
+    """Parse; what is not given on the command line is as the run recorded it."""
+    try:
+        folder = RunFolder(Path(parser.parse_args(list(argv)).run))
+        recorded = folder.manifest()["config"]
+        parser.set_defaults({f"{name}.{key}": value for name in OVERRIDES for key, value in recorded[name].items()})
+        return parser.parse_args(list(argv)), folder
+    except ArgumentError as error:
+        raise UserError(explain(str(error), parser)) from None
+
+
+def recorded_config(folder: RunFolder, parser: ArgumentParser, namespace: Namespace) -> RunConfig:
+    """The run's shared sections as recorded, with the overrides; without the method's own section."""
+    manifest = folder.manifest()
+    given = parser.instantiate(namespace)
+    types = {item.name: item.type for item in dataclasses.fields(RunConfig)}
+    shared: dict[str, Any] = {}
+    for name in SECTIONS:
+        section: Any = types[name]
+        shared[name] = given[name] if name in OVERRIDES else section(**manifest["config"][name])
+    return RunConfig(study=manifest["study"], cell=manifest["cell"], method=manifest["method"], **shared)
+
+
+def load_backbone(folder: RunFolder, lab: Lab, step: int) -> tuple[SiT, int]:
+    """The EMA backbone of a step (-1: the last one), and its step."""
+    tensors, found = checkpoint.load_ema(folder.checkpoints, None if step < 0 else step)
+    with global_state_kept():
+        backbone = SiT.from_name(
+            lab.config.model.name,
+            input_size=lab.shape.input_size,
+            in_channels=lab.shape.in_channels,
+            num_classes=lab.shape.num_classes,
+            qk_norm=lab.config.model.qk_norm,
+        )
+    backbone.load_state_dict(tensors)
+    return backbone.to(lab.accelerator.device).eval(), found

@@ -1,0 +1,249 @@
+"""From YAML and command line to typed configs: presets, dotted overrides, and the cells of a comparison."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+
+import methods
+from harness.config import RunConfig, require
+from harness.errors import UserError
+from harness.method import BackboneShape
+from harness.sit import parse_name
+
+PRESETS = Path(__file__).parent / "presets"
+"""Shipped configs, by file name."""
+
+SECTIONS = tuple(
+    item.name
+    for item in dataclasses.fields(RunConfig)
+    if dataclasses.is_dataclass(item.type) and item.name != "sections"
+)
+"""Sections of a run that every method shares."""
+
+
+def comma_list(value: Any) -> list[str]:
+    """A list written as `a,b` on the command line or as a YAML list."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")]
+    if not isinstance(value, (list, tuple)):
+        value = [value]
+    return [str(part) for part in value if str(part)]
+
+
+def whole_numbers(value: Any) -> list[int]:
+    """A comma list of whole numbers, 0 or more."""
+    try:
+        numbers = [int(part) for part in comma_list(value)]
+    except ValueError:
+        raise ValueError(f"{value!r} is not a list of whole numbers such as 0,1,2") from None
+    if any(number < 0 for number in numbers):
+        raise ValueError(f"{value!r} holds a negative number: give 0 or more")
+    return numbers
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """A YAML mapping."""
+    parsed = yaml.safe_load(value) if isinstance(value, str) else value
+    if not isinstance(parsed, Mapping):
+        raise ValueError(f"{value!r} is not a mapping of labels to settings")
+    return dict(parsed)
+
+
+# -- parsing --------------------------------------------------------------------------------------------------------
+
+
+def build_parser(command: str, description: str) -> ArgumentParser:
+    """Parser of a command that trains: the shared sections, every method's own section, and what to run."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog=f"ditbench {command}", description=description, exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument("--config", action="config", help=f"YAML file, or a preset: {', '.join(preset_names())}")
+    parser.add_argument("--study", type=str, default="study", help="name of the study's folder in --output.runs")
+    single, many = ("", SUPPRESS) if command != "compare" else (SUPPRESS, "")
+    parser.add_argument("--method", type=str, default="sit", help=single or f"one of {_known()}")
+    parser.add_argument("--seed", type=int, default=0, help=single or "training seed")
+    parser.add_argument("--cell", type=str, default="", help=single or "label of the cell (default: the method)")
+    parser.add_argument("--methods", type=comma_list, default=[], help=many or f"methods to compare, of {_known()}")
+    parser.add_argument(
+        "--cells", type=mapping, default={}, help=many or "{label: {method: m, m: {field: value}}}; wins over methods"
+    )
+    parser.add_argument("--seeds", type=whole_numbers, default=[0], help=many or "training seeds, such as 0,1,2")
+    parser.add_argument("--baseline", type=str, default="", help=many or "label of the control cell")
+    for item in dataclasses.fields(RunConfig):
+        if item.name in SECTIONS:
+            parser.add_class_arguments(item.type, item.name)
+    for name in methods.names():
+        parser.add_class_arguments(methods.load(name).Config, name)
+    return parser
+
+
+def _known() -> str:
+    return f"{', '.join(methods.names())}, or a sum such as {'+'.join(methods.names()[:2])}"
+
+
+def preset_names() -> list[str]:
+    """Names that `--config` knows."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
+    """Parse; `UserError` names the nearest key for an unknown one. The last `--config` and overrides win."""
+    try:
+        return parser.parse_args([_preset_path(word, before) for before, word in zip(["", *argv], argv, strict=False)])
+    except ArgumentError as error:
+        raise UserError(explain(str(error), parser)) from None
+
+
+def _preset_path(word: str, before: str) -> str:
+    """`--config digits` and `--config=digits` as the path of the preset."""
+    name = word.removeprefix("--config=") if word.startswith("--config=") else word if before == "--config" else ""
+    if not name or Path(name).is_file():
+        return word
+    if name not in preset_names():
+        raise UserError(f"--config {name}: neither a file nor a preset; presets are {', '.join(preset_names())}")
+    return word.replace(name, str(PRESETS / f"{name}.yaml"))
+
+
+def explain(message: str, parser: ArgumentParser) -> str:
+    """One line of a parser error, with the nearest known key for an unknown one."""
+    unknown = (
+        re.search(r"unrecognized arguments: --([\w.+-]+)", message)
+        or re.search(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.]+)'", message)
+        or re.search(r"Option '([\w.]+)' is not accepted", message)
+    )
+    if unknown is None:
+        return " ".join(message.split())
+    parts = unknown.groupdict()
+    key = f"{parts['group']}.{parts['key']}" if parts else unknown[1]
+    keys = [action.dest for action in parser._actions if action.dest not in ("help", "print_config")]
+    sections = {known.split(".")[0] for known in keys}
+    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+    first = key.split(".")[0]
+    if first not in sections:
+        near = difflib.get_close_matches(first, sections, n=1, cutoff=0.5) or near
+    return f"key {key!r} is not known" + (f": did you mean {near[0]!r}?" if near else ": see --help for all keys")
+
+
+# -- configs --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What `compare` runs: every cell at every seed."""
+
+    cells: tuple[RunConfig, ...]
+    """One config a cell, at seed 0."""
+    seeds: tuple[int, ...]
+    baseline: str
+    """Label of the control cell."""
+
+    def runs(self) -> list[RunConfig]:
+        """All runs, seed by seed, so that a comparison is complete at one seed before the next begins."""
+        return [replace(cell, seed=seed) for seed in self.seeds for cell in self.cells]
+
+
+def run_config(parser: ArgumentParser, namespace: Namespace) -> RunConfig:
+    """The config of a single run."""
+    return _config(parser, namespace, namespace.method, namespace.cell, namespace.seed)
+
+
+def comparison(parser: ArgumentParser, namespace: Namespace) -> Comparison:
+    """The cells of a comparison; `UserError` for labels, methods or a baseline that do not exist."""
+    asked = _cells(namespace)
+    labels = list(asked)
+    control = next((label for label, cell in asked.items() if cell["method"] == methods.control()), labels[0])
+    baseline = namespace.baseline or control
+    require(baseline in labels, f"baseline is {baseline!r}: the cells are {', '.join(labels)}")
+    require(bool(namespace.seeds), "seeds is empty: give at least one, such as --seeds 0,1")
+    require(len(set(namespace.seeds)) == len(namespace.seeds), f"seeds {namespace.seeds} name a seed twice")
+    cells = []
+    for label, cell in asked.items():
+        changed = _with_overrides(parser, namespace, label, cell)
+        cells.append(_config(parser, changed, cell["method"], label, 0))
+    return Comparison(cells=tuple(cells), seeds=tuple(namespace.seeds), baseline=baseline)
+
+
+def _cells(namespace: Namespace) -> dict[str, dict[str, Any]]:
+    """Label -> {method, and overrides of methods' sections}."""
+    if namespace.cells:
+        for label, cell in namespace.cells.items():
+            known = isinstance(cell, Mapping) and "method" in cell
+            require(known, f"cells.{label} is {cell!r}: give at least its method, as {{method: name}}")
+        return {str(label): dict(cell) for label, cell in namespace.cells.items()}
+    require(bool(namespace.methods), f"methods is empty: give --methods or --config; there are {_known()}")
+    require(len(set(namespace.methods)) == len(namespace.methods), f"methods {namespace.methods} name one twice")
+    return {name: {"method": name} for name in namespace.methods}
+
+
+def _with_overrides(parser: ArgumentParser, namespace: Namespace, label: str, cell: Mapping[str, Any]) -> Namespace:
+    """The namespace with a cell's own method settings."""
+    overrides = {key: value for key, value in cell.items() if key != "method"}
+    if not overrides:
+        return namespace
+    strange = [key for key in overrides if key not in methods.names()]
+    require(
+        not strange,
+        f"cells.{label} sets {', '.join(strange)}: a cell may set its method and methods' own sections only",
+    )
+    try:
+        return parser.parse_object(overrides, cfg_base=namespace.clone())
+    except ArgumentError as error:
+        raise UserError(f"cells.{label}: {explain(str(error), parser)}") from None
+
+
+def _config(parser: ArgumentParser, namespace: Namespace, method: str, cell: str, seed: int) -> RunConfig:
+    """Build the typed config of one run, with every section checked and only the method's own sections kept."""
+    methods.load(method)
+    made = parser.instantiate(namespace)
+    sections = {name: made[name] for name in method.split("+")}
+    shared = {name: made[name] for name in SECTIONS}
+    return RunConfig(study=namespace.study, cell=cell or method, method=method, seed=seed, sections=sections, **shared)
+
+
+# -- sections of a method -------------------------------------------------------------------------------------------
+
+
+def section_of(config: RunConfig) -> Any:
+    """The config that the method's class takes: its section, or all parts' sections of a sum."""
+    return dict(config.sections) if "+" in config.method else config.sections[config.method]
+
+
+def resolve_sections(config: RunConfig, shape: BackboneShape) -> RunConfig:
+    """Fill in and check the size defaults of the method's sections."""
+    resolved = methods.load(config.method).resolve(section_of(config), shape)
+    return replace(config, sections=resolved if "+" in config.method else {config.method: resolved})
+
+
+def nominal_shape(config: RunConfig) -> BackboneShape:
+    """The backbone's shape before any data is read: defaults by size need depth and width alone."""
+    parts = parse_name(config.model.name)
+    return BackboneShape(
+        size=size_of(config),
+        depth=parts["depth"],
+        hidden_size=parts["hidden_size"],
+        num_heads=parts["num_heads"],
+        patch_size=parts["patch_size"],
+        input_size=parts["patch_size"],
+        in_channels=4,
+        num_classes=1,
+    )
+
+
+def size_of(config: RunConfig) -> str:
+    """The size letter of the model's name."""
+    return config.model.name.removeprefix("SiT-").split("/")[0]
+
+
+def as_plain(config: RunConfig) -> dict[str, Any]:
+    """A config as nested plain values, for manifests and `--print_config`."""
+    plain = dataclasses.asdict(replace(config, sections={}))
+    plain["sections"] = {name: dataclasses.asdict(section) for name, section in config.sections.items()}
+    return plain

@@ -1,0 +1,23 @@
+"""Text on the terminal. Starts without torch, so that reports do."""
+
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+
+def console(stderr: bool = False) -> Console:
+    """A console that leaves text as it is: no markup, so that labels such as [a] survive."""
+    return Console(stderr=stderr, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_table(rows: list[dict[str, str]], justify: Literal["left", "right"] = "right") -> None:
+    """Print rows of text as a table; columns are the first row's keys, all but the first justified as asked."""
+    if not rows:
+        return
+    table = Table(box=None, pad_edge=False)
+    for index, name in enumerate(rows[0]):
+        table.add_column(name, justify="left" if index == 0 else justify, overflow="fold")
+    for row in rows:
+        table.add_row(*row.values())
+    console().print(table)
