@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,7 +213,8 @@ class RunFolder:
 
 def find_runs(study: Path) -> list[RunFolder]:
     """All run folders of a study, sorted by cell and seed; `UserError` when there are none."""
-    found = [RunFolder(path.parent) for path in sorted(study.glob("*/seed*/manifest.json"))]
+    manifests = [path for path in study.glob("*/seed*/manifest.json") if re.fullmatch(r"seed\d+", path.parent.name)]
+    found = [RunFolder(path.parent) for path in manifests]
     if not found:
         raise UserError(f"{study} holds no runs: name a study folder such as runs/digits, or train one first")
     return sorted(found, key=lambda run: (run.path.parent.name, seed_of(run)))
@@ -242,7 +244,11 @@ def replaced(path: Path) -> Iterator[Path]:
         if path.exists():
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
             path.rename(old)
-            temporary.rename(path)
+            try:
+                temporary.rename(path)
+            except BaseException:
+                old.rename(path)
+                raise
             shutil.rmtree(old)
         else:
             temporary.rename(path)
