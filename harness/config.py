@@ -179,7 +179,7 @@ class EvaluationConfig:
     points: int = 8
     """Evaluations, evenly spaced, the last at the end of the budget; those before a tenth of it are left out."""
     num_samples: int = 0
-    """Generated images; 0 = as many as there are held-out images."""
+    """Generated images, at most as many as training images; 0 = as many as there are held-out images (then capped)."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """How the images are generated."""
     seed: int = 0

@@ -101,7 +101,7 @@ def _sample_ode(model: Velocity, x_NCHW: Tensor, labels_N: Tensor, config: Sampl
 
 
 def _guidance(config: SamplerConfig, t: float) -> float:
-    """Guidance scale of the step that starts at t. A grid point such as 0.7 counts as inside despite its rounding."""
+    """Guidance scale of the step that starts at t. A grid point such as 0.3 counts as inside despite its rounding."""
     inside = config.guidance_low - 1e-9 <= t <= config.guidance_high + 1e-9
     return config.cfg_scale if inside else 1.0
 

@@ -190,16 +190,12 @@ def test_scale_0_is_the_null_label():
 
 
 def test_guidance_acts_in_its_interval_alone():
-    """Ten steps, [0.25, 0.7]: starts 0.7, 0.6, 0.5, 0.4, 0.3 are guided (0.7 although the grid rounds it)."""
+    """Ten steps, [0.05, 0.3]: starts 0.3, 0.2, 0.1 are guided, although the grid holds 0.30000000000000004."""
     model = Labelled()
-    sample(
-        model,
-        torch.zeros(1, 1, 2, 2),
-        torch.tensor([2]),
-        euler(10, cfg_scale=2.0, guidance_low=0.25, guidance_high=0.7),
-    )
+    config = euler(10, cfg_scale=2.0, guidance_low=0.05, guidance_high=0.3)
+    sample(model, torch.zeros(1, 1, 2, 2), torch.tensor([2]), config)
     guided = [round(t, 3) for t, y in model.calls if len(y) == 2]
-    assert guided == [0.7, 0.6, 0.5, 0.4, 0.3] and len(model.calls) == 10
+    assert guided == [0.3, 0.2, 0.1] and len(model.calls) == 10
 
 
 def test_heun_decides_by_the_start_of_the_step():

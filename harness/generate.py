@@ -1,0 +1,97 @@
+"""From a backbone to images, so that image i depends on the evaluation seed and on i alone.
+
+Image i has label i % number of classes; its start noise and its SDE noise come, in this order, from the stream
+(seed, eval, i). Images are made in fixed chunks, in fixed order: which process makes which chunk changes no bit.
+
+Shapes: N images of a chunk, C channels, H W latent height and width.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.autoencoder import Autoencoder
+from harness.config import EvaluationConfig
+from harness.rng import stream
+from harness.sampler import sample
+from harness.sit import SiT
+
+
+def labels_for(start: int, stop: int, num_classes: int) -> Tensor:
+    """Labels of images start ... stop-1, balanced by index, int64."""
+    return torch.arange(start, stop) % num_classes
+
+
+def chunk_bounds(num_images: int, chunk: int) -> list[tuple[int, int]]:
+    """First image and end of every chunk; the last one may be short."""
+    return [(start, min(start + chunk, num_images)) for start in range(0, num_images, chunk)]
+
+
+def generate(
+    backbone: SiT,
+    autoencoder: Autoencoder,
+    config: EvaluationConfig,
+    num_images: int,
+    device: torch.device,
+    chunks: Iterable[int] | None = None,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Generate images.
+
+    Args:
+        backbone: on `device`; put into eval mode while a chunk is made.
+        autoencoder: decodes, in fp32.
+        config: sampler, seed, chunk and precision; `auto` is resolved.
+        num_images: images in all chunks together.
+        device: of the backbone.
+        chunks: numbers of the chunks to make, in this order; all of them by default.
+
+    Yields:
+        (number of the first image, uint8 [N, H, W, 3]) for each chunk.
+    """
+    for start, latents_NCHW in generate_latents(backbone, config, num_images, device, chunks):
+        yield start, autoencoder.decode(latents_NCHW)
+
+
+def generate_latents(
+    backbone: SiT,
+    config: EvaluationConfig,
+    num_images: int,
+    device: torch.device,
+    chunks: Iterable[int] | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """As `generate`, before the decoder: (number of the first image, float64 [N, C, H, W])."""
+    bounds = chunk_bounds(num_images, config.chunk)
+    for number in range(len(bounds)) if chunks is None else chunks:
+        start, stop = bounds[number]
+        yield start, _sample_chunk(backbone, config, start, stop, device)
+
+
+def _sample_chunk(backbone: SiT, config: EvaluationConfig, start: int, stop: int, device: torch.device) -> Tensor:
+    shape = (backbone.in_channels, backbone.input_size, backbone.input_size)
+    generators = [stream(config.seed, "eval", i) for i in range(start, stop)]
+    # mps has no float64, so there the sampler's state stays on the CPU.
+    home = torch.device("cpu") if device.type == "mps" else device
+
+    def draw(_: int = 0) -> Tensor:
+        """The next draw of every image's stream; the sampler asks for its steps in order."""
+        return torch.stack([torch.randn(shape, generator=g, dtype=torch.float64) for g in generators]).to(home)
+
+    labels_N = labels_for(start, stop, backbone.num_classes).to(device)
+    with inference(backbone, config.precision, device):
+        return sample(backbone, draw(), labels_N, config.sampler, step_noise=draw)
+
+
+@contextlib.contextmanager
+def inference(backbone: SiT, precision: str, device: torch.device) -> Iterator[None]:
+    """Eval mode, no gradients, and bf16 autocast where the resolved precision says so; all undone afterwards."""
+    assert precision in ("fp32", "bf16"), f"precision {precision!r} is not resolved"
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            yield
+    finally:
+        backbone.train(was_training)

@@ -1,0 +1,169 @@
+"""Distances against hand-computed values and slow independent formulas, through torch-fidelity's own path.
+
+The test's extractor has two features, the mean of red and of green, and the test's images are of one colour: so the
+features are the numbers that the test writes down.
+"""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch_fidelity import FeatureExtractorBase, register_feature_extractor
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+from harness.errors import UserError
+from harness.fidelity import Pictures, Reference
+
+NAME = "test-red-green"
+
+
+class RedGreen(FeatureExtractorBase):
+    def __init__(self, name, features_list, **_):
+        super().__init__(name, features_list)
+
+    @staticmethod
+    def get_provided_features_list():
+        return ("mean",)
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric):
+        return "mean"
+
+    def forward(self, images):
+        return (images.float().mean(dim=(2, 3))[:, :2],)
+
+
+if NAME not in FEATURE_EXTRACTORS_REGISTRY:
+    register_feature_extractor(NAME, RedGreen)
+
+
+class Counting(Pictures):
+    """Counts how often an image is read."""
+
+    def __init__(self, points):
+        images = np.zeros((len(points), 2, 2, 3), np.uint8)
+        images[..., :2] = np.asarray(points, np.uint8)[:, None, None, :]
+        self.reads = 0
+        super().__init__(lambda i: images[i], len(points))
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return super().__getitem__(index)
+
+
+def reference(points, cache: Path, name: str = "points") -> Reference:
+    return Reference(pictures=Counting(points), name=name, device=torch.device("cpu"), cache=cache)
+
+
+SQUARE = [(10, 10), (10, 14), (14, 10), (14, 14)]
+
+
+def test_pictures_are_channels_first():
+    image = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3)
+    picture = Pictures(lambda i: image, 1)[0]
+    assert picture.shape == (3, 2, 4) and picture.dtype == torch.uint8
+    assert picture[2, 1, 3] == image[1, 3, 2]
+
+
+def test_frechet_distance_by_hand(tmp_path):
+    """Corners of squares: side 4 and side 8, centres (12, 12) and (24, 14).
+
+    Sample variances (n - 1) of a coordinate are 4 * 2^2 / 3 and 4 * 4^2 / 3, coordinates are uncorrelated, so
+    FD = 12^2 + 2^2 + 2 (sqrt(64/3) - sqrt(16/3))^2 = 148 + 2 * 16/3.
+    """
+    large = [(20, 10), (20, 18), (28, 10), (28, 18)]
+    assert reference(SQUARE, tmp_path).frechet(NAME, Counting(large)) == pytest.approx(148 + 32 / 3, rel=1e-6)
+
+
+def test_distances_share_the_frechet_distance(tmp_path):
+    large = [(20, 10), (20, 18), (28, 10), (28, 18)]
+    found = reference(SQUARE, tmp_path).distances(NAME, Counting(large), kid_subset=4)
+    assert found["fd"] == pytest.approx(148 + 32 / 3, rel=1e-6)
+
+
+def points_of(seed: int, num: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 12, (num, 2))
+
+
+def slow_kernel_distance(xs, ys) -> float:
+    """Unbiased squared MMD with the kernel (x.y / d + 1)^3 (arXiv 1801.01401, section 4)."""
+
+    def k(a, b):
+        return (sum(float(p) * float(q) for p, q in zip(a, b, strict=True)) / len(a) + 1) ** 3
+
+    def within(points):
+        pairs = [k(a, b) for (i, a), (j, b) in itertools.product(enumerate(points), repeat=2) if i != j]
+        return sum(pairs) / len(pairs)
+
+    across = [k(a, b) for a in xs for b in ys]
+    return within(xs) + within(ys) - 2 * sum(across) / len(across)
+
+
+def test_kernel_distance_against_a_slow_formula(tmp_path):
+    """A subset as large as the sets: every subset is the whole set."""
+    generated, real = points_of(0, 12), points_of(1, 12)
+    found = reference(real, tmp_path).distances(NAME, Counting(generated), kid_subset=12)
+    assert found["kd"] == pytest.approx(slow_kernel_distance(generated, real), rel=1e-3)
+
+
+def slow_precision_recall(generated, real, k=3) -> tuple[float, float]:
+    """Share of one set within reach of the other's points; a point reaches to its k-th neighbour (1904.06991)."""
+
+    def dist(a, b):
+        return float(np.hypot(*(np.asarray(a, float) - b)))
+
+    def covered(points, by):
+        reach = [sorted(dist(a, b) for b in by)[k] for a in by]
+        return np.mean([any(dist(p, a) <= r for a, r in zip(by, reach, strict=True)) for p in points])
+
+    return covered(generated, real), covered(real, generated)
+
+
+def test_precision_and_recall_against_a_slow_formula(tmp_path):
+    """A cramped generator: all its points are within the real ones' reach, few real ones within its own."""
+    real = [(10 * i, 20 * (i % 3)) for i in range(12)]
+    generated = [(30 + i, 2 + i % 2) for i in range(9)]
+    found = reference(real, tmp_path).distances(NAME, Counting(generated), kid_subset=9)
+    precision, recall = slow_precision_recall(generated, real)
+    assert (precision, recall) != (1, 1) and precision > recall
+    assert (found["precision"], found["recall"]) == (pytest.approx(precision), pytest.approx(recall))
+
+
+def test_equal_and_disjoint_sets_are_the_extremes(tmp_path):
+    near, far = points_of(0, 8), points_of(1, 8) + 200
+    equal = reference(near, tmp_path).distances(NAME, Counting(near), kid_subset=8)
+    assert (equal["precision"], equal["recall"]) == (1, 1)
+    assert equal["fd"] == pytest.approx(0, abs=1e-6)
+    apart = reference(near, tmp_path).distances(NAME, Counting(far), kid_subset=8)
+    assert (apart["precision"], apart["recall"]) == (0, 0) and apart["fd"] > 2 * 180**2
+
+
+def test_reference_features_are_computed_once(tmp_path):
+    real = reference(points_of(0, 8), tmp_path)
+    first = real.distances(NAME, Counting(points_of(1, 8)), kid_subset=8)
+    reads = real.pictures.reads
+    assert reads >= 8
+    again = reference(points_of(0, 8), tmp_path)
+    assert again.distances(NAME, Counting(points_of(1, 8)), kid_subset=8) == first
+    assert again.pictures.reads == 0
+
+
+def test_another_name_is_another_cache(tmp_path):
+    one = reference(points_of(0, 8), tmp_path).frechet(NAME, Counting(SQUARE))
+    two = reference(points_of(3, 8), tmp_path, name="other").frechet(NAME, Counting(SQUARE))
+    assert one != two
+
+
+def test_nothing_is_printed_and_no_global_state_is_drawn_from(tmp_path, capfd):
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    reference(points_of(0, 8), tmp_path).distances(NAME, Counting(points_of(1, 8)), kid_subset=4)
+    assert capfd.readouterr() == ("", "")
+    assert torch.equal(torch.get_rng_state(), state) and np.array_equal(np.random.get_state()[1], numpy_state)
+
+
+def test_unwritable_cache_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"output\.cache: cannot write"):
+        reference(SQUARE, tmp_path / "file" / "features").frechet(NAME, Counting(SQUARE))
