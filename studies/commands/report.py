@@ -18,17 +18,19 @@ def main(argv: Sequence[str]) -> int:
 
 def write_and_print(study: Path, form: str = "table") -> None:
     """Write the report; print the result table, then the path of the page."""
-    from reports.page import write_report
-
-    from reports.tables import final_table
-
-    paths = write_report(study)
-    rows = final_table(study)
-    if form == "json":
-        print(json.dumps({"page": str(paths.page), "rows": rows}, indent=1, ensure_ascii=False))
-        return
-    from reports.tables import as_text
+    from reports.load import load_study
+    from reports.report import write_report
+    from reports.tables import final_table, means_rows, terminal_rows
     from studies.tables import print_table
 
-    print_table(as_text(rows))
+    paths = write_report(study)
+    loaded = load_study(study)
+    if form == "json":
+        rows = json.loads(final_table(loaded).to_json(orient="records"))
+        print(json.dumps({"page": str(paths.page), "rows": rows}, indent=1, ensure_ascii=False))
+        return
+    print(f"{loaded.main_metrics[0]} after step {loaded.step:,}")
+    print_table(terminal_rows(loaded))
+    print()
+    print_table(means_rows(loaded))
     print(f"report: {paths.page}")

@@ -1,0 +1,1 @@
+"""Reports: records in; tables, figures, statistics and a self-contained page out. Never imports torch."""

@@ -1,0 +1,369 @@
+"""Figures. Plot functions take `ax`, draw a curve frame (reports/load.py) and return it; every figure that is saved
+has beside it the CSV it was drawn from. Nothing here uses pyplot or its global state.
+"""
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from harness.records import METRICS, metric
+from reports.style import Look, rc
+from reports.tables import CellResult
+
+DPI = 200
+LOG_RANGE = 20
+"""A positive quantity whose largest value is this many times its smallest is drawn on a logarithmic axis."""
+
+CONNECTOR = {"arrowstyle": "-", "linewidth": 0.6, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 0}
+"""How a direct label is joined to its line."""
+
+LINE_HEIGHT = 1.25
+"""Least distance of two direct labels, in font sizes."""
+
+
+@dataclass(frozen=True)
+class End:
+    """A line to be named: the value at its end, its name and its colour."""
+
+    value: float
+    name: str
+    colour: str
+
+
+# -- curves ---------------------------------------------------------------------------------------------------------
+
+
+def plot_curves(ax: Axes, frame: pd.DataFrame, look: Look, width: float = 2, has_points: bool = True) -> Axes:
+    """Every seed as a thin line, means as thick ones (dotted over fewer seeds than the cell has), reference lines.
+
+    Args:
+        ax: where to draw.
+        frame: a curve frame of one quantity.
+        look: theme and the cells' styles.
+        width: of the mean lines, in points.
+        has_points: mark every value; for curves of few points.
+    """
+    _scale(ax, frame)
+    for value in frame.loc[frame["series"] == "line", "value"].astype(float):
+        ax.axhline(value, color=look.theme.muted, linewidth=1, dashes=(4, 3), zorder=1)
+    for cell, style in look.styles.items():
+        colour = style.colour(look.theme)
+        own = frame[frame["cell"] == cell]
+        marker = style.marker if has_points else ""
+        for _, seed in own[own["series"] == "seed"].groupby("seed", sort=True):
+            line = ax.plot(seed["step"], seed["value"], color=colour, linewidth=0.4 * width, alpha=0.5, zorder=2)[0]
+            line.set(marker=marker, markersize=1.5 * width, markeredgewidth=0)
+        mean = {"color": colour, "linewidth": width, "marker": marker, "markersize": 2.2 * width, "zorder": 3}
+        _plot_mean(ax, own[own["series"] == "mean"], mean, style.dashes)
+    ax.set_xlim(0, float(frame["step"].max()))
+    return ax
+
+
+def _plot_mean(ax: Axes, frame: pd.DataFrame, mean: dict[str, Any], dashes: Sequence[float]) -> None:
+    is_whole = frame["num_seeds"] == frame["of_seeds"]
+    line = ax.plot(frame["step"], frame["value"].where(is_whole), clip_on=False, **mean)[0]
+    if dashes:
+        line.set_dashes(dashes)
+    if not is_whole.all():
+        # The dotted stretch begins at the last mean over all seeds, so that the two join.
+        joined = frame["value"].where(~is_whole | ~is_whole.shift(-1, fill_value=True))
+        ax.plot(frame["step"], joined, linestyle=":", **{**mean, "marker": ""})
+
+
+def _scale(ax: Axes, frame: pd.DataFrame) -> None:
+    """Logarithmic where the values ask for it, with plain numbers at the ticks; whole steps on the x axis."""
+    values = frame["value"].dropna()
+    if len(values) and values.min() > 0 and values.max() >= LOG_RANGE * values.min():
+        ax.set_yscale("log")
+        is_long = values.max() > 200 * values.min()
+        ax.yaxis.set_major_locator(LogLocator(subs=(1,) if is_long else (1, 2, 5)))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=(1, 2, 4, 5, 10), integer=True))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _steps(value)))
+
+
+def _steps(value: float) -> str:
+    return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"
+
+
+def label_ends(ax: Axes, ends: Sequence[End]) -> Axes:
+    """Name lines at their ends, to the right of the axes and without overlap."""
+    heights = _axes_heights(ax, [end.value for end in ends])
+    for end, height, place in zip(ends, heights, spread(heights, _line_height(ax)), strict=True):
+        ax.annotate(
+            end.name,
+            xy=(1.012, height),
+            xytext=(1.045, place),
+            xycoords="axes fraction",
+            va="center",
+            color=end.colour,
+            arrowprops={"color": end.colour, **CONNECTOR},
+            annotation_clip=False,
+            parse_math=False,
+        )
+    return ax
+
+
+def label_lines(ax: Axes, ends: Sequence[End]) -> Axes:
+    """Name reference lines on them, at the left; lines too close for two names share one place."""
+    heights = _axes_heights(ax, [end.value for end in ends])
+    rows: list[tuple[float, list[str]]] = []
+    for height, end in sorted(zip(heights, ends, strict=True), key=lambda pair: -pair[0]):
+        if rows and rows[-1][0] - height < _line_height(ax):
+            rows[-1][1].append(end.name)
+        else:
+            rows.append((height, [end.name]))
+    for height, names in rows:
+        text = ", ".join(names)
+        ax.text(0.02, height + 0.015, text, transform=ax.transAxes, color=ends[0].colour, fontsize=7, parse_math=False)
+    return ax
+
+
+def _axes_heights(ax: Axes, values: Sequence[float]) -> list[float]:
+    """Where values stand on the y axis, from 0 to 1."""
+    ax.autoscale_view()  # limits are set lazily
+    to_axes = ax.transData + ax.transAxes.inverted()
+    return [float(to_axes.transform((0, value))[1]) for value in values]
+
+
+def _line_height(ax: Axes) -> float:
+    """Height of a line of text as a share of the axes' height."""
+    inches = matplotlib.rcParams["font.size"] * LINE_HEIGHT / 72
+    return inches * ax.figure.dpi / ax.bbox.height
+
+
+def cell_ends(frame: pd.DataFrame, look: Look, max_chars: int) -> list[End]:
+    """The last mean of every cell."""
+    ends = []
+    for cell in look.styles:
+        mean = frame[(frame["cell"] == cell) & (frame["series"] == "mean")].dropna(subset=["value"])
+        if len(mean):
+            ends.append(End(float(mean["value"].iloc[-1]), _shorten(cell, max_chars), look.colour(cell)))
+    return ends
+
+
+def line_ends(frame: pd.DataFrame, look: Look) -> list[End]:
+    """The reference lines."""
+    lines = frame[frame["series"] == "line"]
+    return [End(v, n, look.theme.muted) for v, n in zip(lines["value"].astype(float), lines["cell"], strict=True)]
+
+
+def _shorten(text: str, max_chars: int) -> str:
+    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Move heights apart to at least `gap`, as little as possible: neighbours that collide share their middle."""
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    groups: list[tuple[float, int]] = []  # (sum of the heights that the group's middle stands for, size), upwards
+    for i in order:
+        total, size = heights[i], 1
+        while groups and _lowest(total, size, gap) - _highest(*groups[-1], gap) < gap:
+            below, below_size = groups.pop()
+            total, size = total + below, size + below_size
+        groups.append((total, size))
+    placed = [_lowest(total, size, gap) + gap * k for total, size in groups for k in range(size)]
+    result = [0.0] * len(heights)
+    for i, place in zip(order, placed, strict=True):
+        result[i] = place
+    return result
+
+
+def _lowest(total: float, size: int, gap: float) -> float:
+    return total / size - gap * (size - 1) / 2
+
+
+def _highest(total: float, size: int, gap: float) -> float:
+    return total / size + gap * (size - 1) / 2
+
+
+# -- differences ----------------------------------------------------------------------------------------------------
+
+
+def difference_frame(rows: Sequence[CellResult], name: str) -> pd.DataFrame:
+    """Paired differences of a metric: a row per seed, and per cell a row `mean` with its interval."""
+    lines = []
+    for row in rows:
+        difference = row.metrics[name].difference
+        if difference and difference.interval.num:
+            seeds = [{"series": "seed", "seed": seed, "value": value} for seed, value in difference.by_seed.items()]
+            interval = difference.interval
+            mean = {"series": "mean", "value": interval.mean, "low": interval.low, "high": interval.high}
+            lines += [{"quantity": name, "cell": row.cell, **line} for line in (*seeds, mean)]
+    columns = ["quantity", "series", "cell", "seed", "value", "low", "high"]
+    return pd.DataFrame(lines, columns=columns).astype({"seed": "Int64"})
+
+
+def plot_differences(ax: Axes, frame: pd.DataFrame, look: Look, max_chars: int = 24) -> Axes:
+    """Per cell a row: every seed's difference as a dot, the mean as a tick, its interval as a line; 0 is no change."""
+    cells = list(dict.fromkeys(frame["cell"]))
+    ax.axvline(0, color=look.theme.text, linewidth=1, zorder=1)
+    for place, cell in enumerate(reversed(cells)):
+        colour = look.colour(cell)
+        own = frame[frame["cell"] == cell]
+        seeds, mean = own[own["series"] == "seed"], own[own["series"] == "mean"].iloc[0]
+        if math.isfinite(mean["low"]):
+            ax.plot([mean["low"], mean["high"]], [place, place], color=colour, linewidth=2, zorder=2)
+        ax.plot([mean["value"]], [place], color=colour, marker="|", markersize=14, markeredgewidth=2.5, zorder=3)
+        ax.plot(
+            seeds["value"],
+            [place] * len(seeds),
+            linestyle="",
+            marker="o",
+            markersize=5.5,
+            color=colour,
+            markeredgecolor=look.theme.background,
+            zorder=4,
+        )
+    ax.set_yticks(range(len(cells)))
+    labels = ax.set_yticklabels([_shorten(cell, max_chars) for cell in reversed(cells)])
+    for label, cell in zip(labels, reversed(cells), strict=True):
+        label.set(color=look.colour(cell), parse_math=False)
+    ax.set_ylim(-0.6, len(cells) - 0.4)
+    ax.grid(False)
+    ax.grid(True, axis="x")
+    return ax
+
+
+# -- whole figures --------------------------------------------------------------------------------------------------
+
+Draw = Callable[[Look], Figure]
+"""A figure that can be drawn for any page."""
+
+
+def metric_figure(frame: pd.DataFrame, look: Look) -> Figure:
+    """One metric against steps, directly labelled."""
+    name = frame["quantity"].iloc[0]
+    with matplotlib.rc_context(rc(look.theme)):
+        figure = Figure(figsize=(4.2, 3.7) if look.is_narrow else (8.4, 4.3))
+        right, left = (0.68, 0.13) if look.is_narrow else (0.81, 0.075)
+        ax = figure.add_axes((left, 0.12, right - left, 0.77))
+        plot_curves(ax, frame, look)
+        label_ends(ax, cell_ends(frame, look, 16 if look.is_narrow else 22) + line_ends(frame, look))
+        _title(ax, name, look)
+        ax.set_xlabel("step")
+    return figure
+
+
+def _title(ax: Axes, name: str, look: Look) -> None:
+    """The metric's title, its recorded name and its better direction."""
+    family = metric(name)
+    ax.set_title(family.title, color=look.theme.text)
+    text = f"{family.direction} is better" if look.is_narrow else f"{name}, {family.direction} is better"
+    ax.set_title(text, loc="right", color=look.theme.muted, fontsize=8, fontweight="normal", parse_math=False)
+
+
+def panels_figure(frame: pd.DataFrame, look: Look, has_points: bool = True) -> Figure:
+    """Small multiples, a panel for every quantity of a curve frame, with one key for all."""
+    names = list(dict.fromkeys(frame["quantity"]))
+    with matplotlib.rc_context(rc(look.theme)):
+        figure, axes = _panels(len(names), look)
+        for ax, name in zip(axes, names, strict=True):
+            own = frame[frame["quantity"] == name]
+            plot_curves(ax, own, look, width=1.4, has_points=has_points)
+            label_lines(ax, line_ends(own, look))
+            _panel_title(ax, name, look)
+        _key(figure, look)
+    return figure
+
+
+def _panels(num: int, look: Look) -> tuple[Figure, list[Axes]]:
+    """A figure with `num` panels below a key. Placed by hand: a layout engine takes longer than all the drawing."""
+    num_columns = 1 if look.is_narrow else min(3, num)
+    num_rows = math.ceil(num / num_columns)
+    width, panel_height, key_height = 4.2 if look.is_narrow else 8.4, 1.6, 0.22 * _key_rows(look) + 0.42
+    left, gap, row_gap, bottom = 0.5, 0.52, 0.62, 0.42
+    panel_width = (width - left - 0.14 - gap * (num_columns - 1)) / num_columns
+    height = key_height + num_rows * panel_height + (num_rows - 1) * row_gap + bottom
+    figure = Figure(figsize=(width, height))
+    axes = []
+    for row, column in (divmod(i, num_columns) for i in range(num)):
+        x = left + column * (panel_width + gap)
+        y = height - key_height - panel_height - row * (panel_height + row_gap)
+        axes.append(figure.add_axes((x / width, y / height, panel_width / width, panel_height / height)))
+        if row == num_rows - 1:
+            axes[-1].set_xlabel("step")
+    return figure, axes
+
+
+def _panel_title(ax: Axes, name: str, look: Look) -> None:
+    if any(name.startswith(family.prefix) for family in METRICS):
+        better = "↓ is better" if metric(name).direction == "lower" else "↑ is better"
+        ax.set_title(metric(name).title, color=look.theme.text, fontsize=9)
+        ax.set_title(better, loc="right", color=look.theme.muted, fontsize=7, fontweight="normal")
+    else:
+        ax.set_title(name, color=look.theme.text, fontsize=9, parse_math=False)
+
+
+def _key_columns(look: Look) -> int:
+    """As many columns as the longest name leaves room for."""
+    longest = max(len(_shorten(cell, 22)) for cell in look.styles)
+    return max(1, min(len(look.styles), (48 if look.is_narrow else 108) // (longest + 7)))
+
+
+def _key_rows(look: Look) -> int:
+    return math.ceil(len(look.styles) / _key_columns(look))
+
+
+def _key(figure: Figure, look: Look) -> None:
+    """A legend of the cells at the top. Names go in afterwards: a legend drops labels that begin with `_`."""
+    handles = [
+        Line2D([], [], color=look.colour(cell), linewidth=2, marker=style.marker, markersize=4.5)
+        for cell, style in look.styles.items()
+    ]
+    numbers = [str(i) for i in range(len(handles))]
+    legend = figure.legend(
+        handles, numbers, loc="upper left", ncols=_key_columns(look), borderaxespad=0.2, handlelength=1.6
+    )
+    for text, cell in zip(legend.get_texts(), look.styles, strict=True):
+        text.set(text=_shorten(cell, 22), parse_math=False, color=look.theme.text)
+
+
+def differences_figure(frame: pd.DataFrame, look: Look, baseline: str) -> Figure:
+    """Paired differences of one metric to the baseline."""
+    name = frame["quantity"].iloc[0]
+    num_cells = frame["cell"].nunique()
+    with matplotlib.rc_context(rc(look.theme)):
+        width, height, max_chars = 4.2 if look.is_narrow else 8.4, 1.0 + 0.42 * num_cells, 14 if look.is_narrow else 24
+        left = 0.2 + 0.082 * min(max_chars, max(len(cell) for cell in frame["cell"]))
+        figure = Figure(figsize=(width, height))
+        ax = figure.add_axes((left / width, 0.5 / height, 1 - (left + 0.1) / width, 1 - 0.86 / height))
+        plot_differences(ax, frame, look, max_chars)
+        title = f"Difference to {_shorten(baseline, 18)}, paired by seed"
+        ax.set_title(title, color=look.theme.text, parse_math=False)
+        better = "left" if metric(name).direction == "lower" else "right"
+        ax.set_xlabel(f"{better} of 0 is better" if look.is_narrow else f"{name}: {better} of 0 is better")
+        ax.xaxis.label.set_parse_math(False)
+    return figure
+
+
+# -- files ----------------------------------------------------------------------------------------------------------
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, without a date: equal records give equal bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def save(draw: Draw, frame: pd.DataFrame, stem: Path, look: Look) -> list[Path]:
+    """Write `<stem>.png`, `<stem>.svg` and the `<stem>.csv` that they were drawn from."""
+    figure = draw(look)
+    image, vector, data = (stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "svg", "csv"))
+    image.write_bytes(png(figure))
+    with matplotlib.rc_context(rc(look.theme)):
+        figure.savefig(vector, format="svg", metadata={"Date": None})
+    frame.to_csv(data, index=False)
+    return [image, vector, data]

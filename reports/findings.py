@@ -1,0 +1,150 @@
+"""What the numbers say, in plain sentences, and what a reader must know beside them."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from harness.records import metric
+from reports.load import Study
+from reports.tables import BIAS_MARK, CellResult, difference_text, digits, seeds_text
+from reports.verify import Setting
+
+
+def headline(study: Study, rows: Sequence[CellResult]) -> list[str]:
+    """Two or three sentences: what was compared, which mean is best, and what the paired differences allow to say."""
+    return [sentence for sentence in (_setup(study), _best(study, rows), _separated(study, rows)) if sentence]
+
+
+def _setup(study: Study) -> str:
+    config = study.reference.config
+    seeds = f"{_count(len(study.seeds), 'seed')} each" if len(study.cells) > 1 else _count(len(study.seeds), "seed")
+    is_plain = len({run.manifest["method"] for run in study.runs}) == len(study.cells)
+    cells = _count(len(study.cells), "training method" if is_plain else "cell")
+    return (
+        f"{cells} for {config['model']['name']} on {config['data']['name']}, "
+        f"{seeds}, compared after {study.step:,} of {config['budget']['amount']:,} steps "
+        f"of {config['optimizer']['batch_size']} images."
+    )
+
+
+def _best(study: Study, rows: Sequence[CellResult]) -> str:
+    """The best mean of the main metric, beside the baseline's."""
+    name = study.main_metrics[0]
+    scored = [row for row in rows if math.isfinite(row.metrics[name].mean)]
+    if not scored:
+        return f"No run has a finite {name} at that step."
+    sign = 1 if metric(name).direction == "lower" else -1
+    best = min(scored, key=lambda row: sign * row.metrics[name].mean)
+    show = digits(rows, name)
+    superlative = "lowest" if sign == 1 else "highest"
+    over = best.metrics[name].over
+    text = f"The {superlative} mean {name} is that of {best.cell}, {show(best.metrics[name].mean)}"
+    text += f" over {over}" if over else ""
+    control = next((row for row in scored if row.cell == study.baseline), None)
+    if control is None or best is control:
+        return f"{text}."
+    difference = best.metrics[name].difference
+    text += f", against {show(control.metrics[name].mean)} for {study.baseline}"
+    if difference is None or not difference.by_seed:
+        return f"{text}; no seed has both values."
+    return f"{text}: a paired difference of {difference_text(difference, show)}, {seeds_text(difference)}."
+
+
+def _separated(study: Study, rows: Sequence[CellResult]) -> str:
+    """Which methods the intervals of the main metric tell from the baseline."""
+    name = study.main_metrics[0]
+    readings: dict[str, list[str]] = {}
+    for row in rows:
+        if difference := row.metrics[name].difference:
+            readings.setdefault(difference.reading, []).append(row.cell)
+    parts = [f"{_listed(readings[key])} {key}" for key in ("better", "worse", "not separated") if key in readings]
+    if parts and readings.keys().isdisjoint(("better", "worse")):
+        return f"No 95% interval of a difference separates a method from {study.baseline}."
+    if parts:
+        return f"By the 95% intervals of the differences to {study.baseline}: {'; '.join(parts)}."
+    if "one seed" in readings:
+        return "With one seed there is no interval: a difference may be the seed's doing."
+    return ""
+
+
+def notes(study: Study, rows: Sequence[CellResult], environment: Iterable[Setting]) -> list[str]:
+    """What stands beside the results: runs that did not finish, bias, warnings of the runs, unequal environments."""
+    found = [*_unfinished(study), *_survivors(rows), *_bad_images(study), *_bias(study, rows), *_warnings(study)]
+    if not study.baseline:
+        found.append("No cell is the baseline of the others, so there are no differences: a study is compared as one.")
+    found += [_differs(setting) for setting in environment if setting.differs]
+    return found
+
+
+def _unfinished(study: Study) -> list[str]:
+    found = []
+    for run in study.runs:
+        if run.status == "finished":
+            continue
+        place = f"at step {run.last_step:,} of {run.config['budget']['amount']:,}"
+        detail = {key: _plain(value) for key, value in run.manifest.get("status_detail", {}).items()}
+        lines = [f"{key}: {text}" for key, text in detail.items() if "\n" not in text]  # a trace stays in the manifest
+        why = f" ({', '.join(lines)})" if lines else ""
+        verb = "is still running" if run.status == "running" else f"has {run.status}"
+        found.append(f"{run.label} {verb}, {place}{why}.")
+    return found
+
+
+def _plain(value: object) -> str:
+    return ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
+
+
+def _survivors(rows: Sequence[CellResult]) -> list[str]:
+    """Cells whose means leave seeds out; the same for all metrics in almost every study, so named once."""
+    cells = [row for row in rows if any(result.over for result in row.metrics.values())]
+    return [
+        f"Means of {row.cell} are over {next(r.over for r in row.metrics.values() if r.over)}: "
+        "the others have no finite value at the step compared."
+        for row in cells
+    ]
+
+
+def _bad_images(study: Study) -> list[str]:
+    """Runs whose compared samples held images that were not finite."""
+    counted = {run.label: line.get("bad_images", 0) for run in study.runs if (line := run.evaluation(study.step))}
+    return [f"{label}: {_count(num, 'sample')} had non-finite latents." for label, num in counted.items() if num]
+
+
+def _bias(study: Study, rows: Sequence[CellResult]) -> list[str]:
+    cells = [row.cell for row in rows if any(result.favoured for result in row.metrics.values())]
+    if not cells:
+        return []
+    metrics = [name for name in study.main_metrics if any(row.metrics[name].favoured for row in rows)]
+    family = study.first(cells[0]).manifest["extractor_family"]
+    return [
+        f"{_listed(cells)} {_be(cells)} trained towards features of the {family} family, and {_listed(metrics)} "
+        f"{_be(metrics)} measured with a network of that family: the bias favours {_listed(cells)} ({BIAS_MARK})."
+    ]
+
+
+def _warnings(study: Study) -> list[str]:
+    """Every warning once, with the runs that gave it where not all did."""
+    given: dict[str, list[str]] = {}
+    for run in study.runs:
+        for warning in run.manifest.get("warnings", []):
+            given.setdefault(warning, []).append(run.label)
+    return [w if len(labels) == len(study.runs) else f"{w} ({_listed(labels)})" for w, labels in given.items()]
+
+
+def _differs(setting: Setting) -> str:
+    values = "; ".join(f"{value}: {_listed(labels)}" for value, labels in setting.values.items())
+    return f"Runs differ in {setting.name} ({values})."
+
+
+def _listed(names: Sequence[str], limit: int = 6) -> str:
+    """`a, b and c`, shortened where there are many."""
+    if len(names) > limit:
+        return f"{', '.join(names[:limit])} and {len(names) - limit} more"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _be(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def _count(num: int, noun: str) -> str:
+    return f"{num} {noun}" if num == 1 else f"{num} {noun}s"

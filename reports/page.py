@@ -1,0 +1,176 @@
+"""The self-contained page: everything a reader needs in one HTML file that asks for nothing from outside."""
+
+import base64
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import markupsafe
+
+from harness.records import metric
+from reports import figures, findings, samples, tables
+from reports.load import Study
+from reports.style import DARK, LIGHT, CellStyle, Look
+from reports.verify import Check, environment, flatten
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+SCHEME = {"dark": "(prefers-color-scheme: dark)", "light": "(prefers-color-scheme: light)"}
+NARROW = "(max-width: 640px)"
+"""Media queries that pick a figure's variant."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure drawn for light and dark, wide and narrow pages, as data URIs."""
+
+    sources: Sequence[tuple[str, str]]
+    """(media query, data URI), the most specific first."""
+    fallback: str
+    """For wide, light pages and for print."""
+
+
+@dataclass(frozen=True)
+class ShownFigure:
+    """A figure on the page; `stem` names its files beside the page."""
+
+    stem: str
+    picture: Picture
+    alt: str
+    caption: str
+
+
+def picture(draw: figures.Draw, styles: Mapping[str, CellStyle]) -> Picture:
+    """Draw a figure in its four variants."""
+    sources = []
+    for theme in (DARK, LIGHT):
+        narrow = _data_uri(figures.png(draw(Look(styles, theme, is_narrow=True))))
+        sources.append((f"{NARROW} and {SCHEME[theme.name]}", narrow))
+    sources.append((SCHEME["dark"], _data_uri(figures.png(draw(Look(styles, DARK))))))
+    return Picture(sources, _data_uri(figures.png(draw(Look(styles, LIGHT)))))
+
+
+def _data_uri(image: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(image).decode()}"
+
+
+def render(study: Study, checks: Sequence[Check], styles: Mapping[str, CellStyle], shown: Sequence[ShownFigure]) -> str:
+    """The page as text. Every label goes through the template's escaping."""
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    rows, settings = tables.results(study), environment(study)
+    templates.filters["breakable"] = breakable
+    return templates.get_template("page.html").render(
+        study=study,
+        styles=styles,
+        headline=findings.headline(study, rows),
+        notes=findings.notes(study, rows, settings),
+        figures={figure.stem: figure for figure in shown},
+        final=_main_table(study, rows),
+        others=_other_table(study, rows),
+        footnotes=tables.footnotes(study, study.main_metrics[:1]),
+        grids=[_grid(grid) for grid in samples.grids(study)],
+        methods=tables.methods_table(study),
+        cost=tables.cost_rows(study),
+        details=_details(study, rows),
+        protocol=_settings(study.reference.manifest.get("protocol", {})),
+        training=_settings({k: v for k, v in study.reference.config.items() if k not in ("sections", "evaluation")}),
+        checks=checks,
+        environment=settings,
+        commands=_commands(study),
+        light=LIGHT,
+        dark=DARK,
+    )
+
+
+def breakable(text: str) -> markupsafe.Markup:
+    """Escaped text that may break after the separators of labels and metric names."""
+    return markupsafe.Markup("<wbr>").join(markupsafe.escape(part) for part in re.split(r"(?<=[_+,=/.])", text))
+
+
+def _main_table(study: Study, rows: Sequence[tables.CellResult]) -> list[dict[str, str]]:
+    """The main metric and what stands beside it, a row per cell."""
+    name = study.main_metrics[0]
+    show = tables.digits(rows, name)
+    return [
+        {
+            "cell": row.cell,
+            **_metric_texts(row.metrics[name], show),
+            "heads": tables.MISSING if row.head_parameters is None else f"{row.head_parameters:,}",
+            "gflops": tables.gflops_text(row.train_gflops),
+            "status": row.status,
+        }
+        for row in rows
+    ]
+
+
+def _other_table(study: Study, rows: Sequence[tables.CellResult]) -> list[dict[str, Any]]:
+    """The other main metrics, a row per metric: for every cell what stands in its field."""
+    return [
+        {
+            "name": name,
+            "title": metric(name).title,
+            "direction": metric(name).direction,
+            "cells": [_metric_texts(row.metrics[name], tables.digits(rows, name)) for row in rows],
+        }
+        for name in study.main_metrics[1:]
+    ]
+
+
+def _metric_texts(result: tables.MetricResult, show: tables.Digits) -> dict[str, str]:
+    difference = result.difference
+    return {
+        "mean": tables.mean_text(result, show),
+        "by_seed": tables.values_text(result, show),
+        "difference": tables.difference_text(difference, show) if difference else "",
+        "seeds": tables.seeds_text(difference) if difference and difference.by_seed else "",
+        "reading": difference.reading if difference else "",
+    }
+
+
+def _details(study: Study, rows: Sequence[tables.CellResult]) -> list[dict[str, Any]]:
+    """The metrics that are parts of others: (name, for every cell its mean)."""
+    parts = [name for name in study.metrics if name not in study.main_metrics]
+    return [
+        {
+            "name": name,
+            "direction": metric(name).direction,
+            "means": [tables.mean_text(row.metrics[name], tables.digits(rows, name)) for row in rows],
+        }
+        for name in parts
+    ]
+
+
+def _grid(grid: samples.Grid) -> dict[str, Any]:
+    return {
+        "seed": grid.seed,
+        "columns": grid.columns,
+        "rows": [[_tile(column, i) for column in grid.columns] for i in range(grid.num_rows)],
+    }
+
+
+def _tile(column: samples.Column, i: int) -> str:
+    return _data_uri(column.images[i]) if i < len(column.images) else ""
+
+
+def _settings(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(name, _value_text(value)) for name, value in flatten(values).items() if name]
+
+
+def _value_text(value: Any) -> str:
+    return '""' if value == "" else str(value)
+
+
+def _commands(study: Study) -> list[str]:
+    """Every command that made runs of the study, as one would type it."""
+    commands = [run.manifest.get("command", []) for run in study.runs]
+    return list(dict.fromkeys(shlex.join(command) for command in commands if command))

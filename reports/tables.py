@@ -1,0 +1,381 @@
+"""The final table and its renderings: numbers for CSV, text for Markdown, the terminal and the page."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from harness.records import metric
+from reports.load import Study
+from reports.statistics import PairedDifference, paired_difference
+from reports.verify import flatten
+
+BIAS_MARK = "†"
+"""Stands beside a number whose extractor is of the family that the method was trained towards."""
+
+MISSING = "–"
+MINUS = "−"
+
+
+@dataclass(frozen=True)
+class MetricResult:
+    """A metric of a cell at the study's last evaluated step."""
+
+    values: Mapping[int, float]
+    """By seed; NaN where the run did not get there or the value is not finite."""
+    difference: PairedDifference | None
+    """To the baseline; None for the baseline itself and where there is none."""
+    favoured: bool
+    """Whether the metric's extractor is of the family that the method was trained towards."""
+
+    @property
+    def finite(self) -> dict[int, float]:
+        return {seed: value for seed, value in self.values.items() if math.isfinite(value)}
+
+    @property
+    def mean(self) -> float:
+        finite = self.finite
+        return math.fsum(finite.values()) / len(finite) if finite else math.nan
+
+    @property
+    def over(self) -> str:
+        """`1 of 2 seeds` where the mean leaves a seed out, else ""."""
+        num, of = len(self.finite), len(self.values)
+        return f"{num} of {of} seeds" if 0 < num < of else ""
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """A row of the final table."""
+
+    cell: str
+    method: str
+    statuses: Mapping[str, int]
+    metrics: Mapping[str, MetricResult]
+    head_parameters: int | None
+    train_gflops: float
+    """Spent by a run until the last evaluated step; NaN where no run of the cell got there."""
+
+    @property
+    def status(self) -> str:
+        return ", ".join(f"{num} {status}" for status, num in self.statuses.items())
+
+
+def results(study: Study) -> list[CellResult]:
+    """A row for every cell, the baseline first."""
+    baseline = {name: _values(study, study.baseline, name) for name in study.metrics} if study.baseline else {}
+    return [_cell_result(study, cell, baseline) for cell in study.cells]
+
+
+def _cell_result(study: Study, cell: str, baseline: Mapping[str, Mapping[int, float]]) -> CellResult:
+    runs, first = study.of(cell), study.first(cell)
+    metrics = {}
+    for name in study.metrics:
+        values = _values(study, cell, name)
+        paired = cell != study.baseline and name in baseline
+        difference = paired_difference(values, baseline[name], metric(name).direction) if paired else None
+        metrics[name] = MetricResult(values, difference, _is_favoured(study, cell, name))
+    spent = [line["train_gflops"] for run in runs if (line := run.evaluation(study.step))]
+    return CellResult(
+        cell=cell,
+        method=first.manifest["method"],
+        statuses=Counter(run.status for run in runs),
+        metrics=metrics,
+        head_parameters=first.facts.get("head_parameters"),
+        train_gflops=max(spent, default=math.nan),
+    )
+
+
+def _values(study: Study, cell: str, name: str) -> dict[int, float]:
+    return {run.seed: run.value(name, study.step) for run in study.of(cell)}
+
+
+def _is_favoured(study: Study, cell: str, name: str) -> bool:
+    if not metric(name).on_features:
+        return False
+    families = study.first(cell).facts.get("encoder_families", [])
+    return study.first(cell).manifest.get("extractor_family", "") in families
+
+
+# -- numbers --------------------------------------------------------------------------------------------------------
+
+
+def final_table(study: Study) -> pd.DataFrame:
+    """The final table as numbers, a row per cell: every metric's mean, single values and paired difference.
+
+    Columns of a metric: `<m>` (mean), `<m>_seed<k>`, and against the baseline `<m>_difference`, `_low`, `_high` (95%
+    Student-t), `_pairs`, `_seeds_better`, `_reading`.
+    """
+    return pd.DataFrame([_numbers(study, row) for row in results(study)])
+
+
+def _numbers(study: Study, row: CellResult) -> dict[str, Any]:
+    numbers: dict[str, Any] = {
+        "cell": row.cell,
+        "method": row.method,
+        "baseline": study.baseline,
+        "step": study.step,
+        "num_seeds": sum(row.statuses.values()),
+        **{f"num_{status}": row.statuses.get(status, 0) for status in ("finished", "running", "diverged", "failed")},
+        "head_parameters": row.head_parameters,
+        "train_gflops": row.train_gflops,
+    }
+    for name in study.metrics:
+        result = row.metrics[name]
+        numbers[name] = result.mean
+        numbers |= {f"{name}_seed{seed}": result.values.get(seed, math.nan) for seed in study.seeds}
+        numbers |= _difference_numbers(name, result.difference)
+    return numbers
+
+
+def _difference_numbers(name: str, difference: PairedDifference | None) -> dict[str, Any]:
+    return {
+        f"{name}_difference": difference.interval.mean if difference else math.nan,
+        f"{name}_low": difference.interval.low if difference else math.nan,
+        f"{name}_high": difference.interval.high if difference else math.nan,
+        f"{name}_pairs": difference.interval.num if difference else 0,
+        f"{name}_seeds_better": difference.num_better if difference else 0,
+        f"{name}_reading": difference.reading if difference else "",
+    }
+
+
+# -- text -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Decimals of a metric's column: enough for four significant figures of a typical value."""
+
+    decimals: int
+
+    def __call__(self, value: float, signed: bool = False) -> str:
+        """The value with a true minus sign; a dash where there is none."""
+        if not math.isfinite(value):
+            return MISSING
+        return f"{value:{'+' if signed else ''}.{self.decimals}f}".replace("-", MINUS)
+
+
+def digits(rows: Iterable[CellResult], name: str) -> Digits:
+    """Decimals for a metric's column, from the median of its values' magnitudes."""
+    magnitudes = sorted(abs(v) for row in rows for v in row.metrics[name].finite.values() if v)
+    if not magnitudes:
+        return Digits(2)
+    return Digits(min(max(3 - math.floor(math.log10(magnitudes[len(magnitudes) // 2])), 0), 8))
+
+
+def mean_text(result: MetricResult, show: Digits) -> str:
+    """The mean, marked where the metric favours the method."""
+    return show(result.mean) + (f" {BIAS_MARK}" if result.favoured and math.isfinite(result.mean) else "")
+
+
+def values_text(result: MetricResult, show: Digits) -> str:
+    """Every seed's value, in the order of seeds, and how many the mean leaves out."""
+    values = ", ".join(show(value) for value in result.values.values())
+    return f"{values}; {result.over}" if result.over else values
+
+
+def difference_text(difference: PairedDifference | None, show: Digits) -> str:
+    """The difference to the baseline with its interval, as `-3.1 [-5.0, -1.2]`."""
+    if difference is None or not difference.interval.num:
+        return MISSING
+    interval = difference.interval
+    bounds = f" [{show(interval.low, True)}, {show(interval.high, True)}]" if interval.num > 1 else ""
+    return show(interval.mean, True) + bounds
+
+
+def difference_and_reading(difference: PairedDifference | None, show: Digits) -> str:
+    """Both, for tables of text."""
+    text = difference_text(difference, show)
+    return text if difference is None else f"{text}; {reading_text(difference)}"
+
+
+def reading_text(difference: PairedDifference | None) -> str:
+    """What the difference says: its reading and at how many seeds the cell is better."""
+    if difference is None:
+        return MISSING
+    if difference.reading == "no pair":
+        return "no pair of seeds"
+    first = "one pair, no interval" if difference.reading == "one seed" else difference.reading
+    return f"{first}; {seeds_text(difference)}"
+
+
+def seeds_text(difference: PairedDifference) -> str:
+    """At how many of the paired seeds the cell is better."""
+    num = difference.interval.num
+    return f"better at {difference.num_better} of {num} {'seed' if num == 1 else 'seeds'}"
+
+
+def display_rows(study: Study) -> list[dict[str, str]]:
+    """The final table as text, a row per cell, with every main metric: columns are the keys."""
+    rows = results(study)
+    return [_texts(study, rows, row) for row in rows]
+
+
+def terminal_rows(study: Study) -> list[dict[str, str]]:
+    """The main metric as text, a row per cell: narrow enough for a terminal."""
+    rows = results(study)
+    name = study.main_metrics[0]
+    show = digits(rows, name)
+    return [_terminal_texts(study, row, row.metrics[name], show) for row in rows]
+
+
+def _terminal_texts(study: Study, row: CellResult, result: MetricResult, show: Digits) -> dict[str, str]:
+    texts = {"cell": row.cell, "mean": mean_text(result, show), "every seed": values_text(result, show)}
+    if study.baseline:
+        texts[f"minus {study.baseline} [95%]"] = difference_text(result.difference, show)
+        texts["reading"] = result.difference.reading if result.difference else "baseline"
+    return texts | {"runs": row.status}
+
+
+def means_rows(study: Study) -> list[dict[str, str]]:
+    """Means of all main metrics as text, a row per metric and a column per cell: narrow enough for a terminal."""
+    rows = results(study)
+    shown = {name: digits(rows, name) for name in study.main_metrics}
+    return [
+        {"mean over seeds": name} | {row.cell: mean_text(row.metrics[name], show) for row in rows}
+        for name, show in shown.items()
+    ]
+
+
+def _texts(study: Study, rows: Sequence[CellResult], row: CellResult) -> dict[str, str]:
+    texts = {"cell": row.cell, "runs": row.status}
+    for name in study.main_metrics:
+        show, result = digits(rows, name), row.metrics[name]
+        texts[name] = f"{mean_text(result, show)} ({values_text(result, show)})"
+        if study.baseline:
+            texts[f"{name} minus {study.baseline}"] = difference_and_reading(result.difference, show)
+    heads = MISSING if row.head_parameters is None else f"{row.head_parameters:,}"
+    return texts | {"head parameters": heads, "train GFLOPs": gflops_text(row.train_gflops)}
+
+
+def gflops_text(gflops: float) -> str:
+    """A cost with thousands separators."""
+    return f"{gflops:,.0f}" if math.isfinite(gflops) else MISSING
+
+
+def markdown(study: Study) -> str:
+    """The final table in Markdown, with what one needs to read it."""
+    rows = display_rows(study)
+    lines = [_markdown_row(rows[0]), _markdown_row("---" for _ in rows[0])]
+    lines += [_markdown_row(row.values()) for row in rows]
+    notes = [f"\n{_markdown_cell(note)}" for note in footnotes(study, study.main_metrics)]
+    return "\n".join([f"# {_markdown_cell(study.name)}: step {study.step:,}", "", *lines, *notes]) + "\n"
+
+
+def footnotes(study: Study, metrics: Sequence[str]) -> list[str]:
+    """How to read a table of these metrics, in sentences."""
+    directions = "; ".join(f"{name}: {metric(name).direction} is better" for name in metrics)
+    notes = [f"Means over seeds after step {study.step:,}, and every seed's value. {directions}."]
+    if study.baseline:
+        notes.append(
+            f"Differences to {study.baseline} are paired by seed, with a 95% Student-t interval; "
+            "an interval that holds 0 reads “not separated”, and one pair has no interval."
+        )
+    if any(_is_favoured(study, cell, name) for cell in study.cells for name in metrics):
+        notes.append(
+            f"{BIAS_MARK} The method was trained towards features of the metric's own family "
+            "of networks: the metric favours it."
+        )
+    return notes
+
+
+def _markdown_row(cells: Iterable[Any]) -> str:
+    return "| " + " | ".join(_markdown_cell(str(cell)) for cell in cells) + " |"
+
+
+def _markdown_cell(text: str) -> str:
+    """Text that cannot end its cell or become markup."""
+    for mark in "\\|<>&*`[":
+        text = text.replace(mark, f"&#{ord(mark)};" if mark in "<>&" else f"\\{mark}")
+    return text
+
+
+# -- methods side by side ----------------------------------------------------------------------------------------------
+
+
+def methods_table(study: Study) -> list[tuple[str, list[list[str]]]]:
+    """What differs between the methods: (what, for every cell its lines of text), rows that are all empty left out."""
+    columns = [_method_facts(study, cell) for cell in study.cells]
+    rows = [(what, [column[what] for column in columns]) for what in columns[0]]
+    return [(what, cells) for what, cells in rows if any(cells)]
+
+
+def _method_facts(study: Study, cell: str) -> dict[str, list[str]]:
+    run = study.first(cell)
+    facts = run.facts
+    sections = flatten(run.config.get("sections", {}))
+    return {
+        "What it adds": _lines(facts.get("summary")),
+        "Paper": _lines(facts.get("paper")),
+        "Blocks read, from 1": _lines(", ".join(str(tap) for tap in facts.get("taps", []))),
+        "Loss terms and weights": [f"{_weight(weight)} × {name}" for name, weight in facts.get("terms", {}).items()],
+        "Heads": [_head_text(name, head) for name, head in facts.get("heads", {}).items()],
+        "Needs": _needs(facts.get("needs", {})),
+        "Pretrained models": list(facts.get("pretrained", [])),
+        "Outside data": list(facts.get("outside_data", [])),
+        "Own settings": [f"{name} = {value}" for name, value in sections.items() if name],
+        "Other settings that differ": _other_settings(study, cell),
+        "Note": _lines(facts.get("note")),
+    }
+
+
+def _lines(text: str | None) -> list[str]:
+    return [text] if text else []
+
+
+def _weight(weight: Any) -> str:
+    return f"{float(weight):g}"
+
+
+def _head_text(name: str, head: Mapping[str, Any]) -> str:
+    shapes = ", ".join("×".join(str(n) for n in shape) for shape in head.get("shapes", []) if len(shape) > 1)
+    return f"{name}: {head['parameters']:,} parameters" + (f" ({shapes})" if shapes else "")
+
+
+def _needs(needs: Mapping[str, Any]) -> list[str]:
+    lines = ["images"] if needs.get("images") else []
+    lines += [f"tokens of the frozen encoder {name}" for name in needs.get("encoders", [])]
+    return lines + (["forward passes of the EMA teacher"] if needs.get("ema") else [])
+
+
+def _other_settings(study: Study, cell: str) -> list[str]:
+    """Settings outside the methods' sections that not all cells share, such as the micro-batch."""
+    ignored = ("study", "cell", "method", "seed", "sections", "output.")
+    configs = {c: flatten(study.first(c).config) for c in study.cells}
+    names = sorted({name for config in configs.values() for name in config if not name.startswith(ignored)})
+    differing = [n for n in names if len({str(config.get(n)) for config in configs.values()}) > 1]
+    return [f"{name} = {configs[cell].get(name)}" for name in differing]
+
+
+def cost_rows(study: Study) -> list[dict[str, str]]:
+    """Counted cost of every cell: GMACs of the passes, GFLOPs (2 x GMACs) of a training image, and seconds."""
+    return [_cost(study, cell) for cell in study.cells]
+
+
+def _cost(study: Study, cell: str) -> dict[str, str]:
+    cost = study.first(cell).cost
+    control = study.first(study.baseline).cost.get("train_gflops_per_image") if study.baseline else None
+    total = cost.get("train_gflops_per_image")
+    forward = {
+        f"{part} forward, GMACs": _cost_text(cost.get(f"{part}_forward_gmacs"))
+        for part in ("backbone", "head", "teacher")
+    }
+    seconds = [line["train_seconds"] for run in study.of(cell) if (line := run.evaluation(study.step))]
+    return {
+        "cell": cell,
+        **forward,
+        "train GFLOPs an image": _cost_text(total),
+        "against the baseline": MISSING if cell == study.baseline else _change_text(total, control),
+        "train seconds of a run": ", ".join(f"{value:,.0f}" for value in seconds) or MISSING,
+    }
+
+
+def _change_text(value: float | None, control: float | None) -> str:
+    return f"{100 * (value / control - 1):+.1f}%".replace("-", MINUS) if value and control else MISSING
+
+
+def _cost_text(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.4g}"

@@ -1,0 +1,259 @@
+"""A synthetic study on disk: smooth curves with seeded noise, every file that a run leaves behind."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from harness.records import FORMAT, RunFolder, digest, run_path, write_json
+
+STEPS = tuple(range(100, 801, 100))
+MAIN = "fd_efficientnet_lite0_898"
+TILE = 32
+
+METHODS: dict[str, dict[str, Any]] = {
+    "sit": {"gain": 0.0, "terms": {}, "taps": [], "encoders": [], "ema": False, "head_parameters": 0},
+    "repa": {
+        "gain": 0.25,
+        "terms": {"repa": 0.5},
+        "taps": [2],
+        "encoders": ["efficientnet_lite2"],
+        "ema": False,
+        "head_parameters": 506_240,
+    },
+    "sra": {"gain": 0.1, "terms": {"sra": 0.2}, "taps": [2], "encoders": [], "ema": True, "head_parameters": 65_920},
+    "vae_repa": {
+        "gain": 0.15,
+        "terms": {"vae_repa": 1.0},
+        "taps": [1],
+        "encoders": [],
+        "ema": False,
+        "head_parameters": 234_512,
+    },
+    "repa+vae_repa": {
+        "gain": 0.32,
+        "terms": {"repa": 0.5, "vae_repa": 1.0},
+        "taps": [1, 2],
+        "encoders": ["efficientnet_lite2"],
+        "ema": False,
+        "head_parameters": 740_752,
+    },
+}
+SECTIONS = {
+    "repa": {"block": 2, "weight": 0.5, "encoders": "efficientnet_lite2", "head_width": 512},
+    "sra": {"student_block": 2, "teacher_block": 4, "weight": 0.2},
+    "vae_repa": {"block": 1, "weight": 1.0, "loss": "smooth_l1", "head_layers": 5},
+}
+SUMMARIES = {
+    "sit": "Vanilla training: the velocity loss alone.",
+    "repa": "Aligns block k with the patch tokens of a frozen image encoder, through an MLP.",
+    "sra": "Aligns an early block with a later block of the EMA teacher, which sees less noise.",
+    "vae_repa": "Predicts the clean latent of each token from block k, through a deep MLP.",
+}
+
+
+def write_study(
+    runs: Path,
+    cells: Mapping[str, str] | None = None,
+    seeds: Sequence[int] = (0, 1),
+    study: str = "digits",
+    baseline: str = "sit",
+) -> Path:
+    """Write finished runs of `cells` (label: method; the four methods and one sum by default); returns the study."""
+    for cell, method in (cells or {name: name for name in METHODS}).items():
+        for seed in seeds:
+            write_run(runs, study, cell, method, seed, baseline)
+    return Path(runs) / study
+
+
+def write_run(runs: Path, study: str, cell: str, method: str, seed: int, baseline: str) -> RunFolder:
+    """Write one finished run. Numbers depend on (cell, seed) alone."""
+    folder = RunFolder(run_path(runs, study, cell, seed))
+    folder.create()
+    folder.write_manifest(manifest(study, cell, method, seed, baseline))
+    head = 0.002 * len(METHODS[method]["terms"])
+    teacher = 0.011 if METHODS[method]["ema"] else 0.0
+    cost = {"backbone_forward_gmacs": 0.0206, "head_forward_gmacs": head, "teacher_forward_gmacs": teacher}
+    cost["train_gflops_per_image"] = 2 * (3 * (0.0206 + head) + teacher)
+    write_json(folder.path / "cost.json", cost)
+    generator = np.random.default_rng([seed, *hashlib.sha256(cell.encode()).digest()[:4]])
+    for step in range(20, STEPS[-1] + 1, 20):
+        folder.append("train", _train_line(method, seed, step, cost["train_gflops_per_image"], generator))
+    for step in STEPS:
+        folder.append("eval", _eval_line(method, seed, step, cost["train_gflops_per_image"], generator))
+        _samples(seed, step, METHODS[method]["gain"]).save(folder.samples / f"step_{step:08d}.png")
+    return folder
+
+
+def manifest(study: str, cell: str, method: str, seed: int, baseline: str) -> dict[str, Any]:
+    facts = METHODS[method]
+    parts = method.split("+")
+    config = {
+        "study": study,
+        "cell": cell,
+        "method": method,
+        "seed": seed,
+        "model": {"name": "SiT-nano/2", "qk_norm": False},
+        "data": {"name": "digits", "path": "", "image_size": TILE, "holdout": 0.5, "split_seed": 0},
+        "autoencoder": {"path": "digits"},
+        "optimizer": {"lr": 0.0015, "batch_size": 64, "micro_batch": 0, "clip_norm": 1.0, "label_drop": 0.1},
+        "ema": {"decay": 0.999, "warmup": 50},
+        "budget": {"unit": "steps", "amount": STEPS[-1]},
+        "evaluation": {"points": 8, "num_samples": 898, "extractor": "efficientnet_lite0", "grid_images": 30},
+        "runtime": {"device": "cpu", "precision": "bf16", "compile": False, "tf32": False, "threads": 2},
+        "output": {"runs": "runs", "log_every": 20},
+        "sections": {part: SECTIONS[part] for part in parts if part in SECTIONS},
+    }
+    return {
+        "format": FORMAT,
+        "study": study,
+        "cell": cell,
+        "method": method,
+        "seed": seed,
+        "status": "finished",
+        "status_detail": {},
+        "baseline": baseline,
+        "command": ["ditbench", "compare", "--config", "digits"],
+        "config": config,
+        "digests": {
+            "training": digest({k: config[k] for k in ("model", "optimizer", "ema", "budget")}),
+            "evaluation": digest(protocol()),
+            "data": digest("digits"),
+            "autoencoder": digest("autoencoder"),
+            "initial_weights": digest(["weights", seed]),
+        },
+        "protocol": protocol(),
+        "lines": {
+            "floor": {MAIN: 3.1, "kd_efficientnet_lite0_898": 0.0002, "class_accuracy": 0.97},
+            "reconstruction": {MAIN: 6.4, "kd_efficientnet_lite0_898": 0.0031, "class_accuracy": 0.96},
+        },
+        "method_facts": {
+            "summary": " ".join(SUMMARIES[part] for part in parts),
+            "paper": f"{method}, arXiv 0000.00000" if method != "sit" else "SiT, arXiv 2401.08740",
+            "note": "re-implementation from the paper" if "vae_repa" in parts else "",
+            "pretrained": [f"{name} (Apache-2.0)" for name in facts["encoders"]],
+            "outside_data": ["ImageNet-1k with labels" for _ in facts["encoders"]],
+            "heads": {
+                part: {"parameters": facts["head_parameters"] // len(facts["terms"]), "shapes": [[512, 128], [512]]}
+                for part in facts["terms"]
+            },
+            "head_parameters": facts["head_parameters"],
+            "taps": facts["taps"],
+            "terms": facts["terms"],
+            "needs": {"images": False, "encoders": facts["encoders"], "ema": facts["ema"]},
+            "encoder_families": ["efficientnet" for _ in facts["encoders"]],
+        },
+        "model": {"name": "SiT-nano/2", "parameters": 1_930_000},
+        "environment": {
+            "git_commit": "0123456789abcdef0123456789abcdef01234567",
+            "git_dirty": False,
+            "device": "cpu x86_64",
+            "precision": "bf16",
+            "threads": 2,
+            "platform": "Linux-6.1-x86_64",
+            "packages": {"torch": "2.14.1", "torch-fidelity": "0.4.0"},
+        },
+        "extractor_family": "efficientnet",
+        "warnings": ["N = 898 lies below the 1,280 dimensions of the features: compare at equal N only"],
+    }
+
+
+def protocol() -> dict[str, Any]:
+    return {
+        "sampler": {"kind": "sde-euler-maruyama", "num_steps": 50, "cfg_scale": 1.0},
+        "num_samples": 898,
+        "seed": 0,
+        "extractor": {"name": "efficientnet_lite0", "weights": "5f0d9a", "size": 64},
+        "kid_subset": 500,
+    }
+
+
+def _clocks(step: int, gflops: float) -> dict[str, Any]:
+    images = 64 * step
+    return {"step": step, "images": images, "train_gflops": gflops * images, "train_seconds": 0.05 * step}
+
+
+def _train_line(method: str, seed: int, step: int, gflops: float, generator: np.random.Generator) -> dict[str, Any]:
+    fall = float(np.exp(-step / 200))
+    base = 0.62 + 0.9 * fall + 0.01 * generator.standard_normal()
+    terms = {
+        name: {"value": -0.8 + 0.7 * fall + 0.005 * generator.standard_normal(), "weight": weight}
+        for name, weight in METHODS[method]["terms"].items()
+    }
+    return {
+        **_clocks(step, gflops),
+        "loss": base + sum(term["weight"] * term["value"] for term in terms.values()),
+        "base": base,
+        "terms": terms,
+        "grad_norm": 0.4 + fall + 0.02 * generator.standard_normal(),
+        "images_per_s": 1280.0,
+        "trace": digest(["trace", seed, step]),
+        "diagnostics": {},
+    }
+
+
+def _eval_line(method: str, seed: int, step: int, gflops: float, generator: np.random.Generator) -> dict[str, Any]:
+    fall = float(np.exp(-step / 170)) * (1 - METHODS[method]["gain"])
+    noise = generator.standard_normal(8)
+    metrics = {
+        MAIN: 14 + 260 * fall - 10 * METHODS[method]["gain"] + 1.2 * noise[0] + 0.8 * seed,
+        "kd_efficientnet_lite0_898": 0.012 + 0.4 * fall + 0.0006 * noise[1],
+        "class_accuracy": 0.95 - 0.8 * fall + 0.004 * noise[2],
+        "fd_pixels_898": 5 + 60 * fall + 0.3 * noise[3],
+        "precision_efficientnet_lite0_898": 0.8 - 0.5 * fall + 0.01 * noise[4],
+        "recall_efficientnet_lite0_898": 0.6 - 0.4 * fall + 0.01 * noise[5],
+        "velocity_loss": 0.7 + 0.5 * fall - 0.02 * METHODS[method]["gain"] + 0.0005 * noise[6],
+        "velocity_loss_t0": 1.2 + 0.5 * fall + 0.0005 * noise[7],
+    }
+    return {
+        **_clocks(step, gflops),
+        "protocol": digest(protocol()),
+        "metrics": {name: float(value) for name, value in metrics.items()},
+        "bad_images": 0,
+        "eval_seconds": 3.0,
+        "gradient_norms": {"velocity": 0.5},
+        "samples": f"samples/step_{step:08d}.png",
+    }
+
+
+def _samples(seed: int, step: int, gain: float) -> Image.Image:
+    """30 tiles, 10 a row; tile i holds the grey level `tile_level(i)`, with a disc that sharpens with training."""
+    canvas = np.zeros((3 * TILE, 10 * TILE, 3), dtype=np.uint8)
+    rows, columns = np.mgrid[:TILE, :TILE] - (TILE - 1) / 2
+    for i in range(30):
+        radius = np.hypot(rows * (1 + 0.06 * (i % 10)), columns)
+        edge = 1 / (1 + np.exp((radius - 9 - seed) * step / STEPS[-1] * (1 + gain)))
+        tile = tile_level(i) + (255 - tile_level(i)) * edge
+        top, left = TILE * (i // 10), TILE * (i % 10)
+        canvas[top : top + TILE, left : left + TILE] = np.round(tile).astype(np.uint8)[..., None]
+        canvas[top, left] = (i, 0, 0)
+    return Image.fromarray(canvas)
+
+
+def tile_level(i: int) -> int:
+    """Background of tile i; its top left pixel is (i, 0, 0)."""
+    return 6 * (i % 10)
+
+
+def edit_manifest(folder: RunFolder, **fields: Any) -> None:
+    """Change top-level fields, or with a mapping some fields inside one."""
+    whole = folder.manifest()
+    for name, value in fields.items():
+        whole[name] = {**whole[name], **value} if isinstance(value, Mapping) and name in whole else value
+    folder.write_manifest({k: v for k, v in whole.items() if k != "format"})
+
+
+def edit_lines(folder: RunFolder, name: str, keep: int | None = None, **last: Any) -> None:
+    """Keep the first `keep` lines of `<name>.jsonl` and change fields of the last of them."""
+    lines = folder.lines(name)[:keep]  # type: ignore[arg-type]
+    if lines:
+        lines[-1] |= last
+    (folder.path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def run_folder(study: Path, cell: str, seed: int) -> RunFolder:
+    return RunFolder(study / cell / f"seed{seed}")

@@ -1,0 +1,186 @@
+"""Figures: what is drawn is what the frame holds, names do not overlap, colours stay apart."""
+
+import itertools
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from records_factory import MAIN, edit_lines, run_folder, write_study
+from scipy.optimize import minimize
+
+from reports import figures, tables
+from reports.load import load_study, metric_curves, training_curves
+from reports.style import DARK, LIGHT, Look, cell_styles
+
+CELLS = {"sit": "sit", "repa": "repa", "both": "repa+vae_repa"}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return write_study(tmp_path_factory.mktemp("runs"), CELLS)
+
+
+@pytest.fixture(scope="module")
+def study(written):
+    return load_study(written)
+
+
+@pytest.fixture(scope="module")
+def look(study):
+    return Look(cell_styles(study.cells, study.baseline))
+
+
+def lines_of(ax, colour, width):
+    return [line for line in ax.lines if line.get_color() == colour and line.get_linewidth() == width]
+
+
+def test_curves_hold_every_seed_the_mean_and_the_lines(study, look):
+    ax = Figure().subplots()
+    assert figures.plot_curves(ax, metric_curves(study, MAIN), look) is ax
+    seeds = lines_of(ax, look.colour("repa"), 0.8)
+    for run, line in zip(study.of("repa"), seeds, strict=True):
+        assert line.get_xdata().tolist() == [e["step"] for e in run.evaluations]
+        assert line.get_ydata().tolist() == [e["metrics"][MAIN] for e in run.evaluations]
+    (mean,) = lines_of(ax, look.colour("repa"), 2)
+    expected = np.mean([[e["metrics"][MAIN] for e in run.evaluations] for run in study.of("repa")], axis=0)
+    assert mean.get_ydata() == pytest.approx(expected)
+    levels = {float(np.asarray(line.get_ydata())[0]) for line in ax.lines if line.get_color() == LIGHT.muted}
+    assert levels == {3.1, 6.4}
+    assert ax.get_yscale() == "log"
+
+
+def test_a_mean_over_survivors_is_dotted(written, tmp_path, look):
+    path = shutil.copytree(written, tmp_path / "digits")
+    edit_lines(run_folder(path, "repa", 1), "eval", keep=6)
+    ax = Figure().subplots()
+    figures.plot_curves(ax, metric_curves(load_study(path), MAIN), look)
+    solid, dotted = lines_of(ax, look.colour("repa"), 2)
+    assert np.isfinite(solid.get_ydata()).tolist() == [True] * 6 + [False] * 2
+    assert dotted.get_linestyle() == ":"
+    assert np.isfinite(dotted.get_ydata()).tolist() == [False] * 5 + [True] * 3
+
+
+@pytest.mark.parametrize("is_narrow", [False, True])
+def test_direct_labels_are_inside_the_figure_and_apart(study, look, is_narrow):
+    figure = figures.metric_figure(metric_curves(study, MAIN), Look(look.styles, LIGHT, is_narrow))
+    figure.canvas.draw()
+    texts = [text for text in figure.axes[0].texts if text.get_text()]
+    assert {text.get_text() for text in texts} == {*CELLS, "floor", "reconstruction"}
+    boxes = [text.get_window_extent() for text in texts]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+
+
+def test_labels_move_apart_as_little_as_possible():
+    assert figures.spread([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
+    assert figures.spread([0.9, 0.1], 0.1) == [0.9, 0.1]
+    assert figures.spread([], 0.1) == []
+    for seed in range(6):
+        heights = np.random.default_rng(seed).uniform(0, 0.5, 7)
+        order = np.argsort(heights)
+        apart = {"type": "ineq", "fun": lambda x: np.diff(x) - 0.06}
+        best = minimize(lambda x, h=heights[order]: np.sum((x - h) ** 2), heights[order], constraints=apart, tol=1e-12)
+        assert np.array(figures.spread(heights.tolist(), 0.06))[order] == pytest.approx(best.x, abs=1e-5)
+
+
+def test_differences_are_drawn_as_recorded(study, look):
+    rows = tables.results(study)
+    frame = figures.difference_frame(rows, MAIN)
+    ax = Figure().subplots()
+    assert figures.plot_differences(ax, frame, look) is ax
+    for row in rows[1:]:
+        drawn = [
+            np.asarray(line.get_xdata()).tolist() for line in ax.lines if line.get_color() == look.colour(row.cell)
+        ]
+        difference = row.metrics[MAIN].difference
+        assert difference is not None
+        assert drawn[0] == [difference.interval.low, difference.interval.high]
+        assert drawn[1] == [difference.interval.mean]
+        assert drawn[2] == list(difference.by_seed.values())
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["repa", "both"]
+
+
+def test_panels_show_every_quantity(study, look):
+    frame = training_curves(study)
+    figure = figures.panels_figure(frame, look, has_points=False)
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert titles == ["velocity loss", "gradient norm", "term repa", "term vae_repa"]
+
+
+def test_saved_files_are_images_and_equal_records_give_equal_bytes(study, look, tmp_path):
+    frame = metric_curves(study, MAIN)
+    image, vector, data = figures.save(lambda one: figures.metric_figure(frame, one), frame, tmp_path / "fd.x", look)
+    assert [path.name for path in (image, vector, data)] == ["fd.x.png", "fd.x.svg", "fd.x.csv"]
+    assert image.read_bytes().startswith(b"\x89PNG")
+    assert vector.read_text().rstrip().endswith("</svg>")
+    (tmp_path / "again").mkdir()
+    again = figures.save(lambda one: figures.metric_figure(frame, one), frame, tmp_path / "again" / "fd.x", look)
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in (image, vector, data)]
+
+
+def test_the_csv_holds_what_was_drawn(study, look, tmp_path):
+    frame = metric_curves(study, MAIN)
+    figures.save(lambda one: figures.metric_figure(frame, one), frame, tmp_path / "fd", look)
+    read = pd.read_csv(tmp_path / "fd.csv")
+    seeds = read[read["series"] == "seed"]
+    recorded = [e["metrics"][MAIN] for run in study.runs for e in run.evaluations]
+    assert sorted(seeds["value"]) == pytest.approx(sorted(recorded))
+    assert len(read[read["series"] == "mean"]) == len(CELLS) * 8
+
+
+@pytest.mark.parametrize("label", ["$\\frac{", "_hidden", "<script>", "a" * 60, "repa,block=3", "größe 模型"])
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_hostile_labels_are_drawn_as_they_are(label, tmp_path):
+    study = load_study(write_study(tmp_path, {"sit": "sit", label: "repa"}, seeds=(0,)))
+    look = Look(cell_styles(study.cells, study.baseline))
+    frame = metric_curves(study, MAIN)
+    differences = figures.difference_frame(tables.results(study), MAIN)
+    drawn = [
+        figures.metric_figure(frame, look),
+        figures.panels_figure(frame, look),
+        figures.differences_figure(differences, look, study.baseline),
+    ]
+    for figure in drawn:
+        assert figures.png(figure).startswith(b"\x89PNG")
+    texts = [text.get_text() for text in (*drawn[0].axes[0].texts, *drawn[1].legends[0].get_texts())]
+    assert len([text for text in texts if text == label or text == label[: len(text) - 1] + "…"]) == 2
+
+
+# -- style ------------------------------------------------------------------------------------------------------------
+
+DICHROMATS = {
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+"""Linear RGB as seen without one kind of cone: Machado, Oliveira and Fernandes 2009, table 1, severity 1."""
+
+
+def linear_rgb(colour: str) -> np.ndarray:
+    srgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb: np.ndarray) -> np.ndarray:
+    """CIE L*a*b* under D65."""
+    to_xyz = np.array([[0.41246, 0.35758, 0.18044], [0.21267, 0.71515, 0.07218], [0.01933, 0.11919, 0.95030]])
+    x, y, z = np.cbrt(np.clip(to_xyz @ rgb / [0.95047, 1.0, 1.08883], 0.008856, None))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.name)
+@pytest.mark.parametrize("sight", DICHROMATS)
+def test_the_first_colours_stay_apart_for_every_sight(theme, sight):
+    # A difference of 2.3 is just noticeable; 10 is plain at a glance.
+    seen = [lab(np.clip(np.array(DICHROMATS[sight]) @ linear_rgb(c), 0, 1)) for c in (theme.baseline, *theme.cells[:4])]
+    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 10
+
+
+def test_no_two_cells_look_alike():
+    cells = [f"cell {i}" for i in range(20)]
+    styles = cell_styles(cells, "cell 3")
+    assert next(iter(styles)) == "cell 3"
+    assert len({(style.light, style.dashes) for style in styles.values()}) == 20
+    assert cell_styles(cells, "")["cell 0"].light == LIGHT.cells[0]

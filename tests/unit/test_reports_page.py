@@ -1,0 +1,214 @@
+"""The whole report of a study that has everything at once: a diverged cell, a running one, hostile labels."""
+
+import base64
+import io
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from records_factory import MAIN, TILE, edit_lines, edit_manifest, run_folder, tile_level, write_study
+
+import reports
+from harness.records import UserError
+from reports import samples
+from reports.load import load_study
+from reports.report import write_report
+
+HOSTILE = "<script>alert(1)<|script>&\"'"
+CELLS = {"sit": "sit", "repa+vae_repa": "repa+vae_repa", "repa,block=3": "repa", "sra": "sra", HOSTILE: "vae_repa"}
+VOID = {"meta", "img", "source", "br", "wbr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text; fails on tags that close in another order than they opened."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text.append(data)
+
+    def attributes(self, tag: str, name: str) -> list[str]:
+        return [attrs[name] or "" for found, attrs in self.tags if found == tag and name in attrs]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    study = write_study(tmp_path_factory.mktemp("runs"), CELLS)
+    edit_manifest(run_folder(study, "sra", 1), status="diverged", status_detail={"step": 312, "parts": ["loss"]})
+    edit_lines(run_folder(study, "sra", 1), "eval", keep=3, metrics={MAIN: "nan"})
+    edit_manifest(run_folder(study, "repa,block=3", 1), status="running")
+    edit_lines(run_folder(study, "repa,block=3", 1), "eval", keep=5)
+    edit_manifest(run_folder(study, HOSTILE, 0), warnings=["<b>beware</b>"])
+    return study, write_report(study)
+
+
+@pytest.fixture(scope="module")
+def page(written):
+    return Page(written[1].page.read_text())
+
+
+def test_every_file_is_there(written):
+    study, paths = written
+    assert paths.folder == study / "report"
+    stems = ("main", "metrics", "differences", "training")
+    assert {p.name for p in paths.figures} == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "csv")}
+    assert all(path.is_file() for path in (paths.page, paths.table_csv, paths.table_markdown, *paths.figures))
+    with Image.open(paths.folder / "figures" / "main.png") as image:
+        assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+        assert image.width == 1680
+        assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 100
+    table = pd.read_csv(paths.table_csv)
+    assert table["cell"].tolist() == ["sit", HOSTILE, "repa+vae_repa", "repa,block=3", "sra"]
+    assert not list(study.glob(".report*"))
+
+
+def test_the_page_asks_for_nothing_from_outside(page):
+    assert "script" not in {tag for tag, _ in page.tags}
+    for tag, name in (("img", "src"), ("source", "srcset")):
+        values = page.attributes(tag, name)
+        assert values
+        assert all(value.startswith("data:image/png;base64,") for value in values)
+    assert not page.attributes("link", "href")
+    assert all(re.match(r"#|figures/|final\.", href) for href in page.attributes("a", "href"))
+    policy = page.attributes("meta", "content")
+    assert any(value.startswith("default-src 'none'") for value in policy)
+
+
+def test_labels_and_warnings_are_text_never_markup(page, written):
+    text = "".join(page.text)
+    assert HOSTILE in text
+    assert "<b>beware</b>" in text
+    assert "&lt;script&gt;alert(1)" in written[1].page.read_text()
+
+
+def test_links_inside_the_page_lead_somewhere(page, written):
+    ids = {attrs.get("id") for _, attrs in page.tags}
+    for href in page.attributes("a", "href"):
+        assert href[1:] in ids if href.startswith("#") else (written[1].folder / href).is_file()
+
+
+def test_images_have_a_text_in_their_place(page):
+    assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
+
+
+def test_figures_fit_light_and_dark_wide_and_narrow_pages(page):
+    queries = page.attributes("source", "media")
+    assert len(queries) == 4 * 3
+    for scheme in ("dark", "light"):
+        assert sum("max-width" in query and f"prefers-color-scheme: {scheme}" in query for query in queries) == 4
+
+
+def test_what_did_not_finish_is_said(page):
+    text = "".join(page.text)
+    assert "sra seed 1 has diverged, at step 800 of 800 (parts: loss, step: 312)." in text
+    assert "repa,block=3 seed 1 is still running" in text
+    assert "Means of sra are over 1 of 2 seeds" in text
+
+
+def test_numbers_on_the_page_are_those_of_the_table(page, written):
+    table = pd.read_csv(written[1].table_csv).set_index("cell")
+    text = "".join(page.text)
+    for cell in ("sit", "repa+vae_repa"):
+        assert f"{table[MAIN][cell]:.2f}" in text
+
+
+def test_row_i_of_the_samples_is_tile_i_of_every_cell(page, written):
+    study = load_study(written[0])
+    for grid in samples.grids(study):
+        assert [column.cell for column in grid.columns] == list(study.cells)
+        for column in grid.columns:
+            assert len(column.images) == 10
+            for i, png in enumerate(column.images):
+                image = Image.open(io.BytesIO(png))
+                assert image.size == (TILE, TILE)
+                assert image.getpixel((0, 0)) == (i, 0, 0)
+    shown = [attrs for tag, attrs in page.tags if tag == "img" and ", image 7" in (attrs["alt"] or "")]
+    assert len(shown) == 2 * len(CELLS)
+    for attrs in shown:
+        image = Image.open(io.BytesIO(base64.b64decode(attrs["src"].partition(",")[2])))
+        assert image.getpixel((0, 0)) == (7, 0, 0)
+
+
+def test_tiles_are_read_row_by_row(written):
+    path = run_folder(written[0], "sit", 0).samples / "step_00000800.png"
+    tiles = samples.read_tiles(path, TILE, 30)
+    assert [np.asarray(tile)[0, 0, 0] for tile in tiles] == list(range(30))
+    assert np.asarray(tiles[23])[-1, -1, 0] == pytest.approx(tile_level(23), abs=2)
+    with pytest.raises(UserError, match="a grid of 33 px tiles was expected"):
+        samples.read_tiles(path, 33, 10)
+
+
+def test_large_images_are_scaled_down_and_missing_ones_left_out(tmp_path):
+    study = write_study(tmp_path, {"sit": "sit", "repa": "repa"}, seeds=(0,))
+    config = run_folder(study, "sit", 0).manifest()["config"]
+    config["data"]["image_size"] = 320
+    edit_manifest(run_folder(study, "sit", 0), config=config)
+    Image.new("RGB", (640, 320), "red").save(run_folder(study, "sit", 0).samples / "step_00000800.png")
+    shutil.rmtree(run_folder(study, "repa", 0).samples)
+    (grid,) = samples.grids(load_study(study))
+    (column,) = grid.columns
+    assert [Image.open(io.BytesIO(png)).size for png in column.images] == [(128, 128)] * 2
+
+
+def test_a_refused_report_leaves_the_old_one(written, tmp_path):
+    study = tmp_path / "digits"
+    for cell in ("sit", "sra"):
+        shutil.copytree(written[0] / cell, study / cell)
+    (study / "report").mkdir()
+    (study / "report" / "index.html").write_text("old")
+    edit_manifest(run_folder(study, "sra", 0), digests={"data": "0" * 64})
+    with pytest.raises(UserError, match="data differs between sit seed 0 and sra seed 0"):
+        write_report(study)
+    assert [path.name for path in (study / "report").iterdir()] == ["index.html"]
+    assert (study / "report" / "index.html").read_text() == "old"
+
+
+def test_one_cell_with_one_seed_makes_a_report(tmp_path):
+    study = write_study(tmp_path, {"sra": "sra"}, seeds=(4,))
+    edit_lines(run_folder(study, "sra", 4), "train", keep=0)
+    edit_manifest(run_folder(study, "sra", 4), lines={"floor": {}, "reconstruction": {}})
+    paths = write_report(study)
+    text = "".join(Page(paths.page.read_text()).text)
+    assert "1 training method for SiT-nano/2 on digits, 1 seed," in text
+    assert "No cell is the baseline of the others" in text
+    assert {path.stem for path in paths.figures} == {"main", "metrics"}
+
+
+def test_no_module_of_reports_loads_torch():
+    modules = sorted(f"reports.{path.stem}" for path in Path(reports.__file__).parent.glob("*.py"))
+    assert "reports.page" in modules
+    code = (
+        "import importlib, sys\n"
+        f"for name in {modules!r}:\n"
+        "    importlib.import_module(name.removesuffix('.__init__'))\n"
+        "    assert 'torch' not in sys.modules, name\n"
+        "assert not [m for m in sys.modules if m.split('.')[0] in ('methods', 'studies')]\n"
+        "assert {m for m in sys.modules if m.startswith('harness.')} == {'harness.records', 'harness.errors'}\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(reports.__file__).parent.parent
+    )
+    assert done.returncode == 0, done.stderr
