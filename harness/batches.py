@@ -76,7 +76,7 @@ class BatchSource:
         labels_N = torch.where(draw.dropped_N, prepared.images.num_classes, labels_N)
         digest = hashlib.sha256()
         for part in (torch.from_numpy(rows_N), draw.t_N, draw.noise_NCHW, labels_N, draw.latent_noise_NCHW):
-            digest.update(memoryview(part.numpy()).cast("B"))
+            digest.update(part.numpy().data)
         moments = torch.from_numpy(prepared.moments.rows(rows_N[mine]))
         return Batch(
             step=step,

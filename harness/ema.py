@@ -34,7 +34,8 @@ class Ema:
     def update(self, update: int, stopped: Tensor) -> None:
         """Average in the weights after `update`; nothing moves where the 0-dim flag `stopped` is 1.
 
-        The flag stays on the device, so that a non-finite step is masked without waiting for the device.
+        The flag stays on the device, so that a non-finite step is masked without waiting for the device: hence the
+        list of weights, as one number would be read back.
         """
         share = (1 - self.decay(update)) * (1 - stopped)
-        torch._foreach_lerp_(self._averages, self._weights, share)
+        torch._foreach_lerp_(self._averages, self._weights, [share] * len(self._averages))

@@ -5,6 +5,7 @@ processes nor the splitting of a batch changes them. Nothing here touches the gl
 """
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Iterator
 
@@ -40,8 +41,9 @@ def global_state_kept() -> Iterator[None]:
         yield
 
 
+@functools.lru_cache(maxsize=4)
 def permutation(seed: int, role: str, epoch: int, length: int) -> torch.Tensor:
-    """A random order of `length` items, int64, for one pass over them."""
+    """A random order of `length` items, int64, for one pass over them. Kept, because every step of a pass reads it."""
     return torch.randperm(length, generator=stream(seed, role, epoch))
 
 

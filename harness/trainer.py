@@ -194,7 +194,7 @@ def weights_digest(backbone: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(backbone.state_dict().items()):
         digest.update(name.encode())
-        digest.update(memoryview(value.detach().float().cpu().contiguous().numpy()).cast("B"))
+        digest.update(value.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 

@@ -49,6 +49,10 @@ class VaeRepaConfig:
         require(self.beta > 0, f"vae_repa.beta is {self.beta}: give more than 0")
         require(1 <= self.head_layers <= 64, f"vae_repa.head_layers is {self.head_layers}: give 1 to 64")
         require(self.head_width >= 0, f"vae_repa.head_width is {self.head_width}: give 0 or more")
+        require(
+            not (self.loss == "cosine" and self.reduction == "sum"),
+            "vae_repa.reduction is 'sum' with loss 'cosine': a cosine has one value a token, so give reduction 'mean'",
+        )
         ordered = 0 <= self.t_min <= self.t_max <= 1
         require(ordered, f"vae_repa.t_min {self.t_min} and t_max {self.t_max}: give 0 <= t_min <= t_max <= 1")
 

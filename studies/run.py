@@ -45,23 +45,18 @@ def open_lab(config: RunConfig, report: Report) -> Lab:
     runtime = environment.resolve_runtime(config.runtime)
     environment.apply_runtime(runtime)
     accelerator = Accelerator(cpu=runtime.device == "cpu", mixed_precision="no")
-    prepared = prepare(config, Needs(), accelerator.device, report)
-    evaluation = replace(
-        config.evaluation,
-        precision=environment.resolve_precision(config.evaluation.precision, accelerator.device),
-        num_samples=config.evaluation.num_samples or len(prepared.holdout_rows),
-    )
-    config = replace(config, runtime=runtime, evaluation=evaluation)
-    shape = backbone_shape(config, prepared)
+    device = accelerator.device
+    prepared = prepare(config, Needs(), device, report)
+    evaluator = Evaluator(config.evaluation, runtime, prepared, device, cache_folder(config.output))
+    config = replace(config, runtime=runtime, evaluation=evaluator.config)
+    images = prepared.images
     return Lab(
         config=config,
         accelerator=accelerator,
         prepared=prepared,
-        shape=shape,
-        data=DataShape(
-            image_size=config.data.image_size, num_classes=prepared.images.num_classes, encoder_width=encoder_width
-        ),
-        evaluator=Evaluator(config, prepared, accelerator.device, cache_folder(config.output)),
+        shape=backbone_shape(config, prepared),
+        data=DataShape(image_size=config.data.image_size, num_classes=images.num_classes, encoder_width=encoder_width),
+        evaluator=evaluator,
         report=report,
     )
 
