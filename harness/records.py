@@ -7,6 +7,7 @@ and the report are views of them.
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import os
@@ -14,9 +15,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
 
 FORMAT = 1
 """Version of the record files; raised when a reader of an older version would misread them."""
@@ -209,6 +214,31 @@ class RunFolder:
             if path.is_file():
                 kept = [canonical(record) + "\n" for record in self.lines(name) if record["step"] <= step]
                 write_atomic(path, "".join(kept).encode())
+
+    def write_samples(self, step: int, images_NHWC: "np.ndarray") -> Path:
+        """Write uint8 images [N, H, W, 3] as one PNG of square tiles, `TILES_A_ROW` a row, image 0 top left."""
+        path = self.samples / f"step_{step:08d}.png"
+        buffer = io.BytesIO()
+        tile_picture(images_NHWC).save(buffer, format="PNG")
+        write_atomic(path, buffer.getvalue())
+        return path
+
+
+TILES_A_ROW = 10
+"""Images in a row of a sample picture."""
+
+
+def tile_picture(images_NHWC: "np.ndarray") -> "Image":
+    """A Pillow image of the tiles; missing places of the last row are white."""
+    import numpy as np
+    from PIL import Image
+
+    num, height, width, _ = images_NHWC.shape
+    rows = -(-num // TILES_A_ROW)
+    sheet = np.full((rows * TILES_A_ROW, height, width, 3), 255, dtype=np.uint8)
+    sheet[:num] = images_NHWC
+    grid = sheet.reshape(rows, TILES_A_ROW, height, width, 3).transpose(0, 2, 1, 3, 4)
+    return Image.fromarray(grid.reshape(rows * height, TILES_A_ROW * width, 3))
 
 
 def find_runs(study: Path) -> list[RunFolder]:
