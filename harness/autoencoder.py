@@ -41,7 +41,7 @@ Network = Any
 def to_pixels(images: np.ndarray | Tensor) -> Tensor:
     """uint8 images, numpy [N, H, W, 3] or tensor [N, 3, H, W], to float32 [N, 3, H, W] in [-1, 1]."""
     if isinstance(images, np.ndarray):
-        images = torch.from_numpy(images).permute(0, 3, 1, 2)
+        images = torch.tensor(images).permute(0, 3, 1, 2)
     assert images.dtype == torch.uint8, images.dtype
     return images.float() / 127.5 - 1
 
@@ -306,8 +306,7 @@ def _fit(
         noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
         decoded_NCHW = network.decode(posterior.mean + posterior.std * noise).sample
         error = (decoded_NCHW - pixels_NCHW).square().mean()
-        # KL of N(mean, std^2) from N(0, 1), a mean over latent numbers.
-        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+        kl = posterior.kl().mean() / noise[0].numel()  # diffusers sums it over an image's latent numbers
         optimizer.zero_grad(set_to_none=True)
         (error + recipe.kl_weight * kl).backward()
         nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)

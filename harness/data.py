@@ -4,9 +4,10 @@ No augmentation, no flips: image i is the same square of uint8 numbers in every 
 Shapes: M images in all, H W image height and width in pixels.
 """
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +137,8 @@ def _find_classes(root: Path) -> list[str]:
     """Names of the class folders, sorted; hidden ones are passed over."""
     if not root.is_dir():
         raise UserError(f"data.path: {root} is not a folder: name a folder that holds one folder of images a class")
-    classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    with _reading(root):
+        classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not classes:
         raise UserError(
             f"data.path: {root} has no class folders: put the images of each class into a folder of its own"
@@ -166,30 +168,34 @@ def _file_digests(root: Path, names: Sequence[str], cache: Path, report: Report 
     Contents are read once; a file whose size and modification time are as before keeps its stored digest.
     """
     listing = cache / f"files-{digest(str(root.resolve()))[:12]}.json"
-    known = {name: (size, time_ns, sha) for name, size, time_ns, sha in _read_listing(listing)}
-    rows = []
-    for done, name in enumerate(names, 1):
-        state = (root / name).stat()
-        size, time_ns, sha = known.get(name, (-1, -1, ""))
-        if (size, time_ns) != (state.st_size, state.st_mtime_ns):
-            sha = _content_digest(root / name)
-        rows.append([name, state.st_size, state.st_mtime_ns, sha])
-        if report is not None and done % 100 == 0:
-            report("reading files", done, len(names))
-    if rows != _read_listing(listing):
+    stored = {name: state for name, *state in (read_json(listing) if listing.is_file() else [])}
+    states = {name: _file_state(root / name) for name in names}
+    changed = [name for name in names if name not in stored or stored[name][:2] != states[name]]
+    shas = {name: state[2] for name, state in stored.items()}
+    for done, name in enumerate(changed, 1):
+        with _reading(root / name):
+            shas[name] = file_digest(root / name)
+        if report is not None:
+            report("reading files", done, len(changed))
+    if changed or stored.keys() != states.keys():
         with caches.writing_to(cache):
             cache.mkdir(parents=True, exist_ok=True)
-            write_json(listing, rows)
-    return [[name, size, sha] for name, size, _, sha in rows]
+            write_json(listing, [[name, *states[name], shas[name]] for name in names])
+    return [[name, states[name][0], shas[name]] for name in names]
 
 
-def _read_listing(path: Path) -> list[list[Any]]:
-    return read_json(path) if path.is_file() else []
+def _file_state(path: Path) -> list[int]:
+    """Size in bytes and modification time in ns."""
+    with _reading(path):
+        state = path.stat()
+    return [state.st_size, state.st_mtime_ns]
 
 
-def _content_digest(path: Path) -> str:
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn a file or folder that the system will not read into a `UserError` that names it."""
     try:
-        return file_digest(path)
+        yield
     except OSError as error:
         raise UserError(f"data.path: cannot read {path} ({error.strerror}): make it readable or remove it") from None
 

@@ -20,6 +20,8 @@ from harness.records import digest
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+PASS_IMAGES = {True: 8, False: 64}
+"""Images encoded together, on a CPU and elsewhere: 8 keep the activations in a CPU's cache, which halves the time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +109,14 @@ class FrozenEncoder(nn.Module):
 
     def __init__(self, network: Any, name: str, grid: int) -> None:
         super().__init__()
-        self.network = network.eval().requires_grad_(False)
+        self.network = network
         self.name = name
         self.grid = grid
         self.digest = encoder_digest(name, grid)
         mean, std = spec(name).normalisation
         self.register_buffer("mean", torch.tensor(mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(3, 1, 1), persistent=False)
+        self.eval().requires_grad_(False)
 
     @classmethod
     def load(cls, name: str, grid: int, device: str | torch.device) -> "FrozenEncoder":
@@ -143,8 +146,9 @@ class FrozenEncoder(nn.Module):
     def tokens(self, images_NCHW: Tensor) -> Tensor:
         """uint8 images [N, 3, H, W] of any device -> float32 [N, T, Z] on the encoder's device, without autocast."""
         device = self.mean.device
+        images_NCHW = images_NCHW.to(device)
         with torch.autocast(device.type, enabled=False):
-            return self(images_NCHW.to(device))
+            return torch.cat([self(part) for part in images_NCHW.split(PASS_IMAGES[device.type == "cpu"])])
 
 
 def _load_efficientnet(name: str, grid: int) -> Any:
@@ -152,7 +156,7 @@ def _load_efficientnet(name: str, grid: int) -> Any:
     network = timm.create_model(spec(name).timm_name, pretrained=False)
     file = weights.find(name)
     network.load_state_dict(_renamed(weights.load_tensors(file.path), network.state_dict(), file))
-    return network
+    return network.to(memory_format=torch.channels_last)  # depthwise convolutions on a CPU are faster so
 
 
 def _renamed(tensors: dict[str, Tensor], names: dict[str, Tensor], file: weights.WeightsFile) -> dict[str, Tensor]:

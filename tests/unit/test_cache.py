@@ -1,0 +1,230 @@
+"""Caches: what is read is what was written, whole, in order, and never half."""
+
+import json
+import multiprocessing
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness import cache
+from harness.cache import Sharded, build, cache_folder, entry
+from harness.config import OutputConfig
+from harness.errors import UserError
+
+KEY = {"data": "abc", "transform": "none"}
+SHAPE = (2, 3)
+
+
+def rows_by_formula(start: int, stop: int) -> np.ndarray:
+    """Row i is i * 100 + 0..5: every number says where it belongs."""
+    return (np.arange(start, stop)[:, None] * 100 + np.arange(6)).reshape(-1, *SHAPE).astype(np.int64)
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 rows a call and 8 rows a shard: 21 rows make shards of 8, 8 and 5."""
+    monkeypatch.setattr(cache, "ROWS_PER_CALL", 4)
+    monkeypatch.setattr(cache, "SHARD_BYTES", 8 * 6 * 8)
+
+
+def build_21(folder: Path, make_rows=rows_by_formula, report=None) -> Sharded:
+    return build(folder, KEY, 21, SHAPE, np.int64, make_rows, report)
+
+
+def test_rows_come_back_in_the_order_asked_for(tmp_path: Path, small_shards: None) -> None:
+    opened = build_21(tmp_path / "c")
+    assert len(opened) == 21 and opened.shape == (21, 2, 3) and opened.dtype == np.int64
+    assert sorted(path.name for path in (tmp_path / "c").glob("shard*")) == [f"shard-0000{n}.npy" for n in range(3)]
+    order = np.array([20, 0, 8, 7, 7, 16])
+    expected = [[[i * 100, i * 100 + 1, i * 100 + 2], [i * 100 + 3, i * 100 + 4, i * 100 + 5]] for i in order]
+    assert opened.rows(order).tolist() == expected
+    assert opened.rows(np.array([], dtype=np.int64)).shape == (0, 2, 3)
+
+
+def test_rows_are_made_in_fixed_steps_and_only_once(tmp_path: Path, small_shards: None) -> None:
+    calls: list[tuple[int, int]] = []
+    told: list[tuple[int, int]] = []
+
+    def make_rows(start: int, stop: int) -> np.ndarray:
+        calls.append((start, stop))
+        return rows_by_formula(start, stop)
+
+    build_21(tmp_path / "c", make_rows, lambda what, done, total: told.append((done, total)))
+    steps = [(0, 4), (4, 8), (8, 12), (12, 16), (16, 20), (20, 21)]
+    assert calls == steps
+    assert told == [(stop, 21) for _, stop in steps]
+    build_21(tmp_path / "c", make_rows)
+    assert calls == steps
+
+
+def test_key_names_the_folder() -> None:
+    import hashlib
+
+    text = '{"data":"abc","transform":"none"}'
+    assert entry(Path("c"), "images", KEY) == Path("c") / f"images-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    assert entry(Path("c"), "images", {**KEY, "data": "abd"}) != entry(Path("c"), "images", KEY)
+
+
+def test_two_keys_with_one_folder_are_refused(tmp_path: Path) -> None:
+    build(tmp_path / "c", KEY, 3, SHAPE, np.int64, rows_by_formula)
+    with pytest.raises(UserError, match="belongs to other data"):
+        build(tmp_path / "c", {**KEY, "data": "abd"}, 3, SHAPE, np.int64, rows_by_formula)
+
+
+def test_a_key_with_tuples_is_found_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        opened = build(tmp_path / "c", {"mean": (0.5, 0.25)}, 3, SHAPE, np.int64, rows_by_formula)
+    assert opened.key == {"mean": [0.5, 0.25]}
+
+
+def interrupted_after(num_rows: int):
+    def make_rows(start: int, stop: int) -> np.ndarray:
+        if start >= num_rows:
+            raise KeyboardInterrupt
+        return rows_by_formula(start, stop)
+
+    return make_rows
+
+
+def test_an_interrupted_build_is_not_read_and_goes_on_where_it_stopped(tmp_path: Path, small_shards: None) -> None:
+    folder = tmp_path / "c"
+    with pytest.raises(KeyboardInterrupt):
+        build_21(folder, interrupted_after(12))
+    assert [path.name for path in folder.glob("shard*")] == ["shard-00000.npy"]
+    with pytest.raises(UserError, match="not a finished cache: run `ditbench prepare`"):
+        Sharded(folder)
+    calls: list[int] = []
+
+    def make_rows(start: int, stop: int) -> np.ndarray:
+        calls.append(start)
+        return rows_by_formula(start, stop)
+
+    continued = build_21(folder, make_rows)
+    assert calls == [8, 12, 16, 20]
+    assert continued.rows(np.arange(21)).tolist() == rows_by_formula(0, 21).tolist()
+    whole = build_21(tmp_path / "whole")
+    for name in ("index.json", "shard-00000.npy", "shard-00001.npy", "shard-00002.npy"):
+        assert (folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+def test_a_torn_shard_of_an_interrupted_build_is_made_again(tmp_path: Path, small_shards: None) -> None:
+    folder = tmp_path / "c"
+    with pytest.raises(KeyboardInterrupt):
+        build_21(folder, interrupted_after(16))
+    torn = folder / "shard-00000.npy"
+    torn.write_bytes(torn.read_bytes()[:-40])
+    (folder / ".shard-00002.npy.1234.tmp").write_bytes(b"left by a killed process")
+    calls: list[int] = []
+
+    def make_rows(start: int, stop: int) -> np.ndarray:
+        calls.append(start)
+        return rows_by_formula(start, stop)
+
+    assert build_21(folder, make_rows).rows(np.arange(21)).tolist() == rows_by_formula(0, 21).tolist()
+    assert calls == [0, 4, 16, 20]
+    assert not list(folder.glob(".*.tmp"))
+
+
+def test_a_flipped_bit_is_refused_by_name_when_touched(tmp_path: Path, small_shards: None) -> None:
+    folder = build_21(tmp_path / "c").folder
+    path = folder / "shard-00001.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    opened = build_21(folder)
+    assert opened.rows(np.array([0, 20])).shape == (2, 2, 3)  # the other shards are still good
+    with pytest.raises(UserError, match=r"shard-00001\.npy is damaged .* delete it and run"):
+        opened.rows(np.array([9]))
+    with pytest.raises(UserError, match=r"shard-00001\.npy is damaged"):
+        Sharded(folder).verify()
+    path.unlink()  # what the message says
+    build_21(folder).verify()
+    assert build_21(folder).rows(np.array([9])).tolist() == rows_by_formula(9, 10).tolist()
+
+
+def test_verify_reads_again_what_was_read_before(tmp_path: Path, small_shards: None) -> None:
+    opened = build_21(tmp_path / "c")
+    opened.verify()
+    path = opened.folder / "shard-00002.npy"
+    path.write_bytes(path.read_bytes()[:-8] + b"12345678")
+    with pytest.raises(UserError, match=r"shard-00002\.npy is damaged"):
+        opened.verify()
+
+
+def test_a_shard_that_went_away_is_named(tmp_path: Path, small_shards: None) -> None:
+    opened = build_21(tmp_path / "c")
+    (opened.folder / "shard-00002.npy").unlink()
+    with pytest.raises(UserError, match=r"shard-00002\.npy is missing: run `ditbench prepare`"):
+        opened.rows(np.array([20]))
+
+
+def test_an_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file where a folder is wanted")
+    with pytest.raises(UserError, match=r"output\.cache: cannot write to .*file"):
+        build(tmp_path / "file" / "c", KEY, 3, SHAPE, np.int64, rows_by_formula)
+
+
+def test_a_disk_that_is_too_small_is_found_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=143))
+
+    def make_rows(start: int, stop: int) -> np.ndarray:
+        raise AssertionError("no row may be made")
+
+    with pytest.raises(UserError, match="make room or name another folder"):
+        build(tmp_path / "c", KEY, 3, SHAPE, np.int64, make_rows)  # 3 rows of 48 bytes: 144
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=144))
+    assert len(build(tmp_path / "c", KEY, 3, SHAPE, np.int64, rows_by_formula)) == 3
+
+
+def test_a_disk_that_fills_up_leaves_no_finished_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cache, "write_atomic", no_space)
+        with pytest.raises(UserError, match="No space left on device"):
+            build(tmp_path / "c", KEY, 3, SHAPE, np.int64, rows_by_formula)
+    with pytest.raises(UserError, match="not a finished cache"):
+        Sharded(tmp_path / "c")
+    assert build(tmp_path / "c", KEY, 3, SHAPE, np.int64, rows_by_formula).rows(np.array([2]))[0, 0, 0] == 200
+
+
+def _count_and_build(folder: Path, calls: Path) -> None:
+    def make_rows(start: int, stop: int) -> np.ndarray:
+        with calls.open("a") as file:
+            file.write(f"{os.getpid()} {start}\n")
+        return rows_by_formula(start, stop)
+
+    build(folder, KEY, 200, SHAPE, np.int64, make_rows).verify()
+
+
+def test_two_processes_build_one_cache_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    jobs = [context.Process(target=_count_and_build, args=(tmp_path / "c", tmp_path / "calls")) for _ in range(3)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert [job.exitcode for job in jobs] == [0, 0, 0]
+    made = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+    assert [int(start) for _, start in made] == [0, 64, 128, 192]
+    assert len({process for process, _ in made}) == 1
+
+
+def test_index_holds_the_whole_key(tmp_path: Path) -> None:
+    folder = build(tmp_path / "c", KEY, 3, SHAPE, np.int64, rows_by_formula).folder
+    index = json.loads((folder / "index.json").read_text())
+    assert index["key"] == KEY and index["complete"] is True
+    assert index["shape"] == [3, 2, 3] and index["dtype"] == "int64" and len(index["checksums"]) == 1
+
+
+def test_cache_folder_by_config_then_variable_then_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DITBENCH_CACHE", raising=False)
+    assert cache_folder(OutputConfig()) == Path("cache")
+    monkeypatch.setenv("DITBENCH_CACHE", "/somewhere")
+    assert cache_folder(OutputConfig()) == Path("/somewhere")
+    assert cache_folder(OutputConfig(cache="/named")) == Path("/named")
