@@ -256,6 +256,8 @@ def train_autoencoder(
                 "recipe": asdict(recipe),
                 "data": images.digest,
                 "rows": digest(rows.tolist()),
+                "device": str(next(network.parameters()).device),
+                "threads": torch.get_num_threads(),
                 "versions": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "numpy")},
                 "weights_sha256": file_digest(folder / WEIGHTS),
                 "final": losses,

@@ -52,12 +52,13 @@ def prepare(config: RunConfig, needs: Needs, device: str | torch.device, report:
     encoders = {name: encoder_digest(name, grid) for name in needs.encoders}
     images = data.load_images(config.data, cache, report)
     train_rows, holdout_rows = data.split(len(images), config.data.holdout, config.data.split_seed)
+    maker = _Maker(cache, images, report)
     return PreparedData(
         images=images,
         train_rows=train_rows,
         holdout_rows=holdout_rows,
-        moments=_moments(cache, images, config.data.image_size, autoencoder, report),
-        tokens={name: _tokens(cache, images, name, grid, device, report) for name in encoders},
+        moments=maker.moments(autoencoder, config.data.image_size),
+        tokens={name: maker.tokens(name, encoders[name], grid, device) for name in encoders},
         autoencoder=autoencoder,
         digests={
             "data": images.digest,
@@ -80,44 +81,44 @@ def token_grid(config: RunConfig, autoencoder: Autoencoder) -> int:
     return side // patch
 
 
-def _moments(
-    cache: Path, images: ImageSet, image_size: int, autoencoder: Autoencoder, report: Report | None
-) -> Sharded:
-    channels, height, width = autoencoder.latent_shape(image_size)
-    key = {"data": images.digest, "autoencoder": autoencoder.digest, "values": "mean, std"}
+@dataclass(frozen=True)
+class _Maker:
+    """Makes or opens the caches that hold one row for each image."""
 
-    def make_rows(start: int, stop: int) -> np.ndarray:
-        return autoencoder.moments(images.rows(np.arange(start, stop))).numpy()
+    cache: Path
+    images: ImageSet
+    report: Report | None
 
-    shape = (2 * channels, height, width)
-    return _cached(cache, "moments", key, len(images), shape, np.float32, make_rows, report)
+    def moments(self, autoencoder: Autoencoder, image_size: int) -> Sharded:
+        channels, height, width = autoencoder.latent_shape(image_size)
 
+        def make_rows(start: int, stop: int) -> np.ndarray:
+            return autoencoder.moments(self.images.rows(np.arange(start, stop))).numpy()
 
-def _tokens(
-    cache: Path, images: ImageSet, name: str, grid: int, device: str | torch.device, report: Report | None
-) -> Sharded:
-    key = {"data": images.digest, "encoder": encoder_digest(name, grid)}
-    loaded: list[FrozenEncoder] = []
+        key = {"autoencoder": autoencoder.digest, "values": "mean, std"}
+        return self._cached("moments", key, (2 * channels, height, width), np.float32, make_rows)
 
-    def make_rows(start: int, stop: int) -> np.ndarray:
-        if not loaded:  # an encoder whose tokens are all cached is never built
-            loaded.append(FrozenEncoder.load(name, grid, device))
-        images_NCHW = torch.from_numpy(images.rows(np.arange(start, stop))).permute(0, 3, 1, 2)
-        return loaded[0].tokens(images_NCHW).half().cpu().numpy()
+    def tokens(self, name: str, encoder: str, grid: int, device: str | torch.device) -> Sharded:
+        """Tokens of the encoder `name`, whose digest is `encoder`; it is built only when tokens are missing."""
+        loaded: list[FrozenEncoder] = []
 
-    shape = (grid**2, encoder_width(name))
-    return _cached(cache, f"tokens-{name}", key, len(images), shape, np.float16, make_rows, report)
+        def make_rows(start: int, stop: int) -> np.ndarray:
+            if not loaded:
+                loaded.append(FrozenEncoder.load(name, grid, device))
+            images_NCHW = torch.from_numpy(self.images.rows(np.arange(start, stop))).permute(0, 3, 1, 2)
+            return loaded[0].tokens(images_NCHW).half().cpu().numpy()
 
+        shape = (grid**2, encoder_width(name))
+        return self._cached(f"tokens-{name}", {"encoder": encoder}, shape, np.float16, make_rows)
 
-def _cached(
-    cache: Path,
-    kind: str,
-    key: dict[str, str],
-    num_rows: int,
-    row_shape: tuple[int, ...],
-    dtype: type[np.generic],
-    make_rows: Callable[[int, int], np.ndarray],
-    report: Report | None,
-) -> Sharded:
-    key = {**key, "dtype": np.dtype(dtype).name}
-    return caches.build(caches.entry(cache, kind, key), key, num_rows, row_shape, dtype, make_rows, report)
+    def _cached(
+        self,
+        kind: str,
+        key: dict[str, str],
+        row_shape: tuple[int, ...],
+        dtype: type[np.generic],
+        make_rows: Callable[[int, int], np.ndarray],
+    ) -> Sharded:
+        key = {"data": self.images.digest, **key, "dtype": np.dtype(dtype).name}
+        folder = caches.entry(self.cache, kind, key)
+        return caches.build(folder, key, len(self.images), row_shape, dtype, make_rows, self.report)
