@@ -1,0 +1,189 @@
+"""`make bench`: step time of the trainer against a bare loop of the same work, measured interleaved in one run.
+
+The trainer draws, hashes, logs, guards and writes records; the bare loop is forward, backward, clip, AdamW and EMA on
+batches that lie ready. Prints a row a model, and writes JSON when a path is given.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+import methods
+from harness import environment, flow
+from harness.config import (
+    BudgetConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    OutputConfig,
+    RunConfig,
+    RuntimeConfig,
+)
+from harness.evaluate import Evaluator
+from harness.method import BackboneShape, DataShape
+from harness.prepare import PreparedData
+from harness.records import RunFolder
+from harness.sit import parse_name
+from harness.tracking import Tracker
+from harness.trainer import Run, build_backbone, build_optimizer, clip_gradients, set_up, step_views, train
+from studies.tables import print_table
+
+PAIRS = 5
+BATCH = 8
+CASES = {"SiT-nano/2": (8, 200), "SiT-S/2": (32, 4)}
+"""Model: latent size, and steps of one measurement."""
+
+
+class Latents:
+    """Posterior moments in memory, with what the trainer asks of a cache and of an autoencoder."""
+
+    def __init__(self, num: int, size: int) -> None:
+        self.shape = (num, 8, size, size)
+        self._moments = np.random.default_rng(0).random(self.shape, dtype=np.float32)
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        return self._moments[indices]
+
+    def latents(self, moments: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        mean, std = moments.chunk(2, dim=1)
+        return mean + std * noise
+
+    def latent_means(self, moments: torch.Tensor) -> torch.Tensor:
+        return moments.chunk(2, dim=1)[0]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels alone: the benchmark reads no images."""
+
+    labels: np.ndarray
+    num_classes: int = 10
+
+
+def build_run(name: str, size: int, runs: Path) -> Run:
+    """A vanilla run that would go on for ever, on random latents of real shapes."""
+    runtime = environment.resolve_runtime(RuntimeConfig())
+    environment.apply_runtime(runtime)
+    config = RunConfig(
+        study="bench",
+        method=methods.control(),
+        model=ModelConfig(name=name),
+        data=DataConfig(name="digits"),
+        optimizer=OptimizerConfig(batch_size=BATCH),
+        budget=BudgetConfig(amount=10**9),
+        runtime=runtime,
+        output=OutputConfig(runs=str(runs), log_every=50),
+    )
+    latents = Latents(1024, size)
+    prepared = cast(PreparedData, _Prepared(latents, Labels(np.arange(1024) % 10), np.arange(1024), latents))
+    shape = BackboneShape(
+        size=name.split("-")[1].split("/")[0], input_size=size, in_channels=4, num_classes=10, **parse_name(name)
+    )
+    kind = methods.load(config.method)
+    method = kind(kind.Config(), shape, DataShape(image_size=8 * size, num_classes=10, encoder_width=lambda name: 1))
+    return set_up(config, method, prepared, Accelerator(cpu=runtime.device == "cpu"))
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    moments: Latents
+    images: Labels
+    train_rows: np.ndarray
+    autoencoder: Latents
+
+
+def trainer_steps(run: Run, runs: Path) -> Iterator[None]:
+    """The trainer, one item a step; records, hashing and MLflow's absence as in a real run."""
+    folder = RunFolder(runs / "run")
+    folder.create()
+    tracker = Tracker(replace(run.config.output, mlflow=False), "bench", "bench", {}, "")
+    for event in train(run, folder, cast(Evaluator, None), tracker):
+        if event.kind == "step":
+            yield
+
+
+def bare_steps(run: Run) -> Iterator[None]:
+    """Forward, backward, clip, AdamW and EMA of the same model and precision, on batches that lie ready."""
+    backbone = build_backbone(run.config, run.method.backbone).to(run.device)
+    module = type(run.module)(backbone, run.method)
+    optimizer = build_optimizer(run.config, module)
+    average = [p.detach().clone() for p in backbone.parameters() if p.requires_grad]
+    weights = [p for p in backbone.parameters() if p.requires_grad]
+    views = [step_views(run, run.batches.batch(step))[0] for step in range(8)]
+    for view in itertools.cycle(views):
+        with run.autocast():
+            velocity_NCHW, _ = backbone(view.xt_NCHW, view.t_N, view.labels_N)
+        target_NCHW = flow.velocity(view.x0_NCHW, view.noise_NCHW)
+        (velocity_NCHW.float() - target_NCHW).square().mean().backward()
+        clip_gradients(module, run.config.optimizer.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            torch._foreach_lerp_(average, weights, 1 - run.config.ema.decay)
+        yield
+
+
+def seconds(steps: Iterator[None], count: int, device: torch.device) -> float:
+    """Time of one step, over `count` of them."""
+    started = time.perf_counter()
+    for _ in itertools.islice(steps, count):
+        pass
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - started) / count
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Interleaved pairs of one model: A B A B ..., after one pair that is not counted."""
+    size, count = CASES[name]
+    with tempfile.TemporaryDirectory() as temporary:
+        run = build_run(name, size, Path(temporary))
+        trainer, bare = trainer_steps(run, Path(temporary)), bare_steps(run)
+        pairs = [(seconds(trainer, count, run.device), seconds(bare, count, run.device)) for _ in range(PAIRS + 1)][1:]
+        trainer.close()  # type: ignore[attr-defined]
+    ratios = [a / b for a, b in pairs]
+    return {
+        "model": name,
+        "batch": BATCH,
+        "precision": run.config.runtime.precision,
+        "threads": run.config.runtime.threads,
+        "trainer_s": statistics.median(a for a, _ in pairs),
+        "bare_s": statistics.median(b for _, b in pairs),
+        "ratio_median": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+    }
+
+
+def shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the rows here as well")
+    arguments = parser.parse_args()
+    rows = [measure(name) for name in CASES]
+    print_table(
+        [
+            {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in row.items()}
+            for row in rows
+        ]
+    )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
