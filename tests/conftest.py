@@ -11,7 +11,8 @@ os.environ["MPLBACKEND"] = "Agg"
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -22,6 +23,9 @@ from harness.method import BackboneShape, DataShape, Method, MethodDraws, Progre
 from harness.rng import global_state_kept
 from harness.sit import SiT, parse_name
 
+if TYPE_CHECKING:
+    from tests.bench_setting import Bench
+
 ENCODER_WIDTH = 12
 """Z of every encoder in these tests."""
 
@@ -30,6 +34,21 @@ def pytest_configure() -> None:
     """Thread count and algorithms change the last bits of sums: both are fixed before any test runs."""
     torch.set_num_threads(int(os.environ.get("DITBENCH_TEST_THREADS", "1")))
     torch.use_deterministic_algorithms(True)
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of caches that all tests share: latents and tokens of the digits are made once."""
+    given = os.environ.get("DITBENCH_TEST_CACHE")
+    return Path(given) if given else tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> "Bench":
+    """Runs in a small real setting."""
+    from tests.bench_setting import open_bench  # here, because most tests need no data and no autoencoder
+
+    return open_bench(tmp_path_factory.mktemp("bench"), shared_cache)
 
 
 @pytest.fixture

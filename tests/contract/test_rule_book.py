@@ -11,7 +11,8 @@ import torch
 
 import methods
 from harness.trainer import Run, forward_losses, step_views
-from tests.contract.conftest import CONTROL, SUM, Bench
+from tests.bench_setting import Bench
+from tests.contract.conftest import CONTROL, SUM
 
 STEPS = 4
 
