@@ -4,7 +4,7 @@ has beside it the CSV it was drawn from. Nothing here uses pyplot or its global 
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from harness.records import METRICS, metric
-from reports.style import Look, rc
+from reports.style import FONT, FONT_SIZE, Look, rc
 from reports.tables import CellResult
 
 DPI = 200
@@ -143,13 +144,13 @@ def _line_height(ax: Axes) -> float:
     return inches * ax.figure.dpi / ax.bbox.height
 
 
-def cell_ends(frame: pd.DataFrame, look: Look, max_chars: int) -> list[End]:
+def cell_ends(frame: pd.DataFrame, look: Look) -> list[End]:
     """The last mean of every cell."""
     ends = []
     for cell in look.styles:
         mean = frame[(frame["cell"] == cell) & (frame["series"] == "mean")].dropna(subset=["value"])
         if len(mean):
-            ends.append(End(float(mean["value"].iloc[-1]), _shorten(cell, max_chars), look.colour(cell)))
+            ends.append(End(float(mean["value"].iloc[-1]), _shorten(cell, _max_chars(look)), look.colour(cell)))
     return ends
 
 
@@ -160,7 +161,27 @@ def line_ends(frame: pd.DataFrame, look: Look) -> list[End]:
 
 
 def _shorten(text: str, max_chars: int) -> str:
-    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
+    """The text with its middle left out where it is too long: labels of one study differ at their ends."""
+    if len(text) <= max_chars:
+        return text
+    tail = max_chars // 3
+    return f"{text[: max_chars - tail - 1]}…{text[-tail:]}"
+
+
+def _max_chars(look: Look) -> int:
+    """Longest name that a figure has room for."""
+    return 16 if look.is_narrow else 38
+
+
+def _text_width(names: Iterable[str]) -> float:
+    """Width of the widest of some names in the figures' font and size, in inches."""
+    font = get_font(findfont(FONT))
+    font.set_size(FONT_SIZE, 72)
+    widths = [0.0]
+    for name in names:
+        font.set_text(name)
+        widths.append(font.get_width_height()[0] / 64 / 72)  # in 64ths of a point
+    return 1.1 * max(widths)  # at low resolutions, hinting widens letters by up to a tenth
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
@@ -205,7 +226,7 @@ def difference_frame(rows: Sequence[CellResult], name: str) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=columns).astype({"seed": "Int64"})
 
 
-def plot_differences(ax: Axes, frame: pd.DataFrame, look: Look, max_chars: int = 24) -> Axes:
+def plot_differences(ax: Axes, frame: pd.DataFrame, look: Look) -> Axes:
     """Per cell a row: every seed's difference as a dot, the mean as a tick, its interval as a line; 0 is no change."""
     cells = list(dict.fromkeys(frame["cell"]))
     ax.axvline(0, color=look.theme.text, linewidth=1, zorder=1)
@@ -227,7 +248,7 @@ def plot_differences(ax: Axes, frame: pd.DataFrame, look: Look, max_chars: int =
             zorder=4,
         )
     ax.set_yticks(range(len(cells)))
-    labels = ax.set_yticklabels([_shorten(cell, max_chars) for cell in reversed(cells)])
+    labels = ax.set_yticklabels([_shorten(cell, _max_chars(look)) for cell in reversed(cells)])
     for label, cell in zip(labels, reversed(cells), strict=True):
         label.set(color=look.colour(cell), parse_math=False)
     ax.set_ylim(-0.6, len(cells) - 0.4)
@@ -246,11 +267,13 @@ def metric_figure(frame: pd.DataFrame, look: Look) -> Figure:
     """One metric against steps, directly labelled."""
     name = frame["quantity"].iloc[0]
     with matplotlib.rc_context(rc(look.theme)):
-        figure = Figure(figsize=(4.2, 3.7) if look.is_narrow else (8.4, 4.3))
-        right, left = (0.68, 0.13) if look.is_narrow else (0.81, 0.075)
-        ax = figure.add_axes((left, 0.12, right - left, 0.77))
+        width, height, left = (4.2, 3.7, 0.54) if look.is_narrow else (8.4, 4.3, 0.63)
+        names = [_shorten(cell, _max_chars(look)) for cell in look.styles]
+        right = 0.3 + _text_width([*names, *frame.loc[frame["series"] == "line", "cell"]])
+        figure = Figure(figsize=(width, height))
+        ax = figure.add_axes((left / width, 0.12, 1 - (left + right) / width, 0.77))
         plot_curves(ax, frame, look)
-        label_ends(ax, cell_ends(frame, look, 16 if look.is_narrow else 22) + line_ends(frame, look))
+        label_ends(ax, cell_ends(frame, look) + line_ends(frame, look))
         _title(ax, name, look)
         ax.set_xlabel("step")
     return figure
@@ -260,7 +283,7 @@ def _title(ax: Axes, name: str, look: Look) -> None:
     """The metric's title, its recorded name and its better direction."""
     family = metric(name)
     ax.set_title(family.title, color=look.theme.text)
-    text = f"{family.direction} is better" if look.is_narrow else f"{name}, {family.direction} is better"
+    text = _arrow(name) if look.is_narrow else f"{name}, {family.direction} is better"
     ax.set_title(text, loc="right", color=look.theme.muted, fontsize=8, fontweight="normal", parse_math=False)
 
 
@@ -297,19 +320,22 @@ def _panels(num: int, look: Look) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
+def _arrow(name: str) -> str:
+    return "↓ is better" if metric(name).direction == "lower" else "↑ is better"
+
+
 def _panel_title(ax: Axes, name: str, look: Look) -> None:
     if any(name.startswith(family.prefix) for family in METRICS):
-        better = "↓ is better" if metric(name).direction == "lower" else "↑ is better"
         ax.set_title(metric(name).title, color=look.theme.text, fontsize=9)
-        ax.set_title(better, loc="right", color=look.theme.muted, fontsize=7, fontweight="normal")
+        ax.set_title(_arrow(name), loc="right", color=look.theme.muted, fontsize=7, fontweight="normal")
     else:
         ax.set_title(name, color=look.theme.text, fontsize=9, parse_math=False)
 
 
 def _key_columns(look: Look) -> int:
     """As many columns as the longest name leaves room for."""
-    longest = max(len(_shorten(cell, 22)) for cell in look.styles)
-    return max(1, min(len(look.styles), (48 if look.is_narrow else 108) // (longest + 7)))
+    width = 0.6 + _text_width(_shorten(cell, _max_chars(look)) for cell in look.styles)
+    return max(1, min(len(look.styles), int((4.2 if look.is_narrow else 8.4) / width)))
 
 
 def _key_rows(look: Look) -> int:
@@ -327,7 +353,7 @@ def _key(figure: Figure, look: Look) -> None:
         handles, numbers, loc="upper left", ncols=_key_columns(look), borderaxespad=0.2, handlelength=1.6
     )
     for text, cell in zip(legend.get_texts(), look.styles, strict=True):
-        text.set(text=_shorten(cell, 22), parse_math=False, color=look.theme.text)
+        text.set(text=_shorten(cell, _max_chars(look)), parse_math=False, color=look.theme.text)
 
 
 def differences_figure(frame: pd.DataFrame, look: Look, baseline: str) -> Figure:
@@ -335,11 +361,11 @@ def differences_figure(frame: pd.DataFrame, look: Look, baseline: str) -> Figure
     name = frame["quantity"].iloc[0]
     num_cells = frame["cell"].nunique()
     with matplotlib.rc_context(rc(look.theme)):
-        width, height, max_chars = 4.2 if look.is_narrow else 8.4, 1.0 + 0.42 * num_cells, 14 if look.is_narrow else 24
-        left = 0.2 + 0.082 * min(max_chars, max(len(cell) for cell in frame["cell"]))
+        width, height = 4.2 if look.is_narrow else 8.4, 1.0 + 0.42 * num_cells
+        left = 0.15 + _text_width(_shorten(cell, _max_chars(look)) for cell in frame["cell"])
         figure = Figure(figsize=(width, height))
         ax = figure.add_axes((left / width, 0.5 / height, 1 - (left + 0.1) / width, 1 - 0.86 / height))
-        plot_differences(ax, frame, look, max_chars)
+        plot_differences(ax, frame, look)
         title = f"Difference to {_shorten(baseline, 18)}, paired by seed"
         ax.set_title(title, color=look.theme.text, parse_math=False)
         better = "left" if metric(name).direction == "lower" else "right"

@@ -256,7 +256,7 @@ def _curve_frame(study: Study, points: Sequence[Mapping[str, Any]], lines: Seque
         num_seeds=("seed", "size"),
     )
     means["series"] = "mean"
-    means["of_seeds"] = means["cell"].map({cell: len(study.of(cell)) for cell in study.cells})
+    means["of_seeds"] = len(study.seeds)
     frame = pd.concat([seeds, means.sort_values("step", kind="stable"), pd.DataFrame(lines)], ignore_index=True)
     whole = dict.fromkeys(("seed", "step", "images", "num_seeds", "of_seeds"), "Int64")
     return frame.reindex(columns=CURVE_COLUMNS).astype(whole)

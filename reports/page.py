@@ -15,7 +15,7 @@ from harness.records import metric
 from reports import figures, findings, samples, tables
 from reports.load import Study
 from reports.style import DARK, LIGHT, CellStyle, Look
-from reports.verify import Check, environment, flatten
+from reports.verify import Check, environment, flatten, short_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -130,7 +130,8 @@ def _metric_texts(result: tables.MetricResult, show: tables.Digits) -> dict[str,
     difference = result.difference
     return {
         "mean": tables.mean_text(result, show),
-        "by_seed": tables.values_text(result, show),
+        "over": result.over,
+        "by_seed": ", ".join(show(value) for value in result.values.values()),
         "difference": tables.difference_text(difference, show) if difference else "",
         "seeds": tables.seeds_text(difference) if difference and difference.by_seed else "",
         "reading": difference.reading if difference else "",
@@ -163,11 +164,7 @@ def _tile(column: samples.Column, i: int) -> str:
 
 
 def _settings(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(name, _value_text(value)) for name, value in flatten(values).items() if name]
-
-
-def _value_text(value: Any) -> str:
-    return '""' if value == "" else str(value)
+    return [(name, short_text(value) or '""') for name, value in flatten(values).items() if name]
 
 
 def _commands(study: Study) -> list[str]:

@@ -41,6 +41,10 @@ DARK = Theme(
     cells=("#4aa3df", "#f0803c", "#2cc295", "#e39cc6", "#f2b632", "#a5dcff"),
 )
 
+FONT = "DejaVu Sans"
+FONT_SIZE = 9
+"""Of figures; the font comes with matplotlib. Size in points."""
+
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[tuple[float, ...], ...] = ((), (6, 2), (2, 1.6), (6, 2, 2, 2))
 """Solid first; the pattern changes each time the colours start again."""
@@ -88,8 +92,8 @@ class Look:
 def rc(theme: Theme) -> dict[Any, Any]:
     """Matplotlib settings of every figure."""
     return {
-        "font.family": "DejaVu Sans",
-        "font.size": 9,
+        "font.family": FONT,
+        "font.size": FONT_SIZE,
         "text.color": theme.text,
         "figure.facecolor": theme.background,
         "savefig.facecolor": theme.background,

@@ -25,7 +25,7 @@ class MetricResult:
     """A metric of a cell at the study's last evaluated step."""
 
     values: Mapping[int, float]
-    """By seed; NaN where the run did not get there or the value is not finite."""
+    """By seed of the study; NaN where there is no run, it did not get there, or the value is not finite."""
     difference: PairedDifference | None
     """To the baseline; None for the baseline itself and where there is none."""
     favoured: bool
@@ -90,7 +90,8 @@ def _cell_result(study: Study, cell: str, baseline: Mapping[str, Mapping[int, fl
 
 
 def _values(study: Study, cell: str, name: str) -> dict[int, float]:
-    return {run.seed: run.value(name, study.step) for run in study.of(cell)}
+    runs = {run.seed: run for run in study.of(cell)}
+    return {seed: runs[seed].value(name, study.step) if seed in runs else math.nan for seed in study.seeds}
 
 
 def _is_favoured(study: Study, cell: str, name: str) -> bool:
@@ -126,7 +127,7 @@ def _numbers(study: Study, row: CellResult) -> dict[str, Any]:
     for name in study.metrics:
         result = row.metrics[name]
         numbers[name] = result.mean
-        numbers |= {f"{name}_seed{seed}": result.values.get(seed, math.nan) for seed in study.seeds}
+        numbers |= {f"{name}_seed{seed}": value for seed, value in result.values.items()}
         numbers |= _difference_numbers(name, result.difference)
     return numbers
 
@@ -147,7 +148,7 @@ def _difference_numbers(name: str, difference: PairedDifference | None) -> dict[
 
 @dataclass(frozen=True)
 class Digits:
-    """Decimals of a metric's column: enough for four significant figures of a typical value."""
+    """Decimals of a metric's column: four significant figures of a typical value, and one decimal at least."""
 
     decimals: int
 
@@ -163,7 +164,7 @@ def digits(rows: Iterable[CellResult], name: str) -> Digits:
     magnitudes = sorted(abs(v) for row in rows for v in row.metrics[name].finite.values() if v)
     if not magnitudes:
         return Digits(2)
-    return Digits(min(max(3 - math.floor(math.log10(magnitudes[len(magnitudes) // 2])), 0), 8))
+    return Digits(min(max(3 - math.floor(math.log10(magnitudes[len(magnitudes) // 2])), 1), 8))
 
 
 def mean_text(result: MetricResult, show: Digits) -> str:

@@ -5,6 +5,7 @@ at a seed: initial weights, and the batch trace at the last step that all its ru
 differs (commit, versions, device, threads) is shown with a warning.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -133,6 +134,12 @@ def _short(digest: str) -> str:
     return digest[:12]
 
 
+def short_text(value: Any) -> str:
+    """A setting as text; digests and commits by their first 12 digits."""
+    text = str(value)
+    return _short(text) if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) else text
+
+
 # -- differences ----------------------------------------------------------------------------------------------------
 
 
@@ -150,6 +157,6 @@ def environment(study: Study) -> list[Setting]:
     for name in names:
         values: dict[str, list[str]] = {}
         for run, flat in flats:
-            values.setdefault(str(flat.get(name, "not recorded")), []).append(run.label)
+            values.setdefault(short_text(flat.get(name, "not recorded")), []).append(run.label)
         settings.append(Setting(name, values))
     return settings

@@ -9,7 +9,7 @@ from records_factory import MAIN, edit_lines, edit_manifest, run_folder, write_r
 
 from harness.records import UserError
 from reports.load import load_study, metric_curves, training_curves
-from reports.verify import differing_fields, environment, flatten, verify
+from reports.verify import differing_fields, environment, flatten, short_text, verify
 
 CELLS = {"sit": "sit", "repa": "repa", "both": "repa+vae_repa"}
 
@@ -221,6 +221,14 @@ def test_environments_are_shown_with_their_runs(study):
     assert settings["threads"].differs
     assert settings["threads"].values["8"] == ["both seed 0"]
     assert len(settings["threads"].values["2"]) == 5
+
+
+def test_digests_are_shown_short_and_numbers_whole():
+    assert (
+        short_text("0123456789abcdef" * 4) == short_text("0123456789abcdef0123456789abcdef01234567") == "0123456789ab"
+    )
+    assert short_text("0123456789abcdef") == "0123456789abcdef"
+    assert short_text(0.5) == "0.5"
 
 
 def test_nested_fields_by_hand():

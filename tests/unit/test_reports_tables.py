@@ -111,6 +111,16 @@ def test_the_text_of_a_difference(study):
     assert sra[f"{MAIN} minus sit"] == "−10.00 [−10.00, −10.00]; better; better at 3 of 3 seeds"
 
 
+def test_a_cell_without_a_run_at_a_seed_says_so(study):
+    shutil.rmtree(study / "sra" / "seed1")
+    loaded = load_study(study)
+    assert shown_row(loaded, "sra")[MAIN] == "20.00 (10.00, –, 30.00; 2 of 3 seeds)"
+    assert row(tables.final_table(loaded), "sra")["num_seeds"] == 2
+    assert any(
+        "Means of sra are over 2 of 3 seeds" in note for note in findings.notes(loaded, tables.results(loaded), [])
+    )
+
+
 def test_a_step_that_only_some_runs_reached_is_compared_over_those(study):
     edit_lines(run_folder(study, "sra", 2), "eval", keep=4)
     edit_manifest(run_folder(study, "sra", 2), status="running")
@@ -123,7 +133,7 @@ def test_a_step_that_only_some_runs_reached_is_compared_over_those(study):
 
 @pytest.mark.parametrize(
     ("values", "text"),
-    [([123.456], "123.5"), ([0.012345, 0.02], "0.02000"), ([0.95], "0.9500"), ([54321.0], "54321"), ([], "–")],
+    [([123.456], "123.5"), ([0.012345, 0.02], "0.02000"), ([0.95], "0.9500"), ([54321.0], "54321.0"), ([], "–")],
 )
 def test_columns_show_four_figures(values, text):
     result = tables.MetricResult(dict(enumerate(values)), None, False)
