@@ -291,8 +291,16 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("study", "cell"):
             value = getattr(self, name)
-            ok = "/" not in value and "\\" not in value and not value.startswith(".")
-            require(ok, f"{name} is {value!r}: it names a folder, so leave out slashes and a leading dot")
+            ok = "/" not in value and "\\" not in value and not value.startswith(".") and value.isprintable()
+            require(
+                ok,
+                f"{name} is {value!r}: it names a folder, so leave out slashes, a leading dot and control characters",
+            )
+            require(
+                len(value.encode()) <= 200, f"{name} is {len(value)} letters long: it names a folder, so shorten it"
+            )
+        # The report of a study lies beside its cells, and is replaced as a whole.
+        require(self.cell != "report", "cell is 'report', where the study's report goes: give the cell another label")
         require(bool(self.study), "study is empty: give the study a name")
         require(self.seed >= 0, f"seed is {self.seed}: give 0 or more")
 

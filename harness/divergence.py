@@ -32,8 +32,10 @@ class Guard:
         """Look at a step's 0-dim losses and norms; returns the flag `stopped`."""
         bad = {name: ~torch.isfinite(value.detach()) for name, value in parts.items()}
         is_first = torch.stack(list(bad.values())).any() & (self.stopped == 0)
-        never = torch.zeros_like(is_first)
-        self._bad_parts = {name: self._bad_parts.get(name, never) | (is_first & flag) for name, flag in bad.items()}
+        # Parts may differ between steps (a term can end), so what an earlier step found is kept.
+        for name, flag in bad.items():
+            first = is_first & flag
+            self._bad_parts[name] = self._bad_parts[name] | first if name in self._bad_parts else first
         self._first_step = torch.where(is_first, step, self._first_step)
         self.stopped = torch.maximum(self.stopped, is_first.float())
         return self.stopped

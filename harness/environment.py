@@ -46,7 +46,7 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` is bf16 where the device is fast at it, else fp32; bf16 on a device without it is refused."""
+    """`auto` is bf16 where the device is fast at it, else fp32; anything else is taken as it is."""
     if precision == "auto":
         return "bf16" if has_fast_bf16(device) else "fp32"
     return precision

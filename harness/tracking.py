@@ -81,7 +81,8 @@ class Tracker:
             with quiet():
                 yield
         except Exception as error:  # MLflow raises what its database or its server raises
-            self._on, self.failure = False, f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            reason = str(error).partition("\n")[0][:200]
+            self._on, self.failure = False, f"{type(error).__name__}: {reason}"
 
     def _points(self) -> set[tuple[str, int]]:
         """Points that MLflow holds already, so that a continued run writes none twice."""

@@ -87,7 +87,7 @@ class Run:
     counters: Counters = field(default_factory=Counters)
     window: Window = field(default_factory=Window)
     weights: dict[str, float] = field(default_factory=dict)
-    """Weight of each term at the last step."""
+    """Weight of each term at the last step that had it."""
 
     @property
     def device(self) -> torch.device:
@@ -214,7 +214,7 @@ def train_step(run: Run, batch: Batch) -> None:
         parts = {"loss": loss, "base": base, **{f"terms/{name}": term.value for name, term in terms.items()}}
         for name, value in parts.items():
             losses[name] = losses.get(name, 0) + value.detach() * share
-        run.weights = {name: term.weight for name, term in terms.items()}
+        run.weights |= {name: term.weight for name, term in terms.items()}
 
     norm = clip_gradients(run.module, run.config.optimizer.clip_norm)
     parts = {**losses, "grad_norm": norm}

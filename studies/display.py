@@ -30,7 +30,7 @@ class Display:
         self._live = sys.stdout.isatty()
         self._console = console()
         self._started = time.monotonic()
-        self._finished_steps = self._resumed_steps = 0
+        self._finished_steps = self._made_steps = 0
         self._facts, self._name, self._step, self._printed = "", "", 0, 0.0
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -65,8 +65,8 @@ class Display:
 
     def event(self, event: Event) -> None:
         """Show what a run did."""
-        if event.kind == "start":
-            self._resumed_steps += event.step
+        if event.kind == "step":
+            self._made_steps += 1
         if event.kind == "train":
             record = event.record
             self._facts = f"loss {record['loss']:.4f}  {record['images_per_s']:.0f} images/s"
@@ -97,13 +97,11 @@ class Display:
         return f"{step}  {self._facts}  {self._left()} left"
 
     def _left(self) -> str:
-        """Time left for all runs, from the steps done so far in this process."""
-        done = self._finished_steps + self._step
-        new = done - self._resumed_steps
-        if new <= 0:
+        """Time left for all runs, from the steps made so far by this process: resumed and skipped ones took no time."""
+        if not self._made_steps:
             return "?"
-        remaining = self._num_runs * self._budget - done
-        return duration((time.monotonic() - self._started) / new * remaining)
+        remaining = self._num_runs * self._budget - self._finished_steps - self._step
+        return duration((time.monotonic() - self._started) / self._made_steps * remaining)
 
     def _show(self, name: str, done: int, total: int, facts: str) -> None:
         if self._task is None:

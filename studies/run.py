@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from harness.records import RunFolder, digest, run_path, write_json
 from harness.rng import global_state_kept
 from harness.sit import parse_name
 from harness.tracking import Tracker, tracking_uri
-from harness.trainer import Event, Run, resume, set_up, train
+from harness.trainer import Event, Run, check_split, resume, set_up, train
 from studies.settings import SECTIONS, as_plain, resolve_sections, section_of, size_of
 
 
@@ -41,7 +41,11 @@ class Lab:
 
 
 def open_lab(config: RunConfig, report: Report) -> Lab:
-    """Read data and autoencoder, and build the evaluator."""
+    """Read data and autoencoder, and build the evaluator.
+
+    Raises:
+        UserError: for a device that is not there, and for data, autoencoder and protocol that do not fit.
+    """
     runtime = environment.resolve_runtime(config.runtime)
     environment.apply_runtime(runtime)
     accelerator = Accelerator(cpu=runtime.device == "cpu", mixed_precision="no")
@@ -86,41 +90,69 @@ def build_method(lab: Lab, config: RunConfig) -> Method:
         return methods.load(config.method)(section_of(config), lab.shape, lab.data)
 
 
-def run_cell(lab: Lab, config: RunConfig, baseline: str) -> Iterator[Event]:
-    """Train and evaluate one cell at one seed; a finished run is left as it is, an interrupted one goes on."""
+def check_cell(lab: Lab, config: RunConfig, seeds: Sequence[int]) -> None:
+    """Make what a cell reads, and refuse what would stop it, before any cell trains.
+
+    Raises:
+        UserError: for wrong method settings, missing weights, or a folder that holds a run of another configuration.
+    """
     config = resolve_run(lab, config)
-    folder = RunFolder(run_path(config.output.runs, config.study, config.label, config.seed))
-    if is_done(folder, config):
+    check_split(config, lab.accelerator.num_processes)
+    needs = build_method(lab, config).needs()
+    runs = [replace(config, seed=seed) for seed in seeds]
+    # A finished study needs no encoder: its table can be made again where the weights are missing.
+    finished = all(is_done(folder_of(run)) for run in runs)
+    prepared = lab.prepared if finished else prepare(config, needs, lab.accelerator.device, lab.report)
+    for run in runs:
+        refuse_other_run(folder_of(run), run, {"evaluation": lab.evaluator.digest, **prepared.digests})
+
+
+def run_cell(lab: Lab, config: RunConfig, baseline: str) -> Iterator[Event]:
+    """Train and evaluate one checked cell at one seed; a finished run is left alone, an interrupted one goes on."""
+    config = resolve_run(lab, config)
+    folder = folder_of(config)
+    if is_done(folder):
+        if baseline and folder.manifest()["baseline"] != baseline:
+            folder.update_manifest(baseline=baseline)
         yield Event("end", config.budget.amount, {"status": folder.status()})
         return
     method = build_method(lab, config)
     prepared = prepare(config, method.needs(), lab.accelerator.device, lab.report)
-    folder.create()
     run = set_up(config, method, prepared, lab.accelerator)
+    facts = manifest(lab, run, baseline)
+    folder.create()
     previous = folder.manifest() if folder.exists() else {}
     step = resume(run, folder)
     tracker = open_tracker(config, previous.get("mlflow_run", ""))
-    folder.write_manifest(
-        {**manifest(lab, run, baseline), "mlflow_run": tracker.run_id, "mlflow_uri": tracking_uri(config.output)}
-    )
+    folder.write_manifest({**facts, "mlflow_run": tracker.run_id, "mlflow_uri": tracking_uri(config.output)})
     write_json(folder.path / "cost.json", run.cost.record())
     yield Event("start", step, {"budget": config.budget.amount})
     yield from train(run, folder, lab.evaluator, tracker)
 
 
-def is_done(folder: RunFolder, config: RunConfig) -> bool:
-    """Whether the run came to its end; `UserError` when the folder holds a run of another configuration."""
+def folder_of(config: RunConfig) -> RunFolder:
+    """The folder of a run."""
+    return RunFolder(run_path(config.output.runs, config.study, config.label, config.seed))
+
+
+def is_done(folder: RunFolder) -> bool:
+    """Whether the run came to its end."""
+    return folder.status() in ("finished", "diverged")
+
+
+def refuse_other_run(folder: RunFolder, config: RunConfig, digests: Mapping[str, str]) -> None:
+    """Raise `UserError` when the folder holds a run of another configuration, or on other data or weights."""
     if not folder.exists():
-        return False
-    manifest = folder.manifest()
-    changed = differing(manifest["config"], as_plain(config))
+        return
+    recorded = folder.manifest()
+    known = {name: recorded["digests"].get(name) for name in digests}
+    changed = [*differing(recorded["config"], as_plain(config)), *differing(known, digests, "digest of ")]
     if changed:
         key, before, now = changed[0]
         raise UserError(
             f"{folder.path} holds a run with another {key} ({before!r}, now {now!r}): "
             "give another --study, or remove that folder"
         )
-    return manifest["status"] in ("finished", "diverged")
 
 
 MAY_CHANGE = ("output.", "runtime.threads", "runtime.device", "optimizer.micro_batch")

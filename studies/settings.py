@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import re
+from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,10 @@ SECTIONS = tuple(
 """Sections of a run that every method shares."""
 
 
+class WrongValue(ArgumentTypeError, ValueError):
+    """A value of the wrong kind. argparse shows the text of the first base only, jsonargparse that of the second."""
+
+
 def comma_list(value: Any) -> list[str]:
     """A list written as `a,b` on the command line or as a YAML list."""
     if isinstance(value, str):
@@ -42,9 +47,9 @@ def whole_numbers(value: Any) -> list[int]:
     try:
         numbers = [int(part) for part in comma_list(value)]
     except ValueError:
-        raise ValueError(f"{value!r} is not a list of whole numbers such as 0,1,2") from None
+        raise WrongValue(f"{value!r} is not a list of whole numbers such as 0,1,2") from None
     if any(number < 0 for number in numbers):
-        raise ValueError(f"{value!r} holds a negative number: give 0 or more")
+        raise WrongValue(f"{value!r} holds a negative number: give 0 or more")
     return numbers
 
 
@@ -52,7 +57,7 @@ def mapping(value: Any) -> dict[str, Any]:
     """A YAML mapping."""
     parsed = yaml.safe_load(value) if isinstance(value, str) else value
     if not isinstance(parsed, Mapping):
-        raise ValueError(f"{value!r} is not a mapping of labels to settings")
+        raise WrongValue(f"{value!r} is not a mapping of labels to settings")
     return dict(parsed)
 
 
@@ -96,39 +101,76 @@ def preset_names() -> list[str]:
 
 def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
     """Parse; `UserError` names the nearest key for an unknown one. The last `--config` and overrides win."""
+    words = [_preset_path(word, before) for before, word in zip(["", *argv], argv, strict=False)]
     try:
-        return parser.parse_args([_preset_path(word, before) for before, word in zip(["", *argv], argv, strict=False)])
+        return _with_whole_sections(parser.parse_args(words))
     except ArgumentError as error:
         raise UserError(explain(str(error), parser)) from None
+
+
+def _with_whole_sections(namespace: Namespace) -> Namespace:
+    """Refuse a section that is given as one value; the parser would only fail when it builds the section."""
+    for name in (*SECTIONS, *methods.names()):
+        value = namespace.get(name, Namespace())  # a section without keys is not there
+        ok = isinstance(value, Namespace)
+        require(ok, f"{name} is {value!r}: it is a section, so set the keys in it, as in --help")
+    return namespace
 
 
 def _preset_path(word: str, before: str) -> str:
     """`--config digits` and `--config=digits` as the path of the preset."""
     name = word.removeprefix("--config=") if word.startswith("--config=") else word if before == "--config" else ""
-    if not name or Path(name).is_file():
+    if not name:
+        return word
+    if Path(name).is_file():
+        _check_yaml(Path(name))
         return word
     if name not in preset_names():
         raise UserError(f"--config {name}: neither a file nor a preset; presets are {', '.join(preset_names())}")
     return word.replace(name, str(PRESETS / f"{name}.yaml"))
 
 
+def _check_yaml(path: Path) -> None:
+    """Name a file that is no YAML: the parser's own message does not."""
+    try:
+        yaml.safe_load(path.read_bytes())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path} cannot be read as YAML: {error}") from None
+
+
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+"""Types of the config, in words."""
+
+
 def explain(message: str, parser: ArgumentParser) -> str:
-    """One line of a parser error, with the nearest known key for an unknown one."""
+    """One line of a parser error, with the nearest known key for an unknown one, and types in words."""
+    message = " ".join(message.split())
+    wrong = re.search(r'Parser key "([\w.+-]+)": Expected an? (.+?)\. Got value: (.*)', message)
+    if wrong:
+        key, kind, value = wrong.groups()
+        choices = re.findall(r"'([^']*)'", kind)
+        wanted = f"one of {', '.join(choices)}" if "Literal" in kind else KINDS.get(choices[0] if choices else "", kind)
+        return f"{key} is {value}: give {wanted}"
     unknown = (
         re.search(r"unrecognized arguments: --([\w.+-]+)", message)
         or re.search(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.]+)'", message)
         or re.search(r"Option '([\w.]+)' is not accepted", message)
     )
     if unknown is None:
-        return " ".join(message.split())
+        return message
     parts = unknown.groupdict()
-    key = f"{parts['group']}.{parts['key']}" if parts else unknown[1]
+    return _nearest(f"{parts['group']}.{parts['key']}" if parts else unknown[1], parser)
+
+
+def _nearest(key: str, parser: ArgumentParser) -> str:
+    """What is said of an unknown key: the nearest one there is, section by section."""
     keys = [action.dest for action in parser._actions if action.dest not in ("help", "print_config")]
     sections = {known.split(".")[0] for known in keys}
     near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
     first = key.split(".")[0]
-    if first not in sections:
-        near = difflib.get_close_matches(first, sections, n=1, cutoff=0.5) or near
+    if first not in sections and (section := difflib.get_close_matches(first, sections, n=1, cutoff=0.5)):
+        whole = section[0] + key.removeprefix(first)
+        near = [whole] if whole in keys else section
     return f"key {key!r} is not known" + (f": did you mean {near[0]!r}?" if near else ": see --help for all keys")
 
 
@@ -194,7 +236,7 @@ def _with_overrides(parser: ArgumentParser, namespace: Namespace, label: str, ce
         f"cells.{label} sets {', '.join(strange)}: a cell may set its method and methods' own sections only",
     )
     try:
-        return parser.parse_object(overrides, cfg_base=namespace.clone())
+        return _with_whole_sections(parser.parse_object(overrides, namespace.clone()))
     except ArgumentError as error:
         raise UserError(f"cells.{label}: {explain(str(error), parser)}") from None
 

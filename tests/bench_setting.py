@@ -79,4 +79,4 @@ def weight_zero(method: Method) -> None:
     def zeroed(*arguments: Any) -> dict[str, Term]:
         return {name: Term(term.value, 0.0) for name, term in terms(*arguments).items()}
 
-    method.terms = zeroed  # type: ignore[method-assign]
+    method.terms = zeroed  # type: ignore[method-assign, assignment]

@@ -1,19 +1,39 @@
 """What several commands share."""
 
+import argparse
 import logging
 import os
 import warnings
 from collections.abc import Sequence
+from typing import NoReturn
 
 import yaml
 
 from harness.config import RunConfig
+from harness.errors import UserError
+
+LIBRARY_SETTINGS = {
+    "HF_HUB_OFFLINE": "1",
+    "KINETO_LOG_LEVEL": "5",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # MLflow's own settings would hold up a run for four minutes when its server is away.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+"""Set for the libraries of a command where the environment does not set them."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as those of every other wrong input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog.removeprefix('ditbench ')}: {message}; see {self.prog} --help")
 
 
 def quiet_libraries() -> None:
-    """Keep libraries' notices off the terminal, and libraries off the network unless told otherwise."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+    """Keep notices off the terminal and libraries off the network, unless the environment says otherwise."""
+    for name, value in LIBRARY_SETTINGS.items():
+        os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     for name in ("torch.distributed", "accelerate", "diffusers"):
@@ -21,9 +41,11 @@ def quiet_libraries() -> None:
 
 
 def print_config(configs: Sequence[RunConfig]) -> int:
-    """Print configs as YAML, one document a cell, with size defaults resolved."""
+    """Print configs as YAML, one document a cell, with size defaults resolved; `ditbench train --config` reads one."""
     from studies.settings import as_plain, nominal_shape, resolve_sections
 
     plain = [as_plain(resolve_sections(config, nominal_shape(config))) for config in configs]
+    for document in plain:
+        document |= document.pop("sections")
     print(yaml.safe_dump_all(plain, sort_keys=False).rstrip())
     return 0

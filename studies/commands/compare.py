@@ -19,8 +19,8 @@ def main(argv: Sequence[str]) -> int:
     from studies.tables import console
 
     failures = run_comparison(asked)
-    cell = asked.cells[0]
-    write_and_print(Path(cell.output.runs) / cell.study)
     for failure in failures:
         console(stderr=True).print(f"failed: {failure.run}: {failure.message}")
+    cell = asked.cells[0]
+    write_and_print(Path(cell.output.runs) / cell.study)
     return 1 if failures else 0

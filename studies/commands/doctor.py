@@ -1,16 +1,15 @@
 """`ditbench doctor`: what this machine has."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from typing import Any
 
-from studies.commands.common import quiet_libraries
+from studies.commands.common import Parser, quiet_libraries
 
 
 def main(argv: Sequence[str]) -> int:
     """Print device, threads, bf16 support, versions, and where weights were found."""
-    parser = argparse.ArgumentParser(prog="ditbench doctor", description="Show device, versions and weights.")
+    parser = Parser(prog="ditbench doctor", description="Show device, versions and weights.")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="table (default) or json")
     arguments = parser.parse_args(argv)
     quiet_libraries()

@@ -12,7 +12,7 @@ def main(argv: Sequence[str]) -> int:
     """Evaluate, store the record in `<run>/evaluations/`, and print it. The run's own records stay as they are."""
     quiet_libraries()
     parser = saved.build_parser("evaluate", "Evaluate a run's EMA backbone, under its own protocol or another.")
-    parser.add_argument("--format", type=str, default="table", help="table or json")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="table (default) or json")
     namespace, folder = saved.parse(parser, argv)
     from studies.display import Display
     from studies.run import open_lab

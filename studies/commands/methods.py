@@ -1,15 +1,14 @@
 """`ditbench methods`: the methods there are."""
 
-import argparse
 import json
 from collections.abc import Sequence
 
-from studies.commands.common import quiet_libraries
+from studies.commands.common import Parser, quiet_libraries
 
 
 def main(argv: Sequence[str]) -> int:
     """List every discovered method with what it adds, needs and cites."""
-    parser = argparse.ArgumentParser(prog="ditbench methods", description="List the methods there are.")
+    parser = Parser(prog="ditbench methods", description="List the methods there are.")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="table (default) or json")
     arguments = parser.parse_args(argv)
     quiet_libraries()

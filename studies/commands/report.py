@@ -1,14 +1,15 @@
 """`ditbench report`: tables, figures and the page of a study, from its records alone."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from studies.commands.common import Parser
+
 
 def main(argv: Sequence[str]) -> int:
     """Write the report of a study and print its path and the result table."""
-    parser = argparse.ArgumentParser(prog="ditbench report", description="Write the report of a study.")
+    parser = Parser(prog="ditbench report", description="Write the report of a study.")
     parser.add_argument("study", type=Path, help="study folder, such as runs/digits")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="table (default) or json")
     arguments = parser.parse_args(argv)

@@ -1,0 +1,227 @@
+"""The data stream of a run, recomputed slowly from its definition, and its split over processes.
+
+Shapes: N images, C channels, H W latent height and width, T tokens, Z encoder width.
+"""
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from harness import cache
+from harness.autoencoder import Autoencoder
+from harness.batches import Batch, BatchSource, Shard
+from harness.data import ImageSet
+from harness.errors import UserError
+from harness.method import Needs
+from harness.prepare import PreparedData
+from harness.rng import stream
+from harness.trainer import extend_chain
+
+SEED, BATCH_SIZE, LABEL_DROP = 3, 6, 0.4
+NUM_IMAGES, NUM_CLASSES = 23, 3
+TRAIN_ROWS = np.array([0, 2, 3, 5, 7, 8, 11, 13, 14, 17, 19, 20, 22])
+SHAPE_CHW = (4, 2, 2)
+SCALING, SHIFT = 0.7, 0.25
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    """Small random data; the autoencoder has a shift, which the shipped one has not."""
+    generator = np.random.default_rng(5)
+    autoencoder = Autoencoder.load("digits", "cpu")
+    autoencoder.scaling, autoencoder.shift = SCALING, SHIFT
+
+    def stored(name: str, values: np.ndarray) -> cache.Sharded:
+        folder = tmp_path_factory.mktemp(name) / name
+        return cache.build(folder, {}, len(values), values.shape[1:], values.dtype, lambda a, b: values[a:b])
+
+    moments = generator.normal(size=(NUM_IMAGES, 8, 2, 2)).astype(np.float32)
+    moments[:, 4:] = np.abs(moments[:, 4:])
+    return PreparedData(
+        images=ImageSet(
+            images=generator.integers(0, 256, (NUM_IMAGES, 8, 8, 3), dtype=np.uint8),
+            labels=generator.integers(0, NUM_CLASSES, NUM_IMAGES),
+            class_names=("a", "b", "c"),
+            digest="",
+        ),
+        train_rows=TRAIN_ROWS,
+        holdout_rows=np.setdiff1d(np.arange(NUM_IMAGES), TRAIN_ROWS),
+        moments=stored("moments", moments),
+        tokens={"eyes": stored("tokens", generator.normal(size=(NUM_IMAGES, 4, 5)).astype(np.float16))},
+        autoencoder=autoencoder,
+        digests={},
+    )
+
+
+@pytest.fixture
+def source(prepared: PreparedData) -> Callable[..., BatchSource]:
+    def build(needs: Needs | None = None, shard: Shard | None = None, label_drop: float = LABEL_DROP) -> BatchSource:
+        return BatchSource(prepared, SEED, BATCH_SIZE, label_drop, needs or Needs(), shard or Shard())
+
+    return build
+
+
+def slow_rows(step: int) -> list[int]:
+    """One endless sequence of random orders of the training images, read position by position."""
+    rows = []
+    for position in range(step * BATCH_SIZE, (step + 1) * BATCH_SIZE):
+        epoch, place = position // len(TRAIN_ROWS), position % len(TRAIN_ROWS)
+        order = torch.randperm(len(TRAIN_ROWS), generator=stream(SEED, "data", epoch))
+        rows.append(int(TRAIN_ROWS[order[place]]))
+    return rows
+
+
+def slow_labels(prepared: PreparedData, step: int) -> list[int]:
+    """The image's class, or the class count where its own uniform number is below the drop probability."""
+    uniform = torch.rand(BATCH_SIZE, generator=stream(SEED, "label_drop", step)).tolist()
+    classes = [int(prepared.images.labels[row]) for row in slow_rows(step)]
+    return [NUM_CLASSES if u < LABEL_DROP else c for u, c in zip(uniform, classes, strict=True)]
+
+
+def draws(step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Times, noise and posterior noise of the global batch."""
+    shape = (BATCH_SIZE, *SHAPE_CHW)
+    return (
+        torch.rand(BATCH_SIZE, generator=stream(SEED, "time", step)),
+        torch.randn(shape, generator=stream(SEED, "noise", step)),
+        torch.randn(shape, generator=stream(SEED, "latent", step)),
+    )
+
+
+def slow_digest(prepared: PreparedData, step: int) -> bytes:
+    t_N, noise_NCHW, latent_noise_NCHW = draws(step)
+    parts = [
+        np.array(slow_rows(step), dtype=np.int64).tobytes(),
+        t_N.numpy().tobytes(),
+        noise_NCHW.numpy().tobytes(),
+        np.array(slow_labels(prepared, step), dtype=np.int64).tobytes(),
+        latent_noise_NCHW.numpy().tobytes(),
+    ]
+    return hashlib.sha256(b"".join(parts)).digest()
+
+
+def assert_same(a: Batch, b: Batch) -> None:
+    for name in ("x0_NCHW", "x0_mean_NCHW", "noise_NCHW", "t_N", "labels_N"):
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+    assert (a.step, a.first_row, a.digest) == (b.step, b.first_row, b.digest)
+
+
+# Steps 2 and 4 reach over the end of a pass (13 images, 6 a step).
+@pytest.mark.parametrize("step", [0, 1, 2, 4, 100])
+def test_a_batch_against_a_slow_recomputation(
+    source: Callable[..., BatchSource], prepared: PreparedData, step: int
+) -> None:
+    batch = source().batch(step)
+    t_N, noise_NCHW, latent_noise_NCHW = draws(step)
+    assert torch.equal(batch.t_N, t_N)
+    assert torch.equal(batch.noise_NCHW, noise_NCHW)
+    assert batch.labels_N.tolist() == slow_labels(prepared, step)
+    for image, row in enumerate(slow_rows(step)):
+        moments = prepared.moments.rows(np.array([row]))[0].astype(np.float64)
+        for c, h, w in np.ndindex(*SHAPE_CHW):
+            mean, std = moments[c, h, w], moments[c + 4, h, w]
+            n = float(latent_noise_NCHW[image, c, h, w])
+            assert float(batch.x0_NCHW[image, c, h, w]) == pytest.approx(((mean + std * n) - SHIFT) * SCALING, abs=1e-6)
+            assert float(batch.x0_mean_NCHW[image, c, h, w]) == pytest.approx((mean - SHIFT) * SCALING, abs=1e-6)
+    assert batch.digest == slow_digest(prepared, step)
+
+
+def test_every_image_is_seen_once_before_any_is_seen_twice() -> None:
+    """The slow definition itself: 13 steps of 6 are 6 whole passes over 13 images."""
+    seen = [row for step in range(13) for row in slow_rows(step)]
+    for start in range(0, len(seen), len(TRAIN_ROWS)):
+        assert sorted(seen[start : start + len(TRAIN_ROWS)]) == TRAIN_ROWS.tolist()
+
+
+def test_the_trace_is_a_chain_of_step_digests(source: Callable[..., BatchSource], prepared: PreparedData) -> None:
+    chain, trace = b"", ""
+    for batch in source().batches(0, 3):
+        chain = hashlib.sha256(chain + slow_digest(prepared, batch.step)).digest()
+        trace = extend_chain(trace, batch.digest)
+        assert trace == chain.hex()
+
+
+@pytest.mark.parametrize("num_processes", [2, 3, 6])
+def test_shards_together_are_the_batch_of_one_process(source: Callable[..., BatchSource], num_processes: int) -> None:
+    needs = Needs(images=True, encoders=("eyes",))
+    whole = source(needs).batch(2)
+    parts = [source(needs, Shard(rank=rank, num_processes=num_processes)).batch(2) for rank in range(num_processes)]
+    for name in ("x0_NCHW", "x0_mean_NCHW", "noise_NCHW", "t_N", "labels_N", "images_NCHW"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
+    assert torch.equal(torch.cat([part.tokens["eyes"] for part in parts]), whole.tokens["eyes"])
+    assert {part.digest for part in parts} == {whole.digest}
+    share = BATCH_SIZE // num_processes
+    assert [part.first_row for part in parts] == [share * rank for rank in range(num_processes)]
+    assert [len(part) for part in parts] == [share] * num_processes
+
+
+def test_prefetched_batches_equal_direct_calls(source: Callable[..., BatchSource]) -> None:
+    prefetched = list(source().batches(3, 8))
+    assert [batch.step for batch in prefetched] == [3, 4, 5, 6, 7]
+    for batch in prefetched:
+        assert_same(batch, source().batch(batch.step))
+
+
+def test_a_prefetch_that_is_left_early_ends_its_thread(source: Callable[..., BatchSource]) -> None:
+    made: list[int] = []
+    batches = source()
+    make = batches.batch
+
+    def counted(step: int) -> Batch:
+        made.append(step)
+        return make(step)
+
+    batches.batch = counted  # type: ignore[method-assign]
+    stream_of_batches = batches.batches(0, 100)
+    next(stream_of_batches)
+    stream_of_batches.close()  # type: ignore[attr-defined]
+    assert set(made) <= {0, 1}
+
+
+def test_an_error_of_the_prefetch_thread_reaches_the_loop(
+    source: Callable[..., BatchSource], prepared: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = source()
+    iterator = batches.batches(0, 5)
+    next(iterator)
+
+    def damaged(rows: np.ndarray) -> np.ndarray:
+        raise UserError("shard-00000.npy is damaged")
+
+    monkeypatch.setattr(prepared.moments, "rows", damaged)
+    with pytest.raises(UserError, match="is damaged"):
+        list(iterator)
+
+
+def test_tokens_and_images_come_only_when_needed(source: Callable[..., BatchSource], prepared: PreparedData) -> None:
+    plain, full = source().batch(1), source(Needs(images=True, encoders=("eyes",))).batch(1)
+    assert plain.tokens == {}
+    assert plain.images_NCHW is None
+    assert full.images_NCHW is not None
+    for image, row in enumerate(slow_rows(1)):
+        pixels_HWC = prepared.images.rows(np.array([row]))[0]
+        assert np.array_equal(full.images_NCHW[image].permute(1, 2, 0).numpy(), pixels_HWC)
+        assert np.array_equal(full.tokens["eyes"][image].numpy(), prepared.tokens["eyes"].rows(np.array([row]))[0])
+    assert plain.digest == full.digest, "what a method needs may not change the trace"
+
+
+@pytest.mark.parametrize("label_drop", [0.0, 0.1, 0.5])
+def test_labels_are_dropped_at_the_asked_rate(source: Callable[..., BatchSource], label_drop: float) -> None:
+    num_steps = 300
+    labels = torch.cat([batch.labels_N for batch in source(label_drop=label_drop).batches(0, num_steps)])
+    rate = float((labels == NUM_CLASSES).float().mean())
+    deviation = (label_drop * (1 - label_drop) / (num_steps * BATCH_SIZE)) ** 0.5
+    assert abs(rate - label_drop) <= 4 * deviation
+
+
+def test_the_digest_sees_every_part(prepared: PreparedData) -> None:
+    """Another seed, step, size or drop rate is another trace."""
+
+    def digest(seed: int = SEED, size: int = BATCH_SIZE, drop: float = LABEL_DROP, step: int = 0) -> bytes:
+        return BatchSource(prepared, seed, size, drop, Needs(), Shard()).batch(step).digest
+
+    assert len({digest(), digest(seed=4), digest(size=12), digest(drop=0.9), digest(step=1)}) == 5
