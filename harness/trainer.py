@@ -318,6 +318,7 @@ def train(run: Run, folder: RunFolder, evaluator: Evaluator, tracker: Tracker) -
             yield log_evaluation(run, folder, tracker, evaluator, batch)
         if step in evaluations or is_checkpoint_due(config, step, steps):
             save_checkpoint(run, folder)
+            tracker.flush()  # a continued run logs nothing before its checkpoint again
         chain, started = [chain[-1]], time.perf_counter()
     yield end_run(folder, tracker, "finished", run.counters.step, {})
 
@@ -392,7 +393,6 @@ def log_evaluation(run: Run, folder: RunFolder, tracker: Tracker, evaluator: Eva
     folder.append("eval", record)
     tracker.log(record)
     tracker.artifact(picture, "samples")
-    tracker.flush()
     return Event("eval", step, record)
 
 

@@ -60,6 +60,6 @@ def _guarded(lab: Lab, config: RunConfig, baseline: str, display: Display) -> li
             folder.update_manifest(
                 status="failed", status_detail={"error": str(error), "trace": traceback.format_exc()}
             )
-        message = f"{type(error).__name__}: {error}"
+        message = " ".join(f"{type(error).__name__}: {error}".split())
         display.failed(message)
         return [Failure(run=f"{config.label}/seed{config.seed}", message=message)]

@@ -1,14 +1,22 @@
 """Text on the terminal. Starts without torch, so that reports do."""
 
+import sys
 from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 
+PIPE_WIDTH = 10_000
+"""Columns of what is no terminal."""
+
 
 def console(stderr: bool = False) -> Console:
-    """A console that leaves text as it is: no markup, so that labels such as [a] survive."""
-    return Console(stderr=stderr, markup=False, highlight=False, soft_wrap=True)
+    """A console that leaves text as it is: no markup, so that labels such as [a] survive.
+
+    Tables are folded to a terminal's width, and nowhere else: a file or a pipe gets one line a row.
+    """
+    width = None if (sys.stderr if stderr else sys.stdout).isatty() else PIPE_WIDTH
+    return Console(stderr=stderr, markup=False, highlight=False, soft_wrap=True, width=width)
 
 
 def print_table(rows: list[dict[str, str]], justify: Literal["left", "right"] = "right") -> None:

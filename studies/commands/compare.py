@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.errors import UserError
 from studies.commands.common import print_config, quiet_libraries
 from studies.settings import build_parser, comparison, parse
 
@@ -22,5 +23,10 @@ def main(argv: Sequence[str]) -> int:
     for failure in failures:
         console(stderr=True).print(f"failed: {failure.run}: {failure.message}")
     cell = asked.cells[0]
-    write_and_print(Path(cell.output.runs) / cell.study)
+    try:
+        write_and_print(Path(cell.output.runs) / cell.study)
+    except UserError as error:
+        if not failures:
+            raise
+        console(stderr=True).print(f"no report: {error}")
     return 1 if failures else 0

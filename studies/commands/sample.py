@@ -43,15 +43,27 @@ def main(argv: Sequence[str]) -> int:
 
 def write_images(out: Path, images_NHWC: np.ndarray) -> None:
     """Write a .npz file, or a folder of PNG files 000000.png, ..., whole or not at all."""
-    from PIL import Image
-
+    write = _write_npz if out.suffix == ".npz" else _write_folder
     try:
-        with replaced(out.with_suffix(".parts") if out.suffix == ".npz" else out) as temporary:
-            if out.suffix == ".npz":
-                np.savez(temporary / out.name, arr_0=images_NHWC)
-                (temporary / out.name).replace(out)
-            else:
-                for index, image in enumerate(images_NHWC):
-                    Image.fromarray(image).save(temporary / f"{index:06d}.png")
+        write(out, images_NHWC)
     except OSError as error:
         raise UserError(f"--out: cannot write to {out} ({error.strerror}): name a place you may write to") from None
+
+
+def _write_npz(out: Path, images_NHWC: np.ndarray) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, arr_0=images_NHWC)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_folder(out: Path, images_NHWC: np.ndarray) -> None:
+    from PIL import Image
+
+    with replaced(out) as temporary:
+        for index, image in enumerate(images_NHWC):
+            Image.fromarray(image).save(temporary / f"{index:06d}.png")

@@ -201,12 +201,13 @@ def printed_config(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def test_a_printed_config_is_resolved_and_can_be_read_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    printed = printed_config(capsys, "train", "--config", "digits", "--method", "repa+vae_repa", "--seed", "3")
+    words = ("--model.name", "SiT-nano/2", "--method", "repa+vae_repa", "--seed", "3", "--optimizer.lr", "2e-5")
+    printed = printed_config(capsys, "train", "--config", "digits", *words)
     values = yaml.safe_load(printed)
     # 6 blocks, width 128: 8/28 and 2/12 of the depth, rounded; heads of 4 D and 2 D
     assert (values["repa"]["block"], values["repa"]["head_width"]) == (2, 512)
     assert (values["vae_repa"]["block"], values["vae_repa"]["head_width"]) == (1, 256)
-    assert (values["method"], values["seed"], values["optimizer"]["lr"]) == ("repa+vae_repa", 3, 1.5e-3)
+    assert (values["method"], values["seed"], values["optimizer"]["lr"]) == ("repa+vae_repa", 3, 2e-5)
     path = tmp_path / "printed.yaml"
     path.write_text(printed)
     assert printed_config(capsys, "train", "--config", str(path)) == printed

@@ -57,9 +57,9 @@ def open_folder(path: Path) -> RunFolder:
     return folder
 
 
-def events(run: Run, folder: RunFolder) -> Generator[Event]:
+def events(run: Run, folder: RunFolder, tracker: Tracker | None = None) -> Generator[Event]:
     """The run's loop, which a test may close in the middle."""
-    tracker = Tracker(run.config.output, "study", "name", {}, "")
+    tracker = tracker or Tracker(run.config.output, "study", "name", {}, "")
     return cast(Generator[Event], train(run, folder, cast(Evaluator, StandIn()), tracker))
 
 
@@ -212,7 +212,7 @@ def test_accumulation_reduces_gradients_once(bench: Bench, monkeypatch: pytest.M
 
 
 def test_loss_falls(bench: Bench) -> None:
-    run = bench.start(bench.config("vae_repa"))
+    run = bench.start(bench.config("vae_repa", "--optimizer.lr", "1.5e-3"))
     losses = []
     for batch in run.batches.batches(0, 60):
         train_step(run, batch)
@@ -517,6 +517,27 @@ def test_a_continued_run_equals_an_uninterrupted_one(bench: Bench, tmp_path: Pat
     kept = [checkpoint.load(checkpoint.whole(f.checkpoints)[-1]) for f in (folder, straight)]
     assert kept[0][1].trace == kept[1][1].trace
     assert folder.status() == "finished"
+
+
+def test_what_a_checkpoint_holds_is_in_mlflow(bench: Bench, tmp_path: Path) -> None:
+    """A continued run logs nothing before its checkpoint again, so no point may still be waiting then."""
+    run = bench.start(settings(bench, "sit", "--budget.amount", "6", log_every=1, checkpoint_every=2))
+    folder = open_folder(tmp_path / "run")
+    tracker = Tracker(run.config.output, "study", "name", {}, "")
+    waiting: list[int] = []
+    sent: dict[int, list[int]] = {}
+
+    def flush() -> None:
+        (newest,) = checkpoint.whole(folder.checkpoints)
+        sent[int(newest.name.removeprefix("step_"))] = sorted(set(waiting))
+        waiting.clear()
+
+    tracker.log = lambda record: waiting.append(record["step"])  # type: ignore[method-assign]
+    tracker.flush = flush  # type: ignore[method-assign]
+    stopped = events(run, folder, tracker)
+    next(event for event in stopped if (event.kind, event.step) == ("step", 6))
+    stopped.close()
+    assert sent == {2: [1, 2], 3: [3], 4: [4]}
 
 
 def test_the_trained_time_goes_on(bench: Bench, tmp_path: Path) -> None:
