@@ -219,10 +219,7 @@ def train_step(run: Run, batch: Batch) -> None:
     norm = clip_gradients(run.module, run.config.optimizer.clip_norm)
     parts = {**losses, "grad_norm": norm}
     stopped = run.guard.check(batch.step, parts)
-    # The fused optimiser leaves weights and moments as they are where this flag is 1: no sync, no bad update.
-    run.optimizer.found_inf = stopped  # type: ignore[attr-defined]
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
+    update_weights(run.optimizer, stopped)
     run.ema.update(batch.step + 1, stopped)
     run.window.add(parts)
 
@@ -285,6 +282,18 @@ def clip_gradients(module: StepModule, clip_norm: float) -> Tensor:
     if clip_norm:
         clip_grads_with_norm_(module.parameters(), clip_norm, norm)
     return norm
+
+
+def update_weights(optimizer: torch.optim.Optimizer, stopped: Tensor) -> None:
+    """AdamW's update, unless the 0-dim flag `stopped` is 1: then weights and moments stay as they are."""
+    if stopped.device.type == "cpu":
+        if not stopped:
+            optimizer.step()
+    else:
+        # The fused optimiser reads this flag on the device: no sync, no bad update.
+        optimizer.found_inf = stopped  # type: ignore[attr-defined]
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 # -- the loop -------------------------------------------------------------------------------------------------------
