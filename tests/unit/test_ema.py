@@ -28,14 +28,31 @@ def slow_decay(decay: float, warmup: int, update: int) -> float:
     return min(decay, update / (warmup + update)) if warmup > 0 else decay
 
 
+class OnDevice(Tensor):
+    """A flag that says it lies on a GPU, where it may not be read back."""
+
+    device = torch.device("cuda")
+
+    def item(self) -> float:
+        raise AssertionError("the flag was read back")
+
+
+@pytest.fixture(params=["cpu", "device"])
+def flag(request: pytest.FixtureRequest) -> Callable[[float], Tensor]:
+    """`flag(1.0)`: as on the CPU, and as on a device."""
+    return lambda value: torch.tensor(value) if request.param == "cpu" else torch.tensor(value).as_subclass(OnDevice)
+
+
 @pytest.mark.parametrize(("decay", "warmup"), [(0.9999, 0), (0.9, 0), (0.99, 10), (0.5, 3), (0.0, 0)])
-def test_against_a_slow_loop(make_backbone: Callable[..., SiT], decay: float, warmup: int) -> None:
+def test_against_a_slow_loop(
+    make_backbone: Callable[..., SiT], flag: Callable[[float], Tensor], decay: float, warmup: int
+) -> None:
     backbone = make_backbone(randomise=0.5)
     ema = Ema(backbone, EmaConfig(decay=decay, warmup=warmup))
     slow = {name: value.double() for name, value in trained_part(backbone).items()}
     for update in range(1, 9):
         perturb(backbone, update)
-        ema.update(update, torch.zeros(()))
+        ema.update(update, flag(0.0))
         d = slow_decay(decay, warmup, update)
         for name, weight in trained_part(backbone).items():
             slow[name] = d * slow[name] + (1 - d) * weight.double()
@@ -68,16 +85,16 @@ def test_it_starts_as_a_copy_of_its_own(make_backbone: Callable[..., SiT]) -> No
     assert not any(p.requires_grad for p in ema.backbone.parameters())
 
 
-def test_the_flag_freezes_it_to_the_bit(make_backbone: Callable[..., SiT]) -> None:
+def test_the_flag_freezes_it_to_the_bit(make_backbone: Callable[..., SiT], flag: Callable[[float], Tensor]) -> None:
     backbone = make_backbone(randomise=0.5)
     ema = Ema(backbone, EmaConfig(decay=0.9))
     perturb(backbone, 1)
     ema.update(1, torch.zeros(()))
     before = trained_part_of_ema(ema)
     perturb(backbone, 2)
-    ema.update(2, torch.ones(()))
+    ema.update(2, flag(1.0))
     assert all(torch.equal(before[name], value) for name, value in trained_part_of_ema(ema).items())
-    ema.update(2, torch.zeros(()))
+    ema.update(2, flag(0.0))
     assert any(not torch.equal(before[name], value) for name, value in trained_part_of_ema(ema).items())
 
 

@@ -485,6 +485,32 @@ def test_a_gradient_that_is_not_finite_is_found_as_well(bench: Bench, monkeypatc
     assert_bitwise(state_of(run), before)
 
 
+class OnDevice(Tensor):
+    """A flag that says it lies on a GPU, where it may not be read back."""
+
+    device = torch.device("cuda")
+
+    def __bool__(self) -> bool:
+        raise AssertionError("the flag was read back")
+
+
+@pytest.mark.parametrize("stopped", [0.0, 1.0])
+def test_the_optimiser_reads_the_flag_where_it_lies(stopped: float) -> None:
+    """On a device the fused optimiser masks the update itself; on the CPU the update is left out. The same bits."""
+    states = []
+    for flag in (torch.tensor(stopped), torch.tensor(stopped).as_subclass(OnDevice)):
+        weight = torch.nn.Parameter(torch.linspace(-1, 1, 5))
+        optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+        for step in range(3):
+            weight.grad = torch.cos(torch.arange(5.0) + step) if step < 2 or not stopped else torch.full((5,), math.nan)
+            trainer.update_weights(optimizer, flag if step == 2 else torch.zeros(()))
+            assert weight.grad is None
+        states.append({"weight": weight.detach().clone(), **checkpoint.optimizer_tensors(optimizer)})
+    assert_bitwise(*states)
+    assert float(states[0]["0.step"]) == (2 if stopped else 3)
+    assert bool(states[0]["weight"].isfinite().all())
+
+
 # -- continuing -----------------------------------------------------------------------------------------------------
 
 
