@@ -220,6 +220,8 @@ class Method(ABC):
     def terms(self, view: StepView, hidden: Mapping[int, Tensor]) -> dict[str, Term]:
         """The method's losses: each a mean over the view's images, computed whatever its weight.
 
+        Called more than once a step (cost, gradient norms), so the same view must give the same answer.
+
         Heads run in the run's precision; their outputs and the targets are cast to float32 before any
         normalisation, cosine or loss.
         """
