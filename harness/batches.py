@@ -6,6 +6,7 @@ Shapes: N images, C channels, H W latent height and width, T tokens, Z encoder w
 """
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -94,12 +95,12 @@ class BatchSource:
     def _images(self, rows_N: np.ndarray) -> Tensor:
         return torch.from_numpy(self.prepared.images.rows(rows_N)).permute(0, 3, 1, 2)
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of steps start..stop-1; the next one is prepared while the last one is used."""
+    def batches(self, start: int, stop: int | None = None) -> Iterator[Batch]:
+        """Batches of steps start..stop-1, or without end; the next one is prepared while the last one is used."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
             ahead = pool.submit(self.batch, start)
-            for step in range(start, stop):
+            for step in itertools.count(start) if stop is None else range(start, stop):
                 batch = ahead.result()
-                if step + 1 < stop:
+                if step + 1 != stop:
                     ahead = pool.submit(self.batch, step + 1)
                 yield batch

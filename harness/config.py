@@ -15,6 +15,7 @@ from harness.records import digest
 
 SamplerKind = Literal["ode-euler", "ode-heun", "sde-euler-maruyama"]
 Precision = Literal["auto", "fp32", "bf16"]
+BudgetUnit = Literal["steps", "images", "train_gflops", "seconds"]
 
 
 def require(ok: bool, message: str) -> None:
@@ -131,13 +132,24 @@ class EmaConfig:
 class BudgetConfig:
     """What every cell may spend."""
 
-    unit: Literal["steps"] = "steps"
-    """Unit of the budget: optimiser steps."""
-    amount: int = 400_000
-    """Budget of a cell in that unit."""
+    unit: BudgetUnit = "steps"
+    """Optimiser steps, training images, counted training GFLOPs (2 x GMACs, teacher and heads too), or seconds of
+    training. A budget in seconds cannot be continued to the bit."""
+    amount: int | float = 400_000
+    """Budget of a cell in that unit; a run ends with the first step that has spent it."""
 
     def __post_init__(self) -> None:
-        require(self.amount >= 1, f"budget.amount is {self.amount}: give 1 or more {self.unit}")
+        require_finite(self, "budget")
+        whole = self.unit in ("steps", "images")
+        least = 1 if whole else 0
+        require(
+            self.amount >= least and self.amount > 0,
+            f"budget.amount is {self.amount}: give {'1 or more' if whole else 'more than 0'} {self.unit}",
+        )
+        require(
+            not whole or self.amount == int(self.amount),
+            f"budget.amount is {self.amount}: give a whole number of {self.unit}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,12 +320,6 @@ class RunConfig:
     def label(self) -> str:
         """The cell's label."""
         return self.cell or self.method
-
-    def evaluation_steps(self) -> list[int]:
-        """Steps after which the EMA is evaluated: evenly spaced, the last at the end, none before a tenth."""
-        amount, points = self.budget.amount, min(self.evaluation.points, self.budget.amount)
-        steps = [round(amount * (i + 1) / points) for i in range(points)]
-        return [step for step in steps if step * 10 >= amount]
 
 
 def training_digest(config: RunConfig) -> str:

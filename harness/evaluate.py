@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from harness import extractors, flow
@@ -21,8 +22,9 @@ from harness.config import EvaluationConfig, RuntimeConfig, require
 from harness.encoders import encoder_width
 from harness.environment import resolve_precision
 from harness.fidelity import BATCH, KID_SEED, KID_SUBSETS, NEIGHBOURS, Pictures, Reference
-from harness.generate import generate_latents, inference, labels_for
+from harness.generate import generate_together, inference, labels_for
 from harness.prepare import PreparedData
+from harness.processes import is_main
 from harness.records import count_name, digest, read_json, write_json
 from harness.rng import stream
 from harness.sit import SiT
@@ -52,7 +54,7 @@ class Evaluator:
         config: EvaluationConfig,
         runtime: RuntimeConfig,
         prepared: PreparedData,
-        device: torch.device,
+        accelerator: Accelerator,
         cache: Path,
     ) -> None:
         """Resolve and check the protocol; nothing is computed yet.
@@ -61,7 +63,7 @@ class Evaluator:
             config: the protocol; `auto` and 0 are resolved here.
             runtime: resolved; TF32 and compile belong to the protocol.
             prepared: images, moments and autoencoder.
-            device: of the backbones that will be evaluated.
+            accelerator: device of the backbones that will be evaluated, and the processes that share the work.
             cache: folder of the caches.
 
         Raises:
@@ -69,8 +71,10 @@ class Evaluator:
         """
         self._extractor = extractors.register_encoder(config.extractor, config.extractor_size)
         self._pixels = extractors.register_pixels()
+        device = accelerator.device
         self.config = resolve(config, prepared, device)
         self.prepared, self.device, self.cache = prepared, device, cache
+        self._accelerator = accelerator
         self.has_classifier = config.classifier and len(np.unique(self._train_labels)) > 1
         self.protocol = make_protocol(self.config, runtime, prepared, self.has_classifier)
         self.digest = digest(self.protocol)
@@ -86,16 +90,19 @@ class Evaluator:
     def evaluate(self, backbone: SiT) -> Evaluation:
         """Generate `num_samples` images and score them, and score the velocity on held-out images.
 
+        All processes generate; the main one alone scores, and the others get no metrics.
+
         Args:
             backbone: the EMA backbone, on the evaluator's device; left as it was.
         """
-        images_NHWC, bad_images = self._generate(backbone)
-        labels_N = labels_for(0, len(images_NHWC), backbone.num_classes).numpy()
-        return Evaluation(
-            metrics={**self.score(images_NHWC, labels_N), **self.velocity_loss(backbone)},
-            grid=images_NHWC[: self.config.grid_images],
-            bad_images=bad_images,
+        images_NHWC, bad_images = generate_together(
+            backbone, self.prepared.autoencoder, self.config, self.config.num_samples, self._accelerator
         )
+        metrics = {}
+        if is_main(self._accelerator):
+            labels_N = labels_for(0, len(images_NHWC), backbone.num_classes).numpy()
+            metrics = {**self.score(images_NHWC, labels_N), **self.velocity_loss(backbone)}
+        return Evaluation(metrics=metrics, grid=images_NHWC[: self.config.grid_images], bad_images=bad_images)
 
     def lines(self) -> dict[str, dict[str, float]]:
         """Metrics of the held-out images (`floor`) and of their reconstructions, cached in one JSON file."""
@@ -151,14 +158,6 @@ class Evaluator:
         mean_B = torch.cat(errors).mean(dim=0).tolist()
         bins = {f"velocity_loss_t{number}": value for number, value in enumerate(mean_B, start=1)}
         return {"velocity_loss": sum(mean_B) / TIME_BINS, **bins}
-
-    def _generate(self, backbone: SiT) -> tuple[np.ndarray, int]:
-        """All samples, uint8 [N, H, W, 3], and how many of them had a non-finite latent."""
-        parts, bad_images = [], 0
-        for _, latents_NCHW in generate_latents(backbone, self.config, self.config.num_samples, self.device):
-            bad_images += int((~latents_NCHW.isfinite().flatten(1).all(dim=1)).sum())
-            parts.append(self.prepared.autoencoder.decode(latents_NCHW))
-        return np.concatenate(parts), bad_images
 
     @cached_property
     def _classifier(self) -> Any:

@@ -11,10 +11,13 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor
 
 from harness.autoencoder import Autoencoder
 from harness.config import EvaluationConfig
+from harness.processes import gathered
 from harness.rng import stream
 from harness.sampler import sample
 from harness.sit import SiT
@@ -53,6 +56,30 @@ def generate(
     """
     for start, latents_NCHW in generate_latents(backbone, config, num_images, device, chunks):
         yield start, autoencoder.decode(latents_NCHW)
+
+
+def generate_together(
+    backbone: SiT, autoencoder: Autoencoder, config: EvaluationConfig, num_images: int, accelerator: Accelerator
+) -> tuple[np.ndarray, int]:
+    """All images, uint8 [N, H, W, 3], in every process, and how many of them had a non-finite latent.
+
+    Round by round each process makes the chunk of its rank, so that the bits do not depend on their number.
+    """
+    bounds, size = chunk_bounds(num_images, config.chunk), accelerator.num_processes
+    parts, bad_images = [], 0
+    for first in range(0, len(bounds), size):
+        # A process without a chunk in the last round makes the last one again: all must take part in the gathering.
+        mine = min(first + accelerator.process_index, len(bounds) - 1)
+        [(_, latents_NCHW)] = generate_latents(backbone, config, num_images, accelerator.device, [mine])
+        images_NHWC = torch.from_numpy(autoencoder.decode(latents_NCHW))
+        bad = (~latents_NCHW.isfinite().flatten(1).all(dim=1)).sum().reshape(1)
+        lengths = [stop - start for start, stop in bounds[first : first + size]]
+        if size > 1:
+            images_NHWC = F.pad(images_NHWC, (0, 0) * 3 + (0, config.chunk - len(images_NHWC))).to(accelerator.device)
+        together = gathered(accelerator, images_NHWC).cpu().split(config.chunk)
+        parts += [part[:length].numpy() for part, length in zip(together, lengths, strict=False)]
+        bad_images += int(gathered(accelerator, bad)[: len(lengths)].sum())
+    return np.concatenate(parts), bad_images
 
 
 def generate_latents(

@@ -9,9 +9,8 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, cast
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
@@ -28,10 +27,11 @@ from harness.ema import Ema
 from harness.evaluate import Evaluator
 from harness.method import BackboneShape, Method, MethodDraws, Progress, StepView, Term
 from harness.prepare import PreparedData
-from harness.records import RunFolder
+from harness.processes import from_main, main_first, means
+from harness.recorder import Recorder
 from harness.rng import global_state_kept, stream
+from harness.schedule import Schedule, make_schedule
 from harness.sit import SiT
-from harness.tracking import Tracker
 
 
 class StepModule(nn.Module):
@@ -45,6 +45,27 @@ class StepModule(nn.Module):
     def forward(self, view: StepView, taps: tuple[int, ...]) -> tuple[Tensor, dict[str, Term], dict[int, Tensor]]:
         velocity_NCHW, hidden = self.backbone(view.xt_NCHW, view.t_N, view.labels_N, taps=taps)
         return velocity_NCHW.float(), self._method.terms(view, hidden), hidden
+
+
+class Stopwatch:
+    """Books time to training, evaluation or I/O, each time after a sync of the device, so that it is finished work."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.start()
+
+    def start(self) -> None:
+        """Begin here; what lies before is not booked."""
+        synchronize(self._device)
+        self._since = time.perf_counter()
+
+    def book(self, counters: Counters, kind: Literal["train", "evaluation", "io"]) -> Counters:
+        """The counters with the time since the last call booked to `kind`."""
+        before = self._since
+        self.start()
+        name = f"{kind}_seconds"
+        booked: Any = {name: getattr(counters, name) + self._since - before}
+        return replace(counters, **booked)
 
 
 class Window:
@@ -82,12 +103,30 @@ class Run:
     batches: BatchSource
     guard: Guard
     cost: StepCost
+    schedule: Schedule
     initial_weights: str
     """SHA-256 of the backbone before training."""
     counters: Counters = field(default_factory=Counters)
+    """As of the last step that was recorded."""
+    watch: Stopwatch = field(init=False)
     window: Window = field(default_factory=Window)
     weights: dict[str, float] = field(default_factory=dict)
     """Weight of each term at the last step that had it."""
+    notices: tuple[str, ...] = ()
+    """What was wrong with the checkpoints that the run continues from, a line each."""
+
+    def __post_init__(self) -> None:
+        self.watch = Stopwatch(self.device)
+
+    @property
+    def spent(self) -> float:
+        """Of the budget, in its unit."""
+        return self.schedule.spent(self.counters.step, self.counters.train_seconds)
+
+    @property
+    def share(self) -> float:
+        """Of the budget spent, 0 to 1."""
+        return min(1.0, self.spent / self.schedule.amount)
 
     @property
     def device(self) -> torch.device:
@@ -116,6 +155,8 @@ class Event:
     kind: str
     step: int
     record: Mapping[str, Any] = field(default_factory=dict)
+    share: float = 0.0
+    """Of the budget spent so far, 0 to 1."""
 
 
 # -- set-up ---------------------------------------------------------------------------------------------------------
@@ -149,6 +190,7 @@ def set_up(config: RunConfig, method: Method, prepared: PreparedData, accelerato
         ),
         guard=Guard(accelerator.device),
         cost=cost,
+        schedule=make_schedule(config, cost.train_gflops_per_image),
         initial_weights=weights_digest(backbone),
     )
 
@@ -217,7 +259,7 @@ def train_step(run: Run, batch: Batch) -> None:
         run.weights |= {name: term.weight for name, term in terms.items()}
 
     norm = clip_gradients(run.module, run.config.optimizer.clip_norm)
-    parts = {**losses, "grad_norm": norm}
+    parts = {**means(run.accelerator, losses), "grad_norm": norm}
     stopped = run.guard.check(batch.step, parts)
     update_weights(run.optimizer, stopped)
     run.ema.update(batch.step + 1, stopped)
@@ -299,42 +341,52 @@ def update_weights(optimizer: torch.optim.Optimizer, stopped: Tensor) -> None:
 # -- the loop -------------------------------------------------------------------------------------------------------
 
 
-def train(run: Run, folder: RunFolder, evaluator: Evaluator, tracker: Tracker) -> Iterator[Event]:
-    """Train to the end of the budget, evaluating at the fixed steps; records, checkpoints and MLflow on the way.
+def train(run: Run, evaluator: Evaluator, recorder: Recorder) -> Iterator[Event]:
+    """Train to the end of the budget, evaluating at its points; records, checkpoints and MLflow on the way.
 
-    Yields an event after every update and record. Time is taken after a device sync; only training counts.
+    Yields an event after every update and record. Only training time counts as such.
     """
-    config = run.config
-    stops, evaluations = stopping_steps(config), set(config.evaluation_steps())
-    chain = [run.counters.trace]
-    started = time.perf_counter()
-    for batch in run.batches.batches(run.counters.step, config.budget.amount):
+    config, schedule, logged = run.config, run.schedule, run.counters
+    chain = [logged.trace]
+    run.watch.start()
+    for batch in remaining_batches(run):
+        before = run.spent
         train_step(run, batch)
         chain.append(extend_chain(chain[-1], batch.digest))
         step = batch.step + 1
-        yield Event("step", step)
-        if step not in stops:
+        run.counters = replace(run.counters, step=step, trace=chain[-1])
+        if schedule.by_clock:  # the clock of the main process decides, so every step waits for the device
+            run.counters = from_main(run.accelerator, run.watch.book(run.counters, "train"))
+        point, is_over = schedule.point(before, run.spent), schedule.is_over(run.spent)
+        yield Event("step", step, share=run.share)
+        if not (point or is_over or step % config.output.log_every == 0):
             continue
-        synchronize(run.device)
-        seconds, steps = time.perf_counter() - started, len(chain) - 1
-        run.counters = Counters(step=step, train_seconds=run.counters.train_seconds + seconds, trace=chain[-1])
-        divergence = run.guard.found()
-        if divergence is not None:
-            yield stop_diverged(run, folder, tracker, divergence, chain[divergence.step - step - 1])
+        if not schedule.by_clock:
+            run.counters = run.watch.book(run.counters, "train")
+        found = run.guard.found()
+        if found is not None:
+            good = replace(logged, step=found.step, trace=chain[found.step - step - 1])
+            yield stop_diverged(run, recorder, found, good)
             return
-        yield log_training(run, folder, tracker, batch, steps * config.optimizer.batch_size / seconds)
-        if step in evaluations:
-            yield log_evaluation(run, folder, tracker, evaluator, batch)
-        if step in evaluations or is_checkpoint_due(config, step, steps):
-            save_checkpoint(run, folder)
-            tracker.flush()  # a continued run logs nothing before its checkpoint again
-        chain, started = [chain[-1]], time.perf_counter()
-    yield end_run(folder, tracker, "finished", run.counters.step, {})
+        yield log_training(run, recorder, batch, logged)
+        if point:
+            evaluated = log_evaluation(run, recorder, evaluator, batch, point)
+            yield evaluated
+            if evaluated.record["bad_images"]:
+                yield stop_diverged(run, recorder, Divergence(step, ("samples",)), run.counters)
+                return
+        if point or is_checkpoint_due(config, step, step - logged.step):
+            save_checkpoint(run, recorder)
+        run.counters = run.watch.book(run.counters, "io")
+        chain, logged = [chain[-1]], run.counters
+    yield end_run(run, recorder, "finished", {})
 
 
-def stopping_steps(config: RunConfig) -> set[int]:
-    """Steps after which a line is logged: every `log_every`, and every evaluation."""
-    return {*range(config.output.log_every, config.budget.amount, config.output.log_every), *config.evaluation_steps()}
+def remaining_batches(run: Run) -> Iterator[Batch]:
+    """Batches of the steps that the budget still pays for; without end where only the clock knows."""
+    if run.schedule.is_over(run.spent):
+        return iter(())
+    return run.batches.batches(run.counters.step, run.schedule.last_step)
 
 
 def is_checkpoint_due(config: RunConfig, step: int, steps: int) -> bool:
@@ -349,7 +401,7 @@ def extend_chain(trace: str, digest: bytes) -> str:
 
 
 def clocks(run: Run) -> dict[str, float | int]:
-    """The four clocks at the current step."""
+    """The four clocks at the current step, and the time that is not training."""
     counters = run.counters
     images = counters.step * run.config.optimizer.batch_size
     return {
@@ -357,52 +409,53 @@ def clocks(run: Run) -> dict[str, float | int]:
         "images": images,
         "train_gflops": images * run.cost.train_gflops_per_image,
         "train_seconds": counters.train_seconds,
+        "evaluation_seconds": counters.evaluation_seconds,
+        "io_seconds": counters.io_seconds,
     }
 
 
-def log_training(run: Run, folder: RunFolder, tracker: Tracker, batch: Batch, images_per_s: float) -> Event:
-    """Write one line of `train.jsonl`: means since the last one."""
-    means = run.window.take()
+def log_training(run: Run, recorder: Recorder, batch: Batch, logged: Counters) -> Event:
+    """Write one line of `train.jsonl`: means since the last one, at `logged`."""
+    averages, counters = run.window.take(), run.counters
+    images = (counters.step - logged.step) * run.config.optimizer.batch_size
     terms = {
         name.removeprefix("terms/"): {"value": value, "weight": run.weights[name.removeprefix("terms/")]}
-        for name, value in means.items()
+        for name, value in averages.items()
         if name.startswith("terms/")
     }
     record = {
         **clocks(run),
-        "loss": means["loss"],
-        "base": means["base"],
+        "loss": averages["loss"],
+        "base": averages["base"],
         "terms": terms,
-        "grad_norm": means["grad_norm"],
-        "images_per_s": images_per_s,
-        "trace": run.counters.trace,
+        "grad_norm": averages["grad_norm"],
+        "images_per_s": images / (counters.train_seconds - logged.train_seconds),
+        "trace": counters.trace,
         "diagnostics": diagnostics(run, batch),
     }
-    folder.append("train", record)
-    tracker.log(record)
-    return Event("train", run.counters.step, record)
+    recorder.line("train", record)
+    return Event("train", counters.step, record, run.share)
 
 
-def log_evaluation(run: Run, folder: RunFolder, tracker: Tracker, evaluator: Evaluator, batch: Batch) -> Event:
+def log_evaluation(run: Run, recorder: Recorder, evaluator: Evaluator, batch: Batch, point: int) -> Event:
     """Evaluate the EMA backbone and write one line of `eval.jsonl`, off the training clock."""
-    started = time.perf_counter()
+    run.counters = run.watch.book(run.counters, "io")
     evaluation = evaluator.evaluate(run.ema.backbone)
+    norms = gradient_norms(run, batch)
+    run.counters = run.watch.book(run.counters, "evaluation")
     step = run.counters.step
-    checkpoint.save_ema(folder.checkpoints, step, run.ema.backbone.state_dict())
-    picture = folder.write_samples(step, evaluation.grid)
+    recorder.ema(step, run.ema.backbone.state_dict())
     record = {
         **clocks(run),
+        "point": point,
         "protocol": evaluator.digest,
         "metrics": evaluation.metrics,
         "bad_images": evaluation.bad_images,
-        "gradient_norms": gradient_norms(run, batch),
-        "samples": str(picture.relative_to(folder.path)),
-        "eval_seconds": time.perf_counter() - started,
+        "gradient_norms": norms,
+        "samples": recorder.picture(step, evaluation.grid),
     }
-    folder.append("eval", record)
-    tracker.log(record)
-    tracker.artifact(picture, "samples")
-    return Event("eval", step, record)
+    recorder.line("eval", record)
+    return Event("eval", step, record, run.share)
 
 
 def diagnostics(run: Run, batch: Batch) -> dict[str, float]:
@@ -437,10 +490,9 @@ def synchronize(device: torch.device) -> None:
 # -- checkpoints and ends -------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(run: Run, folder: RunFolder, name: str = "", counters: Counters | None = None) -> Path:
-    """Write all that continues the run from here, and drop older checkpoints."""
+def save_checkpoint(run: Run, recorder: Recorder, name: str = "", counters: Counters | None = None) -> str:
+    """Write all that continues the run from here, and drop older checkpoints; returns its path in the run folder."""
     counters = counters or run.counters
-    name = name or checkpoint.name_of(counters.step)
     tensors = {
         "backbone": run.backbone.state_dict(),
         "heads": run.method.heads.state_dict(),
@@ -448,35 +500,33 @@ def save_checkpoint(run: Run, folder: RunFolder, name: str = "", counters: Count
         "optimizer": checkpoint.optimizer_tensors(run.optimizer),
         "method": run.method.state_dict(),
     }
-    checkpoint.save(folder.checkpoints, name, tensors, counters)
-    checkpoint.prune(folder.checkpoints, run.config.output.keep_checkpoints)
-    return folder.checkpoints / name
+    name = name or checkpoint.name_of(counters.step)
+    return recorder.checkpoint(name, tensors, counters, run.config.output.keep_checkpoints)
 
 
-def resume(run: Run, folder: RunFolder) -> int:
-    """Continue from the last whole checkpoint, dropping records after it; returns the step, 0 without one."""
-    found = checkpoint.whole(folder.checkpoints)
-    if found:
-        tensors, run.counters = checkpoint.load(found[-1])
+def resume(run: Run, recorder: Recorder) -> int:
+    """Continue from the last undamaged checkpoint, dropping records after it; returns the step, 0 without one."""
+    with main_first(run.accelerator):
+        found = checkpoint.newest(recorder.folder.checkpoints)
+    run.counters, run.notices, tensors = found.counters, found.notices, found.tensors
+    if tensors is not None:
         run.backbone.load_state_dict(tensors["backbone"])
         run.method.heads.load_state_dict(tensors["heads"])
         run.ema.backbone.load_state_dict(tensors["ema"])
         checkpoint.restore_optimizer(run.optimizer, tensors["optimizer"])
         run.method.load_state_dict(tensors["method"])
-    folder.truncate(run.counters.step)
+    recorder.truncate(run.counters.step)
     return run.counters.step
 
 
-def stop_diverged(run: Run, folder: RunFolder, tracker: Tracker, found: Divergence, trace: str) -> Event:
-    """Keep the state before the first non-finite step, which reproduces it, and end the run as diverged."""
-    counters = Counters(step=found.step, train_seconds=run.counters.train_seconds, trace=trace)
-    path = save_checkpoint(run, folder, f"diverged_{found.step:08d}", counters)
-    detail = {**asdict(found), "checkpoint": str(path.relative_to(folder.path))}
-    return end_run(folder, tracker, "diverged", found.step, detail)
+def stop_diverged(run: Run, recorder: Recorder, found: Divergence, good: Counters) -> Event:
+    """End the run as diverged. The state that is kept, at the counters `good`, reproduces what was not finite."""
+    path = save_checkpoint(run, recorder, f"diverged_{found.step:08d}", good)
+    run.counters = good
+    return end_run(run, recorder, "diverged", {**asdict(found), "checkpoint": path})
 
 
-def end_run(folder: RunFolder, tracker: Tracker, status: str, step: int, detail: Mapping[str, Any]) -> Event:
+def end_run(run: Run, recorder: Recorder, status: str, detail: Mapping[str, Any]) -> Event:
     """Write the status of a run that came to its end."""
-    tracker.finish(status)
-    folder.update_manifest(status=status, status_detail=dict(detail), mlflow_failure=tracker.failure)
-    return Event("end", step, {"status": status, **detail})
+    recorder.end(status, detail)
+    return Event("end", run.counters.step, {"status": status, **detail}, run.share)

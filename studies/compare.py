@@ -28,7 +28,7 @@ def run_comparison(comparison: Comparison) -> list[Failure]:
     """
     runs = comparison.runs()
     check_writable(Path(runs[0].output.runs))
-    with Display(len(runs), runs[0].budget.amount) as display:
+    with Display(len(runs), runs[0].budget) as display:
         lab = open_lab(runs[0], display.report)
         for config in comparison.cells:
             check_cell(lab, config, comparison.seeds)

@@ -17,6 +17,8 @@ from harness.errors import UserError
 from harness.evaluate import Evaluator
 from harness.method import BackboneShape, DataShape, Method, Needs, Progress
 from harness.prepare import PreparedData, prepare
+from harness.processes import main_first, open_accelerator
+from harness.recorder import Recorder
 from harness.records import RunFolder, digest, run_path, write_json
 from harness.rng import global_state_kept
 from harness.sit import parse_name
@@ -48,10 +50,10 @@ def open_lab(config: RunConfig, report: Report) -> Lab:
     """
     runtime = environment.resolve_runtime(config.runtime)
     environment.apply_runtime(runtime)
-    accelerator = Accelerator(cpu=runtime.device == "cpu", mixed_precision="no")
-    device = accelerator.device
-    prepared = prepare(config, Needs(), device, report)
-    evaluator = Evaluator(config.evaluation, runtime, prepared, device, cache_folder(config.output))
+    accelerator = open_accelerator(runtime)
+    with main_first(accelerator):
+        prepared = prepare(config, Needs(), accelerator.device, report)
+    evaluator = Evaluator(config.evaluation, runtime, prepared, accelerator, cache_folder(config.output))
     config = replace(config, runtime=runtime, evaluation=evaluator.config)
     images = prepared.images
     return Lab(
@@ -114,7 +116,7 @@ def run_cell(lab: Lab, config: RunConfig, baseline: str) -> Iterator[Event]:
     if is_done(folder):
         if baseline and folder.manifest()["baseline"] != baseline:
             folder.update_manifest(baseline=baseline)
-        yield Event("end", config.budget.amount, {"status": folder.status()})
+        yield Event("end", 0, {"status": folder.status()}, share=1.0)
         return
     method = build_method(lab, config)
     prepared = prepare(config, method.needs(), lab.accelerator.device, lab.report)
@@ -122,12 +124,13 @@ def run_cell(lab: Lab, config: RunConfig, baseline: str) -> Iterator[Event]:
     facts = manifest(lab, run, baseline)
     folder.create()
     previous = folder.manifest() if folder.exists() else {}
-    step = resume(run, folder)
     tracker = open_tracker(config, previous.get("mlflow_run", ""))
+    recorder = Recorder(folder, tracker)
+    step = resume(run, recorder)
     folder.write_manifest({**facts, "mlflow_run": tracker.run_id, "mlflow_uri": tracking_uri(config.output)})
     write_json(folder.path / "cost.json", run.cost.record())
-    yield Event("start", step, {"budget": config.budget.amount})
-    yield from train(run, folder, lab.evaluator, tracker)
+    yield Event("start", step, {"notices": run.notices}, share=run.share)
+    yield from train(run, lab.evaluator, recorder)
 
 
 def folder_of(config: RunConfig) -> RunFolder:

@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 import methods
 from harness import environment, flow
@@ -33,6 +32,8 @@ from harness.config import (
 from harness.evaluate import Evaluator
 from harness.method import BackboneShape, DataShape
 from harness.prepare import PreparedData
+from harness.processes import open_accelerator
+from harness.recorder import Recorder
 from harness.records import RunFolder
 from harness.sit import parse_name
 from harness.tracking import Tracker
@@ -92,7 +93,7 @@ def build_run(name: str, size: int, runs: Path) -> Run:
     )
     kind = methods.load(config.method)
     method = kind(kind.Config(), shape, DataShape(image_size=8 * size, num_classes=10, encoder_width=lambda name: 1))
-    return set_up(config, method, prepared, Accelerator(cpu=runtime.device == "cpu"))
+    return set_up(config, method, prepared, open_accelerator(runtime))
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def trainer_steps(run: Run, runs: Path) -> Iterator[None]:
     folder = RunFolder(runs / "run")
     folder.create()
     tracker = Tracker(replace(run.config.output, mlflow=False), "bench", "bench", {}, "")
-    for event in train(run, folder, cast(Evaluator, None), tracker):
+    for event in train(run, cast(Evaluator, None), Recorder(folder, tracker)):
         if event.kind == "step":
             yield
 

@@ -114,37 +114,6 @@ def test_sections_are_frozen() -> None:
         DIGITS.holdout = 0.1  # type: ignore[misc]
 
 
-def evaluation_steps(amount: int, points: int) -> list[int]:
-    config = RunConfig(data=DIGITS, budget=BudgetConfig(amount=amount), evaluation=EvaluationConfig(points=points))
-    return config.evaluation_steps()
-
-
-@pytest.mark.parametrize(
-    ("amount", "points", "steps"),
-    [
-        (400_000, 8, [50_000, 100_000, 150_000, 200_000, 250_000, 300_000, 350_000, 400_000]),
-        (100, 4, [25, 50, 75, 100]),
-        (100, 20, [10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 65, 70, 75, 80, 85, 90, 95, 100]),  # 5 is too early
-        (100, 1, [100]),
-        (10, 3, [3, 7, 10]),  # 10/3 and 20/3, rounded
-        (3, 8, [1, 2, 3]),  # no more points than steps
-        (1, 8, [1]),
-    ],
-)
-def test_evaluation_steps_by_hand(amount: int, points: int, steps: list[int]) -> None:
-    assert evaluation_steps(amount, points) == steps
-
-
-def test_evaluation_steps_of_every_small_budget() -> None:
-    for amount in range(1, 60):
-        for points in range(1, 25):
-            steps = evaluation_steps(amount, points)
-            assert steps[-1] == amount
-            assert steps == sorted(set(steps))
-            assert steps[0] >= amount / 10
-            assert len(steps) <= points
-
-
 def test_label_is_the_cell_or_the_method() -> None:
     assert RunConfig(data=DIGITS, method="a+b").label == "a+b"
     assert RunConfig(data=DIGITS, method="a", cell="a,block=3").label == "a,block=3"

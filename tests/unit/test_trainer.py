@@ -24,12 +24,13 @@ from harness.config import RunConfig
 from harness.errors import UserError
 from harness.evaluate import Evaluation, Evaluator
 from harness.method import Term
+from harness.recorder import Recorder
 from harness.records import RunFolder
 from harness.tracking import Tracker
-from harness.trainer import Event, Run, gradient_norms, resume, step_views, stopping_steps, train, train_step
+from harness.trainer import Event, Run, gradient_norms, resume, step_views, train, train_step
 from tests.bench_setting import Bench
 
-TIMES = ("train_seconds", "images_per_s", "eval_seconds")
+TIMES = ("train_seconds", "evaluation_seconds", "io_seconds", "images_per_s")
 """Fields of a record that no two runs share."""
 
 
@@ -43,10 +44,10 @@ class StandIn:
         return Evaluation(metrics={"velocity_loss": total}, grid=np.full((3, 4, 4, 3), 128, np.uint8), bad_images=0)
 
 
-def settings(bench: Bench, name: str, *words: str, **output: Any) -> RunConfig:
+def settings(bench: Bench, name: str, *words: str, points: int = 2, **output: Any) -> RunConfig:
     """A resolved config with overrides, and with two evaluations."""
     config = bench.config(name, *words)
-    evaluation = replace(config.evaluation, points=2)
+    evaluation = replace(config.evaluation, points=points)
     return replace(config, evaluation=evaluation, output=replace(config.output, **output))
 
 
@@ -59,8 +60,12 @@ def open_folder(path: Path) -> RunFolder:
 
 def events(run: Run, folder: RunFolder, tracker: Tracker | None = None) -> Generator[Event]:
     """The run's loop, which a test may close in the middle."""
-    tracker = tracker or Tracker(run.config.output, "study", "name", {}, "")
-    return cast(Generator[Event], train(run, folder, cast(Evaluator, StandIn()), tracker))
+    recorder = recorder_of(run, folder, tracker)
+    return cast(Generator[Event], train(run, cast(Evaluator, StandIn()), recorder))
+
+
+def recorder_of(run: Run, folder: RunFolder, tracker: Tracker | None = None) -> Recorder:
+    return Recorder(folder, tracker or Tracker(run.config.output, "study", "name", {}, ""))
 
 
 def state_of(run: Run) -> dict[str, Tensor]:
@@ -275,15 +280,6 @@ def test_the_teacher_is_the_ema_without_gradient(bench: Bench, precision: str) -
 
 
 @pytest.mark.parametrize(
-    ("amount", "log_every", "points", "expected"),
-    [(10, 4, 2, {4, 5, 8, 10}), (10, 50, 1, {10}), (6, 1, 3, {1, 2, 3, 4, 5, 6}), (40, 10, 4, {10, 20, 30, 40})],
-)
-def test_stopping_steps_by_hand(bench: Bench, amount: int, log_every: int, points: int, expected: set[int]) -> None:
-    config = settings(bench, "sit", "--budget.amount", str(amount), log_every=log_every)
-    assert stopping_steps(replace(config, evaluation=replace(config.evaluation, points=points))) == expected
-
-
-@pytest.mark.parametrize(
     ("every", "step", "steps", "expected"),
     # (step - steps, step] holds a multiple of `every`
     [(0, 8, 4, False), (3, 4, 4, True), (3, 5, 1, False), (3, 6, 1, True), (10, 9, 9, False), (10, 11, 2, True)],
@@ -342,6 +338,7 @@ def assert_evaluations(run: Run, folder: RunFolder, lines: list[dict[str, Any]])
     assert [[line[c] for c in clocks] for line in found] == [[lines[i][c] for c in clocks] for i in (1, 3)]
     for line in found:
         assert line["protocol"] == StandIn.digest
+        assert line["point"] == (1 if line["step"] == 5 else 2)
         assert line["bad_images"] == 0
         assert line["gradient_norms"].keys() == {"velocity", "vae_repa"}
         assert (folder.path / line["samples"]).is_file()
@@ -355,7 +352,7 @@ def test_a_term_that_ends_within_a_window_is_still_logged(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A method may end a term by its schedule; the line holds its mean over the steps that had it."""
-    run = bench.start(settings(bench, "vae_repa", "--budget.amount", "4", log_every=4))
+    run = bench.start(settings(bench, "vae_repa", "--budget.amount", "4", points=1, log_every=4))
     terms = run.method.terms
     values: list[float] = []
 
@@ -367,8 +364,6 @@ def test_a_term_that_ends_within_a_window_is_still_logged(
         return made
 
     monkeypatch.setattr(run.method, "terms", until_step_2)
-    config = replace(run.config, evaluation=replace(run.config.evaluation, points=1))
-    run.config = config
     folder = open_folder(tmp_path / "run")
     list(events(run, folder))
     (line,) = folder.lines("train")
@@ -396,8 +391,7 @@ def test_measuring_leaves_training_as_it_was(bench: Bench, tmp_path: Path) -> No
     """Logging and evaluating at every step, or at the end alone, gives the same bits."""
     states = []
     for log_every, points in ((1, 6), (50, 1)):
-        run = bench.start(settings(bench, "sra", "--budget.amount", "6", log_every=log_every))
-        run.config = replace(run.config, evaluation=replace(run.config.evaluation, points=points))
+        run = bench.start(settings(bench, "sra", "--budget.amount", "6", points=points, log_every=log_every))
         list(events(run, open_folder(tmp_path / str(log_every))))
         states.append(state_of(run))
     assert_bitwise(*states)
@@ -532,7 +526,7 @@ def test_a_continued_run_equals_an_uninterrupted_one(bench: Bench, tmp_path: Pat
         lines.write('{"step":8,"loss"')
     run = bench.start(config)
 
-    assert resume(run, folder) == 6
+    assert resume(run, recorder_of(run, folder)) == 6
     assert [line["step"] for line in folder.lines("train")] == [1, 2, 3, 4, 5, 6]
     assert [line["step"] for line in folder.lines("eval")] == [6]
     list(events(run, folder))
@@ -573,7 +567,7 @@ def test_the_trained_time_goes_on(bench: Bench, tmp_path: Path) -> None:
     next(event for event in stopped if (event.kind, event.step) == ("train", 3))
     stopped.close()
     run = bench.start(config)
-    resume(run, folder)
+    resume(run, recorder_of(run, folder))
     list(events(run, folder))
     seconds = [line["train_seconds"] for line in folder.lines("train")]
     assert len(seconds) == 4
@@ -585,18 +579,27 @@ def test_without_a_checkpoint_a_run_begins_anew(bench: Bench, tmp_path: Path) ->
     folder = open_folder(tmp_path / "run")
     folder.append("train", {"step": 1, "loss": 9.0})
     run = bench.start(config)
-    assert resume(run, folder) == 0
+    assert resume(run, recorder_of(run, folder)) == 0
     assert folder.lines("train") == []
 
 
-def test_a_damaged_checkpoint_stops_a_continued_run(bench: Bench, tmp_path: Path) -> None:
-    config = settings(bench, "sit", "--budget.amount", "2", log_every=1)
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_checkpoint_is_passed_over_when_a_run_continues(bench: Bench, tmp_path: Path, keep: int) -> None:
+    """It goes on from the checkpoint before it, or from the start, to the same bits."""
+    config = settings(bench, "sit", "--budget.amount", "4", log_every=1, keep_checkpoints=keep)
+    whole, straight = bench.start(config), open_folder(tmp_path / "whole")
+    list(events(whole, straight))
     folder = open_folder(tmp_path / "run")
     list(events(bench.start(config), folder))
-    file = folder.checkpoints / "step_00000002" / "ema.safetensors"
+    file = folder.checkpoints / "step_00000004" / "ema.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
+
     run = bench.start(config)
-    before = copy.deepcopy(run.backbone.state_dict())
-    with pytest.raises(UserError, match=r"ema\.safetensors is damaged"):
-        resume(run, folder)
-    assert_bitwise(run.backbone.state_dict(), before)
+    assert resume(run, recorder_of(run, folder)) == (0, 2)[keep - 1]
+    assert run.notices[0] == f"{file} is damaged: its checkpoint is set aside as .step_00000004.damaged"
+    list(events(run, folder))
+
+    assert_bitwise(state_of(run), state_of(whole))
+    for name in ("train", "eval"):
+        assert records(folder, name) == records(straight, name)
+    assert not list(folder.checkpoints.glob(".*"))
