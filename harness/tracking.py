@@ -1,18 +1,44 @@
-"""MLflow, a live view of the records: written in batches, never able to stop a run."""
+"""MLflow, a live view of the records: written in batches, never able to stop a run or to hold it up for long.
+
+A point lies at the start of its MLflow run plus the seconds that its record counts (training, evaluation, I/O), not at
+the time it was sent. So `harness.mirror`, which knows the records alone, writes the same point again and the database
+keeps one of them.
+"""
 
 import contextlib
 import fcntl
+import json
 import logging
 import re
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.config import OutputConfig
+from harness.records import canonical, number
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+T = TypeVar("T")
 
 BATCH = 900
 """Metrics sent in one call; MLflow takes at most 1000."""
+PATIENCE_S = 60.0
+"""Seconds that all slow calls of a run may take together; then tracking is off for the rest of the run."""
+QUICK_S = 1.0
+"""A call up to this long is the usual price of tracking, and does not count as slow."""
+STATUS_TAG = "ditbench.status"
+"""Our status, as MLflow knows no diverged run."""
+THEIR_STATUS = {"running": "RUNNING", "finished": "FINISHED", "diverged": "FINISHED", "failed": "FAILED"}
+"""MLflow's status for each of ours; any other is KILLED."""
+CONFIG_FILE = "config.json"
+"""The artifact that holds a run's resolved config."""
 
 
 def tracking_uri(output: OutputConfig) -> str:
@@ -21,123 +47,245 @@ def tracking_uri(output: OutputConfig) -> str:
 
 
 def prepare_store(output: OutputConfig, study: str) -> None:
-    """Create the database and the study's experiment once, under a lock: a cold store breaks under several writers."""
+    """Create the database and the study's experiment once, under a lock: a cold store breaks under several writers.
+
+    Artifacts lie beside the runs; a server keeps them where it was told to.
+    """
     from mlflow import MlflowClient
 
-    root = Path(output.runs).resolve()
+    root, uri = Path(output.runs).resolve(), tracking_uri(output)
     root.mkdir(parents=True, exist_ok=True)
     with quiet(), (root / ".mlflow.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        client = MlflowClient(tracking_uri(output))
+        client = MlflowClient(uri)
         if client.get_experiment_by_name(study) is None:
-            client.create_experiment(study, artifact_location=(root / "mlartifacts" / study).as_uri())
+            artifacts = None if uri.startswith("http") else (root / "mlartifacts" / study).as_uri()
+            client.create_experiment(study, artifact_location=artifacts)
+
+
+# -- calls that may fail or hang ------------------------------------------------------------------------------------
+
+
+class NoAnswer(Exception):
+    """MLflow did not answer in time."""
+
+
+def attempt(work: Callable[[], T], seconds: float) -> T:
+    """What `work` returns or raises, or `NoAnswer` when it takes longer; it is then left to end by itself.
+
+    MLflow's own limits are minutes: ten tries to open a database, 20 s for a locked table, retries of every request.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except Exception as error:  # MLflow raises what its database or its server raises
+            future.set_exception(error)
+
+    with quiet():
+        # A daemon, so that a call without an end does not keep the process alive.
+        threading.Thread(target=run, name="mlflow", daemon=True).start()
+        if not wait([future], seconds).done:
+            raise NoAnswer(f"MLflow did not answer within {seconds:.0f} s")
+    return future.result()
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the database migrations of MLflow's first use from filling the terminal."""
-    loggers = [logging.getLogger(name) for name in ("alembic", "mlflow")]
+    """Keep migrations, retries and traces of MLflow off the terminal; for good after `NoAnswer`: that call goes on."""
+    loggers = [logging.getLogger(name) for name in ("alembic", "mlflow", "urllib3.connectionpool")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
+    except NoAnswer:
+        levels = []
+        raise
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in zip(loggers, levels, strict=False):
             logger.setLevel(level)
 
 
+def reason(error: Exception) -> str:
+    """An error in one line of at most 200 characters behind its name."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+
+
+def mark(output: OutputConfig, run_id: str, status: str) -> str:
+    """Close a run whose own process could not, such as one that failed or was killed, with a status of ours.
+
+    For the parent that records the failure: `mark(config.output, manifest["mlflow_run"], "failed")`. Does nothing for
+    an empty `run_id` or with tracking off. Never raises, waits at most `PATIENCE_S`; returns what went wrong, or "".
+    """
+    if not (output.mlflow and run_id):
+        return ""
+    from mlflow import MlflowClient
+
+    def close() -> None:
+        set_status(MlflowClient(tracking_uri(output)), run_id, status)
+
+    try:
+        attempt(close, PATIENCE_S)
+    except Exception as error:  # as in `Tracker`
+        return reason(error)
+    return ""
+
+
+def set_status(client: "MlflowClient", run_id: str, status: str, end_ms: int | None = None) -> None:
+    """Write a status of ours, and MLflow's for it, at `end_ms` (now by default) unless the run is going on."""
+    client.set_tag(run_id, STATUS_TAG, status)
+    theirs = THEIR_STATUS.get(status, "KILLED")
+    if theirs == "RUNNING":
+        client.update_run(run_id, status=theirs)
+    else:
+        client.set_terminated(run_id, theirs, end_ms)
+
+
+# -- a run, live ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Session:
+    """An open run in MLflow."""
+
+    client: "MlflowClient"
+    run_id: str
+    start_ms: int
+    points: frozenset[tuple[str, int]]
+    """Key and step of what it holds already."""
+
+
+def open_session(output: OutputConfig, study: str, name: str, tags: Mapping[str, str], run_id: str) -> Session:
+    """Start a run, or continue `run_id` when it is not empty."""
+    from mlflow import MlflowClient
+
+    prepare_store(output, study)
+    client = MlflowClient(tracking_uri(output))
+    if run_id:
+        set_status(client, run_id, "running")
+        run = client.get_run(run_id)
+    else:
+        experiment = client.get_experiment_by_name(study)
+        assert experiment is not None
+        run = client.create_run(experiment.experiment_id, run_name=name, tags=dict(tags))
+    points = {(point.key, point.step) for point in history(client, run.info.run_id, run.data.metrics)}
+    return Session(client, run.info.run_id, run.info.start_time, frozenset(points))
+
+
+def history(client: "MlflowClient", run_id: str, keys: Mapping[str, float]) -> "Iterator[Metric]":
+    """Every point of a run under these keys."""
+    for key in keys:
+        yield from client.get_metric_history(run_id, key)
+
+
 class Tracker:
-    """One run in MLflow. The first failure turns it off and is kept in `failure`; records are not affected."""
+    """One run in MLflow. The first failure turns it off and is kept in `failure`; records are not affected.
+
+    Calls up to `QUICK_S` are free; what slower ones take beyond it adds up to at most `PATIENCE_S`, so a tracker that
+    is dead, locked or hanging costs a run that much once, not at every call.
+
+    A run that was killed after a flush but before the checkpoint makes those steps again, and MLflow keeps the points
+    of the first time: values repeat bit for bit on the CPU, but seconds never do, and with CUDA or a budget in seconds
+    nothing need. `ditbench sync` puts the recorded ones in their place.
+    """
 
     def __init__(self, output: OutputConfig, study: str, name: str, tags: Mapping[str, str], run_id: str) -> None:
         """Start a run, or continue `run_id` when it is not empty."""
         self.run_id, self.failure = run_id, ""
-        self._pending: list[Any] = []
+        self._patience = PATIENCE_S
+        self._pending: list[Metric] = []
         self._logged: set[tuple[str, int]] = set()
-        self._on = output.mlflow
-        if self._on:
-            with self._guarded():
-                self._start(output, study, name, tags)
+        self._session: Session | None = None
+        if output.mlflow:
+            import mlflow  # noqa: F401 -- a matter of seconds, which is not the store's fault
 
-    def _start(self, output: OutputConfig, study: str, name: str, tags: Mapping[str, str]) -> None:
-        from mlflow import MlflowClient
+            self._session = self._guarded(lambda: open_session(output, study, name, tags, run_id))
+        if self._session:
+            self.run_id, self._logged = self._session.run_id, set(self._session.points)
 
-        prepare_store(output, study)
-        self._client = MlflowClient(tracking_uri(output))
-        if self.run_id:
-            self._client.update_run(self.run_id, status="RUNNING")
-            self._logged = self._points()
-        else:
-            experiment = self._client.get_experiment_by_name(study)
-            assert experiment is not None
-            created = self._client.create_run(experiment.experiment_id, run_name=name, tags=dict(tags))
-            self.run_id = created.info.run_id
-
-    @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """An error of MLflow within the block turns tracking off instead of stopping the run."""
+    def _guarded(self, work: Callable[[], T]) -> T | None:
+        """What `work` returns; an error or a long wait turns tracking off instead of stopping the run."""
+        started = time.monotonic()
         try:
-            with quiet():
-                yield
-        except Exception as error:  # MLflow raises what its database or its server raises
-            reason = str(error).partition("\n")[0][:200]
-            self._on, self.failure = False, f"{type(error).__name__}: {reason}"
-
-    def _points(self) -> set[tuple[str, int]]:
-        """Points that MLflow holds already, so that a continued run writes none twice."""
-        keys = self._client.get_run(self.run_id).data.metrics
-        return {(m.key, m.step) for key in keys for m in self._client.get_metric_history(self.run_id, key)}
+            return attempt(work, self._patience + QUICK_S)
+        except Exception as error:  # whatever MLflow, its database or its server raises
+            self._session, self.failure = None, reason(error)
+            return None
+        finally:
+            self._patience -= max(0.0, time.monotonic() - started - QUICK_S)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Queue the numbers of a train or eval record; sent when enough are waiting, or by `flush`."""
-        if not self._on:
+        if self._session is None:
             return
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
+        time_ms = self._session.start_ms + offset_ms(record)
         for key, value in metrics_of(record).items():
             if (key, record["step"]) not in self._logged:
                 self._logged.add((key, record["step"]))
-                self._pending.append(Metric(key, value, now, record["step"]))
+                self._pending.append(Metric(key, value, time_ms, record["step"]))
         if len(self._pending) >= BATCH:
             self.flush()
 
     def flush(self) -> None:
         """Send what is waiting."""
-        if not self._on:
-            return
-        pending, self._pending = self._pending, []
-        with self._guarded():
-            for start in range(0, len(pending), BATCH):
-                self._client.log_batch(self.run_id, metrics=pending[start : start + BATCH])
+        session, pending = self._session, self._pending
+        self._pending = []
+        if session and pending:
+            self._guarded(lambda: send(session.client, session.run_id, pending))
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Attach a file."""
-        if self._on:
-            with self._guarded():
-                self._client.log_artifact(self.run_id, str(path), folder or None)
+        if session := self._session:
+            self._guarded(lambda: session.client.log_artifact(session.run_id, str(path), folder or None))
+
+    def config(self, config: Mapping[str, Any]) -> None:
+        """Attach the resolved config, as a file: parameters could not change when a run continues."""
+        if session := self._session:
+            self._guarded(lambda: session.client.log_text(session.run_id, config_text(config), CONFIG_FILE))
 
     def finish(self, status: str) -> None:
         """Send what is waiting and close the run with a status of ours."""
         self.flush()
-        if self._on:
-            with self._guarded():
-                self._client.set_tag(self.run_id, "ditbench.status", status)
-                known = {"finished": "FINISHED", "diverged": "FINISHED", "failed": "FAILED"}
-                self._client.set_terminated(self.run_id, known.get(status, "KILLED"))
+        if session := self._session:
+            self._guarded(lambda: set_status(session.client, session.run_id, status))
+
+
+def send(client: "MlflowClient", run_id: str, metrics: "Sequence[Metric]") -> None:
+    """Log points, as many at a time as MLflow takes."""
+    for start in range(0, len(metrics), BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + BATCH])
+
+
+# -- what is sent ---------------------------------------------------------------------------------------------------
 
 
 def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """Every number of a record under a flat key that MLflow accepts: terms/repa/value, metrics/fd_..., loss."""
+    """Every number of a record under a flat key that MLflow accepts: terms/repa/value, metrics/fd_..., loss.
+
+    A record that was read back holds non-finite numbers as strings, and gives the same metrics.
+    """
     flat: dict[str, float] = {}
 
     def walk(prefix: str, value: Any) -> None:
         if isinstance(value, Mapping):
             for key, inner in value.items():
                 walk(f"{prefix}/{key}" if prefix else str(key), inner)
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            flat[re.sub(r"[^\w\-./ ]", "_", prefix)] = float(value)
+        elif (isinstance(value, (int, float)) and not isinstance(value, bool)) or value in ("nan", "inf", "-inf"):
+            flat[re.sub(r"[^\w\-./ ]", "_", prefix)] = number(value)
 
     walk("", {key: value for key, value in record.items() if key != "step"})
     return flat
+
+
+def offset_ms(record: Mapping[str, Any]) -> int:
+    """Milliseconds of training, evaluation and I/O that a run had taken when it wrote a record."""
+    return round(1000 * sum(record.get(f"{kind}_seconds", 0.0) for kind in ("train", "evaluation", "io")))
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """A config as text; the same before it is recorded and when it is read back."""
+    return json.dumps(json.loads(canonical(config)), indent=1, sort_keys=True) + "\n"

@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": "evaluate a run's EMA backbone again, under its own or another protocol",
     "sample": "generate images from a run",
     "report": "write the report of a study from its records",
+    "sync": "rebuild MLflow from the records of a study",
     "methods": "list the methods there are",
     "prepare": "build the caches of a config ahead of time, or train an autoencoder",
     "doctor": "show device, versions, and which weights are present",

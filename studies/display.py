@@ -65,14 +65,15 @@ class Display:
 
     def event(self, event: Event) -> None:
         """Show what a run did."""
+        for notice in event.record.get("notices", ()):
+            self._print(f"{self._name}: {notice}")
+        if event.kind == "notice":
+            return
         if event.kind == "step":
             self._made += event.share - self._share
         if event.kind == "train":
             record = event.record
             self._facts = f"loss {record['loss']:.4f}  {record['images_per_s']:.0f} images/s"
-        if event.kind == "start":
-            for notice in event.record.get("notices", ()):
-                self._print(f"{self._name}: {notice}")
         self._share = event.share
         if self._live:
             done = round(event.share * self._budget.amount)

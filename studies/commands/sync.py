@@ -1,0 +1,111 @@
+"""`ditbench sync`: MLflow rebuilt from the records of a study."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from studies.commands.common import Parser, quiet_libraries
+
+if TYPE_CHECKING:
+    from harness.config import OutputConfig
+    from harness.mirror import Mirror, Mirrored
+    from harness.records import RunFolder
+
+
+def main(argv: Sequence[str]) -> int:
+    """Bring every run of a study into MLflow, and print what had to be done."""
+    parser = Parser(
+        prog="ditbench sync",
+        description="Rebuild MLflow from the records of a study: each run and each point once. Again changes nothing.",
+    )
+    parser.add_argument("study", type=Path, help="study folder, such as runs/digits")
+    parser.add_argument("--mlflow_uri", default="", help="MLflow tracking URI (default: where the runs logged to)")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="table (default) or json")
+    arguments = parser.parse_args(argv)
+    quiet_libraries()
+    rows = sync_study(arguments.study, arguments.mlflow_uri)
+    if arguments.format == "json":
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+    else:
+        from studies.tables import print_table
+
+        print_table([{k: str(v) for k, v in row.items() if not k.startswith("mlflow")} for row in rows])
+        for uri in dict.fromkeys(row["mlflow_uri"] for row in rows):
+            print(f"mlflow: {uri}")
+    return 0
+
+
+def sync_study(study: Path, mlflow_uri: str) -> list[dict[str, Any]]:
+    """Sync every run; returns a row for each."""
+    from harness.config import OutputConfig
+    from harness.records import find_runs
+
+    mirrors: dict[tuple[OutputConfig, str], Mirror] = {}
+    rows = []
+    for folder in find_runs(study):
+        manifest = folder.manifest()
+        uri = mlflow_uri or manifest["config"]["output"].get("mlflow_uri", "")
+        rows.append(sync_run(folder, OutputConfig(runs=str(study.parent), mlflow_uri=uri), mirrors))
+    return rows
+
+
+def sync_run(
+    folder: "RunFolder", output: "OutputConfig", mirrors: "dict[tuple[OutputConfig, str], Mirror]"
+) -> dict[str, Any]:
+    """Sync one run and note in its manifest where it is; a run that another process trains keeps its manifest."""
+    from harness.records import seed_of
+    from harness.tracking import tracking_uri
+    from studies.lease import claim, lease_path
+
+    study, cell = folder.path.parents[1], folder.path.parent.name
+    lease = claim(lease_path(study.parent, study.name, cell, seed_of(folder)))
+    try:
+        done, uri = mirror_run(folder, output, lease is None, mirrors), tracking_uri(output)
+        manifest = folder.manifest()
+        facts = {"mlflow_run": done.run_id, "mlflow_uri": uri, "mlflow_failure": ""}
+        if lease and facts != {name: manifest.get(name) for name in facts}:
+            folder.update_manifest(**facts)
+    finally:
+        if lease:
+            lease.release()
+    return {
+        "cell": manifest["cell"],
+        "seed": manifest["seed"],
+        "status": manifest["status"],
+        "points": done.points,
+        "action": done.action,
+        "mlflow_run": done.run_id,
+        "mlflow_uri": uri,
+    }
+
+
+def mirror_run(
+    folder: "RunFolder",
+    output: "OutputConfig",
+    in_progress: bool,
+    mirrors: "dict[tuple[OutputConfig, str], Mirror]",
+) -> "Mirrored":
+    """Sync one run with the experiment of its study, opened when the first run needs it.
+
+    Raises:
+        UserError: for a store that cannot be reached or written.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from harness.errors import UserError
+    from harness.mirror import Mirror
+    from harness.tracking import quiet, reason, tracking_uri
+
+    place = output, folder.manifest()["study"]
+    try:
+        with quiet():
+            if place not in mirrors:
+                mirrors[place] = Mirror(*place)
+            return mirrors[place].update(folder, in_progress)
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise UserError(
+            f"MLflow at {tracking_uri(output)} failed ({reason(error)}): "
+            "start its server, free or remove its database, or give another --mlflow_uri"
+        ) from None
