@@ -21,6 +21,7 @@ from harness import cache as caches
 from harness.cache import Report, Sharded
 from harness.config import DataConfig
 from harness.errors import UserError
+from harness.memory import check_images
 from harness.records import digest, file_digest, read_json, write_json
 from harness.rng import stream
 
@@ -92,6 +93,7 @@ def _digits(image_size: int) -> ImageSet:
     from sklearn.datasets import load_digits  # here, because importing scikit-learn takes a second
 
     source = load_digits()
+    check_images(len(source.images), image_size)
     small = np.round(source.images * (255 / 16)).astype(np.uint8)
     side = (image_size, image_size)
     grey = np.stack([np.asarray(Image.fromarray(image).resize(side, Image.Resampling.BICUBIC)) for image in small])

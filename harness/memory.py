@@ -1,0 +1,216 @@
+"""Whether a run fits into memory, estimated before anything big is allocated.
+
+The estimate is a lower end, so that what fits is never refused: it counts what must lie in memory at once, not what
+allocators and libraries add. Peaks measured on a CPU (SiT-nano, S and B at batches of 2 to 256, fp32 and bf16) are
+1.1 to 1.45 times the estimate. Sizes are Python's integers, so no product overflows.
+
+Widths D that autograd keeps of one token in one block, read off timm's Attention and Mlp under adaLN-Zero:
+    input and output of norm1                                        2, float32 under autocast as well
+    input of qkv; q, k, v; output of attention; output of proj       6
+    input and output of norm2                                        2, float32 under autocast as well
+    input of fc1; its output, before and after GELU; output of fc2  10
+The tensors that autograd was seen to keep come to 1.02 to 1.06 times this in fp32, 1.09 times under bf16 autocast.
+
+Shapes: N images, C channels, H W latent height and width, T tokens, D backbone width.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from harness.config import RunConfig
+from harness.errors import UserError
+from harness.method import BackboneShape, Method
+
+FLOAT = 4
+"""Bytes of a float32."""
+EXTRACTED = 32
+"""Images that an extractor sees together, as in harness.fidelity; importing that takes a second."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Something that must lie in memory."""
+
+    name: str
+    num_bytes: int
+    way_out: str
+    """Which setting makes it smaller."""
+    on_device: bool = False
+    """On the accelerator where there is one, else in RAM."""
+
+
+def outline(name: str, build: Callable[[], Method]) -> Method:
+    """What `build` builds, its heads with shapes but no numbers; `UserError` where the sizes have no 64-bit index."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except (RuntimeError, TypeError, OverflowError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"heads of {name} cannot be built ({reason}): lower the sizes in section {name}") from None
+
+
+def check_run(config: RunConfig, method: Method, num_processes: int, device: torch.device) -> None:
+    """Refuse a run that does not fit: `UserError` names the largest part and the setting to lower.
+
+    Args:
+        config: resolved.
+        method: of the config, built or in outline.
+        num_processes: they share the batch.
+        device: of the backbone.
+    """
+    weights = list(weight_parts(config, method))
+    for phase in (training_parts(config, method, num_processes), evaluation_parts(config, method.backbone)):
+        check([*weights, *phase], device)
+
+
+def check_images(num_images: int, image_size: int) -> None:
+    """Refuse images that do not fit into RAM, as uint8: one channel of each, and the three made of it."""
+    images = Part(name="the images", num_bytes=4 * num_images * image_size**2, way_out="lower data.image_size")
+    check([images], torch.device("cpu"))
+
+
+def check(parts: Sequence[Part], device: torch.device) -> None:
+    """Raise `UserError` when parts that lie in memory together need more than is free."""
+    has_own = device.type == "cuda"
+    places = {"RAM": ([p for p in parts if not (p.on_device and has_own)], free_ram())}
+    if has_own:
+        places[str(device)] = ([p for p in parts if p.on_device], free_on_device(device))
+    for place, (inside, free) in places.items():
+        needed = sum(part.num_bytes for part in inside)
+        if needed > free:
+            most = max(inside, key=lambda part: part.num_bytes)
+            raise UserError(
+                f"not enough memory: at least {in_words(needed)} of {place} are needed and {in_words(free)} are free; "
+                f"{most.name} take {in_words(most.num_bytes)}: {most.way_out}"
+            )
+
+
+def in_words(num_bytes: int) -> str:
+    """Bytes as MB, GB or, where no machine has as much, more than 1000 TB."""
+    if num_bytes > 10**15:
+        return "more than 1000 TB"
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 10**9 else f"{num_bytes / 1e6:.0f} MB"
+
+
+# -- parts ----------------------------------------------------------------------------------------------------------
+
+
+def backbone_parameters(shape: BackboneShape) -> int:
+    """Trained weights of SiT, LayerNorms on queries and keys left out."""
+    width, numbers = shape.hidden_size, shape.patch_numbers
+    block = 18 * width**2 + 15 * width  # qkv 3, proj 1, MLP 8, adaLN 6, with biases
+    embedders = (256 * width + width**2 + 2 * width) + (shape.num_classes + 1) * width + (numbers + 1) * width
+    final = (width + 1) * numbers + 2 * (width**2 + width)
+    return shape.depth * block + embedders + final
+
+
+def weight_parts(config: RunConfig, method: Method) -> Iterator[Part]:
+    """Weights, gradients, two moments; of the backbone also the EMA, and a bf16 copy under autocast."""
+    copies = 5 * FLOAT + (2 if config.runtime.precision == "bf16" else 0)
+    backbone, heads = backbone_parameters(method.backbone), sum(p.numel() for p in method.heads.parameters())
+    smaller = "choose a smaller model.name"
+    yield Part(name="weights and moments", num_bytes=copies * backbone, way_out=smaller, on_device=True)
+    smaller = f"lower the sizes in section {config.method}"
+    yield Part(name="the method's heads", num_bytes=4 * FLOAT * heads, way_out=smaller, on_device=True)
+
+
+def training_parts(config: RunConfig, method: Method, num_processes: int) -> Iterator[Part]:
+    """What one step needs: activations of a forward pass, and the draws of two batches (one is being prepared)."""
+    shape, batch = method.backbone, config.optimizer.batch_size
+    share = batch // num_processes
+    images = min(share, config.optimizer.micro_batch or share)
+    in_bf16 = config.runtime.precision == "bf16"
+    block = shape.hidden_size * (4 * FLOAT + 16 * (2 if in_bf16 else FLOAT))
+    widths = sum(m.in_features for m in method.heads.modules() if isinstance(m, nn.Linear))
+    token = shape.depth * block + widths * (2 if in_bf16 else FLOAT)
+    yield Part(
+        name="activations of a forward pass",
+        num_bytes=images * shape.num_tokens * token,
+        way_out="lower optimizer.micro_batch (0 is the whole share of the batch) or data.image_size",
+        on_device=True,
+    )
+    numbers = latent_numbers(shape)
+    # Noise of one batch and both noises of the next; this process's latents and their means twice.
+    drawn = FLOAT * (3 * batch + 4 * share) * numbers
+    widths = sum(method.data.encoder_width(name) for name in method.needs().encoders)
+    tokens = 2 * share * shape.num_tokens * widths * 2  # float16
+    yield Part(name="draws and latents of two batches", num_bytes=drawn + tokens, way_out="lower optimizer.batch_size")
+
+
+def evaluation_parts(config: RunConfig, shape: BackboneShape) -> Iterator[Part]:
+    """What one evaluation needs. `num_samples` is resolved."""
+    evaluation = config.evaluation
+    samples = 2 * evaluation.num_samples * 3 * config.data.image_size**2  # chunks, and all of them joined
+    yield Part(name="samples", num_bytes=samples, way_out="lower evaluation.num_samples or data.image_size")
+    images = min(evaluation.chunk, evaluation.num_samples) * (1 if evaluation.sampler.cfg_scale == 1 else 2)
+    half = 2 if evaluation.precision == "bf16" else FLOAT
+    # In the MLP: the residual stream, and the hidden layer before and after GELU. The sampler's state is float64.
+    chunk = images * (shape.num_tokens * shape.hidden_size * (FLOAT + 8 * half) + 8 * latent_numbers(shape))
+    yield Part(name="passes of a chunk", num_bytes=chunk, way_out="lower evaluation.chunk", on_device=True)
+    resized = EXTRACTED * 3 * evaluation.extractor_size**2 * FLOAT
+    yield Part(name="resized images", num_bytes=2 * resized, way_out="lower evaluation.extractor_size", on_device=True)
+    times = evaluation.sampler.num_steps * 32  # a list of Python's floats
+    yield Part(name="the sampler's times", num_bytes=times, way_out="lower evaluation.sampler.num_steps")
+
+
+def latent_numbers(shape: BackboneShape) -> int:
+    """C * H * W."""
+    return shape.in_channels * shape.input_size**2
+
+
+# -- what there is --------------------------------------------------------------------------------------------------
+
+
+def free_on_device(device: torch.device) -> int:
+    """Bytes that torch can still have on a CUDA device: free ones, and those it holds without using them."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def free_ram(root: Path = Path("/")) -> int:
+    """Bytes of RAM that can be had: the system's, or less where a control group (v1 or v2) allows less."""
+    return min([_system_ram(root), *_cgroup_rooms(root)])
+
+
+def _system_ram(root: Path) -> int:
+    """MemAvailable; where there is no /proc, all the RAM there is."""
+    numbers = _numbers(root / "proc/meminfo")
+    if "MemAvailable:" in numbers:
+        return numbers["MemAvailable:"] * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _cgroup_rooms(root: Path) -> Iterator[int]:
+    """Limit less what is in use, page cache apart, of this process's control group and of all above it."""
+    lines = (root / "proc/self/cgroup").read_text().splitlines() if (root / "proc/self/cgroup").is_file() else []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        home = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+        names = ("limit_in_bytes", "usage_in_bytes", "total_cache") if controllers else ("max", "current", "file")
+        group = home / path.strip("/")
+        # Inside a container the group itself may be what is mounted at `home`.
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(home):
+                break
+            limit, used = (_number(folder / f"memory.{name}") for name in names[:2])
+            if limit is not None and used is not None:
+                yield limit - used + _numbers(folder / "memory.stat").get(names[2], 0)
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file; None where there is no file, or no limit ("max")."""
+    text = path.read_text().strip() if path.is_file() else ""
+    return int(text) if text.isdigit() else None
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """Lines `name number` of a file; empty where there is no file."""
+    lines = [line.split() for line in path.read_text().splitlines()] if path.is_file() else []
+    return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}
