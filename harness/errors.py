@@ -1,5 +1,18 @@
-"""The one error type that is meant for the user."""
+"""The error types that are meant for the user: both are shown as one line."""
 
 
 class UserError(ValueError):
     """What the user got wrong, where, and the way out, in one line. The command line prints it and exits with 2."""
+
+
+class StorageError(OSError):
+    """The disk took no more: built from errno, reason and path, shown as one line with the way out.
+
+    No input was wrong, so the run fails (exit status 1); what was whole on the disk before still is.
+    """
+
+    def __str__(self) -> str:
+        return (
+            f"cannot write {self.filename} ({self.strerror}): make room there or make it writable, "
+            "and the same command goes on from the last checkpoint"
+        )

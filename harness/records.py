@@ -6,18 +6,21 @@ and the report are views of them.
 """
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import io
 import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.errors import UserError
+from harness.errors import StorageError, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,18 +113,38 @@ def number(value: float | str) -> float:
     return float(value)
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: temporary name, sync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+DISK_ERRORS = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+)
+"""What a full, broken or write-protected disk answers."""
+
+
+@contextlib.contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Turn what the disk answers to a write of `path` into a `StorageError`."""
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        yield
+    except StorageError:
         raise
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise StorageError(error.errno, error.strerror, str(path)) from error
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: temporary name, sync, rename. `StorageError` when the disk refuses."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with storing(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -189,11 +212,19 @@ class RunFolder:
         return self.manifest()["status"] if self.exists() else None
 
     def append(self, name: Literal["train", "eval"], record: Mapping[str, Any]) -> None:
-        """Append one record as one line to `<name>.jsonl` and sync it."""
-        with (self.path / f"{name}.jsonl").open("a") as file:
-            file.write(canonical(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Append one record as one line to `<name>.jsonl`, whole or not at all, and sync it; `StorageError` if full."""
+        path = self.path / f"{name}.jsonl"
+        # Unbuffered: a buffer would be written once more when the file is closed, behind the end of what was undone.
+        with storing(path), path.open("ab", buffering=0) as file:
+            start = file.seek(0, os.SEEK_END)
+            try:
+                rest = (canonical(record) + "\n").encode()
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            except BaseException:
+                file.truncate(start)
+                raise
 
     def lines(self, name: Literal["train", "eval"]) -> list[dict[str, Any]]:
         """All whole records of `<name>.jsonl`, oldest first; a line cut short by a crash is left out."""
@@ -261,38 +292,76 @@ def run_path(runs: str | Path, study: str, cell: str, seed: int) -> Path:
 
 
 @contextlib.contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A fresh temporary folder that takes the place of `path` when the block ends without an error."""
-    import shutil
-
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        sync_tree(temporary)
-        if path.exists():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            path.rename(old)
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` during the block, while other processes wait for it; it is gone afterwards."""
+    while True:
+        with path.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # Its last holder may have removed the file that was opened here, which then locks nothing.
+            if not path.exists() or not os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                continue
             try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A fresh temporary folder that takes the place of `path` when the block ends without an error.
+
+    Killed at any moment, it leaves the old folder or the new one whole; between the two renames the old one has a
+    hidden name, which `put_back` undoes and so does the next call. Processes that replace one folder at once do so
+    one after another. `StorageError` when the disk refuses.
+    """
+    temporary, old = path.with_name(f".{path.name}.tmp"), _old(path)
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_name(f".{path.name}.lock")):
+            put_back(path)
+            for leftover in (temporary, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+            try:
+                temporary.mkdir()
+                yield temporary
+                sync_tree(temporary)
+                if path.exists():
+                    path.rename(old)
                 temporary.rename(path)
             except BaseException:
-                old.rename(path)
+                put_back(path)
+                shutil.rmtree(temporary, ignore_errors=True)
                 raise
-            shutil.rmtree(old)
-        else:
-            temporary.rename(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+            sync_path(path.parent)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def put_back(path: Path) -> bool:
+    """Undo a replacement that was cut off between its two renames; says whether there was one."""
+    old = _old(path)
+    if path.exists() or not old.exists():
+        return False
+    old.rename(path)
+    return True
+
+
+def _old(path: Path) -> Path:
+    """Where a folder stands while another takes its place."""
+    return path.with_name(f".{path.name}.old")
 
 
 def sync_tree(folder: Path) -> None:
     """Flush every file of a folder, and the folder, to the disk."""
     paths: Iterable[Path] = [*folder.rglob("*"), folder]
     for path in paths:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync_path(path)
+
+
+def sync_path(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,18 +1,24 @@
 """Checkpoints: written whole or not at all, read without executing anything, damage named."""
 
+import multiprocessing
+import os
 import pickle
-from collections.abc import Callable, Mapping
+import re
+import resource
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from harness import checkpoint
-from harness.checkpoint import GROUPS, Counters
-from harness.errors import UserError
-from harness.records import file_digest, read_json, write_json
+from harness.checkpoint import GROUPS, Counters, Damaged, Found
+from harness.errors import StorageError, UserError
+from harness.records import digest, file_digest, read_json, write_json
 from harness.weights import load_tensors
 
 COUNTERS = Counters(step=7, train_seconds=1.5, trace="ab" * 32)
@@ -71,25 +77,193 @@ def test_saving_again_replaces_the_whole_checkpoint(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000007"]
 
 
+def flips(content: bytes) -> Iterator[bytes]:
+    """The content with one bit of one byte flipped: every byte, another bit in each."""
+    for offset in range(len(content)):
+        flipped = bytearray(content)
+        flipped[offset] ^= 1 << offset % 8
+        yield bytes(flipped)
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_damaged_file_is_refused_and_named(tmp_path: Path, group: str) -> None:
     checkpoint.save(tmp_path, "step_00000007", tensors(), COUNTERS)
     file = tmp_path / "step_00000007" / f"{group}.safetensors"
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
-    with pytest.raises(UserError, match=rf"{group}\.safetensors is damaged: remove .*step_00000007, and"):
-        checkpoint.load(file.parent)
+    content = file.read_bytes()
+    for damaged in [*flips(content), content[:-1], content[:10], b"", content + b" "]:
+        file.write_bytes(damaged)
+        with pytest.raises(Damaged, match=rf"{group}\.safetensors is damaged: the same command goes on from the"):
+            checkpoint.load(file.parent)
     file.unlink()
-    with pytest.raises(UserError, match=rf"{group}\.safetensors is damaged"):
+    with pytest.raises(Damaged, match=rf"{group}\.safetensors is damaged"):
         checkpoint.load(file.parent)
 
 
-def test_a_broken_state_file_is_named(tmp_path: Path) -> None:
+def test_a_flipped_counter_is_refused(tmp_path: Path) -> None:
+    """Every bit of state.json: what still says the same, such as 1E-5 for 1e-5, may be read."""
     checkpoint.save(tmp_path, "step_00000007", tensors(), COUNTERS)
-    (tmp_path / "step_00000007" / "state.json").write_text('{"counters": {"step"')
-    with pytest.raises(UserError, match=r"state\.json is not valid JSON"):
-        checkpoint.load(tmp_path / "step_00000007")
+    file = tmp_path / "step_00000007" / "state.json"
+    content = file.read_bytes()
+    damaged = [content.replace(b'"step": 7', b'"step": 8'), content[:-40], b"[]", b"3", b"{}", *flips(content)]
+    for state in damaged:
+        file.write_bytes(state)
+        with pytest.raises(Damaged, match=r"state\.json is damaged"):
+            checkpoint.load(file.parent)
+
+
+def test_counters_of_another_form_are_refused(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, "step_00000007", tensors(), COUNTERS)
+    file = tmp_path / "step_00000007" / "state.json"
+    state = read_json(file)
+    del state["digest"]
+    state["counters"]["unheard_of"] = 1
+    write_json(file, {**state, "digest": digest(state)})
+    with pytest.raises(Damaged, match=r"state\.json is damaged"):
+        checkpoint.load(file.parent)
+
+
+# -- what a continued run finds ---------------------------------------------------------------------------------------
+
+
+def step_of(path: Path) -> Counters:
+    return Counters(step=int(path.name[-8:]))
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> list[Path]:
+    """Checkpoints of steps 4, 8 and 12, each with its step as value."""
+    paths = [tmp_path / checkpoint.name_of(step) for step in (4, 8, 12)]
+    for path in paths:
+        checkpoint.save(tmp_path, path.name, tensors(float(path.name[-8:])), step_of(path))
+    return paths
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+def test_the_newest_checkpoint_is_found(tmp_path: Path, three: list[Path]) -> None:
+    found = checkpoint.newest(tmp_path)
+    assert found.tensors is not None
+    assert_equal(found.tensors, tensors(12.0))
+    assert (found.counters, found.notices) == (Counters(step=12), ())
+    assert sorted(tmp_path.iterdir()) == three
+
+
+def test_without_checkpoints_a_run_starts_anew(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        assert checkpoint.newest(folder) == Found(tensors=None, counters=Counters(), notices=())
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_damaged_checkpoints_are_set_aside_and_told(tmp_path: Path, three: list[Path], missing: bool) -> None:
+    flip(three[1] / "state.json")
+    file = three[2] / "heads.safetensors"
+    if missing:
+        file.unlink()
+    else:
+        flip(file)
+    found = checkpoint.newest(tmp_path)
+    assert found.tensors is not None
+    assert_equal(found.tensors, tensors(4.0))
+    assert found.counters == Counters(step=4)
+    assert found.notices == (
+        f"{file} is damaged: its checkpoint is set aside as .step_00000012.damaged",
+        f"{three[1] / 'state.json'} is damaged: its checkpoint is set aside as .step_00000008.damaged",
+        "the run goes on from step_00000004",
+    )
+    again = checkpoint.newest(tmp_path)  # as another process of the same run would
+    assert (again.counters, again.notices) == (found.counters, ())
+
+    checkpoint.prune(tmp_path, 1)
+    assert list(tmp_path.iterdir()) == [three[0]], "the good one was kept, not a damaged one"
+
+
+def test_when_all_are_damaged_the_run_starts_anew(tmp_path: Path, three: list[Path]) -> None:
+    for path in three:
+        flip(path / "backbone.safetensors")
+    found = checkpoint.newest(tmp_path)
+    assert (found.tensors, found.counters) == (None, Counters())
+    assert found.notices[-1] == "no whole checkpoint is left: the run starts anew"
+    checkpoint.save(tmp_path, three[2].name, tensors(1.0), step_of(three[2]))
+    assert checkpoint.newest(tmp_path).counters == Counters(step=12)
+    flip(three[2] / "backbone.safetensors")
+    checkpoint.newest(tmp_path)  # one was set aside under this name before
+
+
+def test_what_interrupted_writes_left_is_told_and_removed(tmp_path: Path, three: list[Path]) -> None:
+    half = tmp_path / ".step_00000016.tmp"
+    half.mkdir()
+    (half / "heads.safetensors").write_bytes(b"half")
+    (tmp_path / ".step_00000016.lock").write_bytes(b"")
+    ema, librarys = tmp_path / ".ema_00000012.safetensors.tmp", tmp_path / ".tmpF2ygS0"
+    for path in (ema, librarys):
+        path.write_bytes(b"half")
+    found = checkpoint.newest(tmp_path)
+    assert found.counters == Counters(step=12)
+    said = "was left by an interrupted write: ignored and removed"
+    assert set(found.notices) == {f"{path} {said}" for path in (half, ema, librarys)}
+    assert sorted(tmp_path.iterdir()) == three
+
+
+def test_a_replacement_cut_off_between_its_renames_is_undone(tmp_path: Path, three: list[Path]) -> None:
+    three[2].rename(tmp_path / ".step_00000012.old")
+    checkpoint.save(tmp_path / "elsewhere", three[2].name, tensors(99.0), step_of(three[2]))
+    (tmp_path / "elsewhere" / three[2].name).rename(tmp_path / ".step_00000012.tmp")
+    found = checkpoint.newest(tmp_path)
+    assert found.tensors is not None
+    assert_equal(found.tensors, tensors(12.0))
+    assert found.notices == (
+        f"{three[2]} is back: the write that was to replace it was interrupted",
+        f"{tmp_path / '.step_00000012.tmp'} was left by an interrupted write: ignored and removed",
+    )
+
+
+FATAL = ("rename", "replace", "fsync", "mkdir", "unlink", "rmdir")
+"""Calls to the file system at which a process is killed, besides the library's own writing."""
+
+
+def _save_and_die(folder: Path, fatal: int) -> None:
+    """Save a checkpoint of twos, and be killed at the n-th call; for a process of its own."""
+    calls = 0
+
+    def dying(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **named)
+
+        return call
+
+    for name in FATAL:
+        setattr(os, name, dying(getattr(os, name)))
+    checkpoint.save_file = dying(checkpoint.save_file)
+    checkpoint.save(folder, "step_00000004", {group: {"w": torch.full((3,), 2.0)} for group in GROUPS}, COUNTERS)
+
+
+def test_killed_at_any_moment_a_replacement_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    """A process that dies at its n-th call to the file system, for every n, leaves the old checkpoint or the new."""
+    left, exitcode = [], -signal.SIGKILL
+    while exitcode:
+        folder = tmp_path / str(len(left))
+        checkpoint.save(folder, "step_00000004", {group: {"w": torch.ones(3)} for group in GROUPS}, COUNTERS)
+        job = multiprocessing.get_context("fork").Process(target=_save_and_die, args=(folder, len(left) + 1))
+        job.start()
+        job.join()
+        exitcode = job.exitcode
+        assert exitcode in (0, -signal.SIGKILL)
+        found = checkpoint.newest(folder)
+        assert found.tensors is not None, f"nothing whole is left after call {len(left) + 1}"
+        assert [path.name for path in folder.iterdir()] == ["step_00000004"]
+        left.append({float(group["w"][0]) for group in found.tensors.values()})
+    assert len(left) > 15
+    switch = left.index({2.0})
+    assert 0 < switch < len(left) - 1, "no kill came before the swap, or none after it"
+    assert left == [{1.0}] * switch + [{2.0}] * (len(left) - switch)
 
 
 def test_what_an_interrupted_write_leaves_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +277,7 @@ def test_what_an_interrupted_write_leaves_is_no_checkpoint(tmp_path: Path, monke
         checkpoint.save(tmp_path, "step_00000008", tensors(), COUNTERS)
     assert [path.name for path in checkpoint.whole(tmp_path)] == ["step_00000004"]
     # A power cut runs no clean-up: a temporary folder, and a folder that lacks its state, are not checkpoints either.
-    (tmp_path / ".step_00000012.99.tmp").mkdir()
+    (tmp_path / ".step_00000012.tmp").mkdir()
     (tmp_path / "step_00000016").mkdir()
     (tmp_path / "step_00000016" / "backbone.safetensors").write_bytes(b"half")
     assert [path.name for path in checkpoint.whole(tmp_path)] == ["step_00000004"]
@@ -136,6 +310,65 @@ def test_an_ema_is_found_by_step_or_as_the_last(tmp_path: Path) -> None:
         checkpoint.load_ema(tmp_path, 5)
     with pytest.raises(UserError, match="holds no EMA backbone: train the run"):
         checkpoint.load_ema(tmp_path / "elsewhere")
+
+
+def test_any_flipped_bit_or_cut_of_an_ema_is_refused(tmp_path: Path) -> None:
+    values = {"w": torch.arange(3.0), "scalar": torch.tensor(2.5), "half": torch.ones(2, 2, dtype=torch.bfloat16)}
+    checkpoint.save_ema(tmp_path, 7, values)
+    assert all(torch.equal(checkpoint.load_ema(tmp_path)[0][name], value) for name, value in values.items())
+    file = checkpoint.ema_path(tmp_path, 7)
+    content = file.read_bytes()
+    for damaged in [*flips(content), content[:-1], content[: len(content) // 2], content[:7], b"", content + b"\0"]:
+        file.write_bytes(damaged)
+        with pytest.raises(Damaged, match=r"ema_00000007\.safetensors is damaged: .*; give another --step, or"):
+            checkpoint.load_ema(tmp_path)
+
+
+def test_an_ema_without_a_checksum_is_refused(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2)}, checkpoint.ema_path(tmp_path, 7))
+    with pytest.raises(Damaged, match="its checksum is wrong"):
+        checkpoint.load_ema(tmp_path)
+
+
+def test_the_checksum_covers_names_types_shapes_and_bytes() -> None:
+    value = torch.tensor([[1.0, 2.0]])
+    others = [
+        {"v": value},
+        {"w": value.reshape(2, 1)},
+        {"w": value.view(torch.int32)},
+        {"w": value + 1},
+        {"w": value, "v": value},
+        {},
+    ]
+    found = {checkpoint.tensors_digest(tensors) for tensors in [{"w": value}, *others]}
+    assert len(found) == len(others) + 1
+    assert checkpoint.tensors_digest({"a": value, "b": value}) == checkpoint.tensors_digest({"b": value, "a": value})
+
+
+@pytest.mark.parametrize("what", ["whole", "ema"])
+def test_a_full_disk_is_one_clear_error_and_harms_nothing(tmp_path: Path, what: str) -> None:
+    """A limit on the size of files answers as a full disk does, in the middle of a file."""
+    checkpoint.save(tmp_path, "step_00000004", tensors(), COUNTERS)
+    checkpoint.save_ema(tmp_path, 4, tensors()["ema"])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    large = {group: {"w": torch.zeros(10_000)} for group in GROUPS}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(StorageError) as caught:
+            if what == "whole":
+                checkpoint.save(tmp_path, "step_00000008", large, COUNTERS)
+            else:
+                checkpoint.save_ema(tmp_path, 8, large["ema"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    name = r"step_00000008\.tmp/backbone|ema_00000008"
+    assert re.fullmatch(
+        rf"cannot write .*({name})\.safetensors\S* \(File too large\): make room .* from the last checkpoint",
+        str(caught.value),
+    )
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert checkpoint.newest(tmp_path).counters == COUNTERS
 
 
 def test_optimizer_state_survives_as_named_tensors() -> None:
@@ -176,8 +409,9 @@ def test_a_pickle_among_the_tensors_is_refused(tmp_path: Path, evil: tuple[bytes
     (folder / "backbone.safetensors").write_bytes(content)
     if has_digest:
         state = read_json(folder / "state.json")
+        del state["digest"]
         state["sha256"]["backbone"] = file_digest(folder / "backbone.safetensors")
-        write_json(folder / "state.json", state)
+        write_json(folder / "state.json", {**state, "digest": digest(state)})
     with pytest.raises(UserError, match=r"backbone\.safetensors is damaged"):
         checkpoint.load(folder)
     assert not mark.exists()
