@@ -43,18 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(usage())
         return 0 if words else 2
-    from harness.errors import UserError
+    from harness.errors import StorageError, UserError
 
     try:
         if words[0] not in COMMANDS:
             raise UserError(f"command {words[0]!r} is not known: there are {', '.join(COMMANDS)}")
         module = importlib.import_module(f"studies.commands.{words[0]}")
         return module.main(words[1:])
-    except UserError as error:
+    except (UserError, StorageError) as error:
         if debug:
             traceback.print_exc()
         print(f"ditbench: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         print("ditbench: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

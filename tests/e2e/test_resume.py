@@ -61,7 +61,7 @@ def test_a_killed_comparison_goes_on_to_the_same_records(
     assert folder.status() == "running"
     assert [line["step"] for line in folder.lines("train")] == [1, 2, 3, 4]
     assert [path.name for path in checkpoint.whole(folder.checkpoints)] == ["step_00000003"]
-    assert list(folder.checkpoints.glob(".step_00000004.*.tmp")), "it was not killed within a write"
+    assert list(folder.checkpoints.glob(".step_00000004*.tmp")), "it was not killed within a write"
     mlflow_run, first_cell = folder.manifest()["mlflow_run"], contents(study / "sit")
     with (run / "train.jsonl").open("a") as lines:
         lines.write('{"step":5,"lo')

@@ -3,13 +3,17 @@
 import hashlib
 import json
 import math
+import multiprocessing
 import os
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from harness import records
-from harness.errors import UserError
+from harness.errors import StorageError, UserError
 from harness.records import RunFolder
 
 
@@ -259,3 +263,134 @@ def test_replaced_puts_the_old_folder_back_when_the_swap_fails(tmp_path: Path, m
         swap()
     assert names_in(target) == {"old"}
     assert names_in(tmp_path) == {"target"}
+
+
+@pytest.mark.parametrize("has_new", [False, True])
+def test_a_swap_cut_off_between_its_renames_is_undone(tmp_path: Path, has_new: bool) -> None:
+    """Killed there, nothing stands at the name itself."""
+    (tmp_path / ".target.old").mkdir()
+    (tmp_path / ".target.old" / "old").write_text("old")
+    if has_new:
+        (tmp_path / ".target.tmp").mkdir()
+    assert records.put_back(tmp_path / "target")
+    assert names_in(tmp_path / "target") == {"old"}
+    assert not records.put_back(tmp_path / "target")
+
+    with pytest.raises(KeyboardInterrupt), records.replaced(tmp_path / "target"):
+        raise KeyboardInterrupt
+    assert names_in(tmp_path) == {"target"} and names_in(tmp_path / "target") == {"old"}
+
+
+def test_a_failing_block_puts_a_cut_off_swap_back_too(tmp_path: Path) -> None:
+    (tmp_path / ".target.old").mkdir()
+    (tmp_path / ".target.old" / "old").write_text("old")
+    (tmp_path / ".target.lock").write_text("")
+    with pytest.raises(KeyboardInterrupt), records.replaced(tmp_path / "target"):
+        raise KeyboardInterrupt
+    assert names_in(tmp_path) == {"target"} and names_in(tmp_path / "target") == {"old"}
+
+
+def _replace_often(target: Path, writer: int, times: int) -> None:
+    for number in range(times):
+        with records.replaced(target) as fresh:
+            for name in ("a", "b"):
+                (fresh / name).write_text(f"{writer} {number}")
+
+
+def test_processes_that_replace_one_folder_at_once_take_turns(tmp_path: Path) -> None:
+    target, times = tmp_path / "target", 15
+    context = multiprocessing.get_context("fork")
+    jobs = [context.Process(target=_replace_often, args=(target, writer, times)) for writer in range(3)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert [job.exitcode for job in jobs] == [0, 0, 0]
+    assert names_in(tmp_path) == {"target"} and names_in(target) == {"a", "b"}
+    assert (target / "a").read_text() == (target / "b").read_text()
+    assert (target / "a").read_text().endswith(f" {times - 1}")
+
+
+def _count_up(counter: Path, times: int) -> None:
+    for _ in range(times):
+        with records.locked(counter.with_name("lock")):
+            counter.write_text(str(int(counter.read_text()) + 1))
+
+
+def test_a_lock_lets_one_process_in_at_a_time(tmp_path: Path) -> None:
+    """Without it two processes read the same number, and an increment is lost."""
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    context = multiprocessing.get_context("fork")
+    jobs = [context.Process(target=_count_up, args=(counter, 200)) for _ in range(3)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert [job.exitcode for job in jobs] == [0, 0, 0]
+    assert counter.read_text() == "600"
+    assert names_in(tmp_path) == {"counter"}
+
+
+# -- a full disk ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_files() -> Iterator[Callable[[int], None]]:
+    """Limits the size of files, which the system answers as a full disk: in the middle of a write."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+REFUSED = r"cannot write {}.*{} \(File too large\): make room there or make it writable, and the same command goes on"
+
+
+def test_a_full_disk_during_an_append_leaves_whole_lines(run: RunFolder, small_files: Callable[[int], None]) -> None:
+    run.append("train", {"step": 1, "loss": 0.5})
+    size = (run.path / "train.jsonl").stat().st_size
+    small_files(size + 10)  # the next line would be cut after 10 bytes
+    with pytest.raises(StorageError, match=REFUSED.format(run.path, r"train\.jsonl")):
+        run.append("train", {"step": 2, "loss": 0.25})
+    assert (run.path / "train.jsonl").stat().st_size == size
+    small_files(resource.RLIM_INFINITY)
+    run.append("train", {"step": 2, "loss": 0.25})
+    assert run.lines("train") == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
+
+
+def test_a_full_disk_leaves_the_old_file(run: RunFolder, small_files: Callable[[int], None]) -> None:
+    run.write_manifest({"status": "running"})
+    small_files(20_000)
+    with pytest.raises(StorageError, match=REFUSED.format(run.path, r"manifest\.json")):
+        run.update_manifest(note="x" * 30_000)
+    with pytest.raises(StorageError, match=r"samples/step_00000004\.png \(File too large\)"):
+        run.write_samples(4, np.random.default_rng(0).integers(0, 256, (10, 64, 64, 3), np.uint8))
+    assert run.manifest() == {"format": 1, "status": "running"}
+    assert names_in(run.path) == {"checkpoints", "samples", "manifest.json"} and not names_in(run.samples)
+
+
+def test_a_full_disk_leaves_the_old_folder(tmp_path: Path, small_files: Callable[[int], None]) -> None:
+    target = tmp_path / "target"
+    with records.replaced(target) as fresh:
+        (fresh / "old").write_text("old")
+    small_files(1000)
+    with pytest.raises(StorageError, match=REFUSED.format(tmp_path, "target")), records.replaced(target) as fresh:
+        (fresh / "large").write_bytes(bytes(2000))
+    assert names_in(tmp_path) == {"target"} and names_in(target) == {"old"}
+
+
+def test_a_write_protected_place_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file where a folder is wanted")
+    for write in (
+        lambda path: records.write_atomic(path, b"x"),
+        lambda path: RunFolder(path.parent).append("eval", {}),
+    ):
+        with pytest.raises(StorageError, match=r"taken/\S+ \(Not a directory\)"):
+            write(tmp_path / "taken" / "file")
+    with pytest.raises(StorageError, match="taken/in/target"), records.replaced(tmp_path / "taken" / "in" / "target"):
+        raise AssertionError("nothing may be written")
+
+
+def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), records.replaced(tmp_path / "target"):
+        (tmp_path / "missing").read_text()
