@@ -1,4 +1,4 @@
-"""Figures. Plot functions take `ax`, draw a curve frame (reports/load.py) and return it; every figure that is saved
+"""Figures. Plot functions take `ax`, draw a curve frame (reports/curves.py) and return it; every figure that is saved
 has beside it the CSV it was drawn from. Nothing here uses pyplot or its global state.
 """
 
@@ -20,6 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from harness.records import METRICS, metric
 from reports.style import FONT, FONT_SIZE, Look, rc
 from reports.tables import CellResult
+from reports.units import short_number
 
 DPI = 200
 LOG_RANGE = 20
@@ -34,7 +35,7 @@ LINE_HEIGHT = 1.25
 
 @dataclass(frozen=True)
 class End:
-    """A line to be named: the value at its end, its name and its colour."""
+    """A line to be named: the value at its end (NaN for a cell without any), its name and its colour."""
 
     value: float
     name: str
@@ -47,6 +48,8 @@ class End:
 def plot_curves(ax: Axes, frame: pd.DataFrame, look: Look, width: float = 2, has_points: bool = True) -> Axes:
     """Every seed as a thin line, means as thick ones (dotted over fewer seeds than the cell has), reference lines.
 
+    A cross marks where a run diverged or failed: at its last value, at the bottom where it has none.
+
     Args:
         ax: where to draw.
         frame: a curve frame of one quantity.
@@ -54,7 +57,8 @@ def plot_curves(ax: Axes, frame: pd.DataFrame, look: Look, width: float = 2, has
         width: of the mean lines, in points.
         has_points: mark every value; for curves of few points.
     """
-    _scale(ax, frame)
+    _scale(ax, frame, look)
+    x = look.unit.clock
     for value in frame.loc[frame["series"] == "line", "value"].astype(float):
         ax.axhline(value, color=look.theme.muted, linewidth=1, dashes=(4, 3), zorder=1)
     for cell, style in look.styles.items():
@@ -62,26 +66,37 @@ def plot_curves(ax: Axes, frame: pd.DataFrame, look: Look, width: float = 2, has
         own = frame[frame["cell"] == cell]
         marker = style.marker if has_points else ""
         for _, seed in own[own["series"] == "seed"].groupby("seed", sort=True):
-            line = ax.plot(seed["step"], seed["value"], color=colour, linewidth=0.4 * width, alpha=0.5, zorder=2)[0]
+            line = ax.plot(seed[x], seed["value"], color=colour, linewidth=0.4 * width, alpha=0.5, zorder=2)[0]
             line.set(marker=marker, markersize=1.5 * width, markeredgewidth=0)
         mean = {"color": colour, "linewidth": width, "marker": marker, "markersize": 2.2 * width, "zorder": 3}
-        _plot_mean(ax, own[own["series"] == "mean"], mean, style.dashes)
-    ax.set_xlim(0, float(frame["step"].max()))
+        _plot_mean(ax, own[own["series"] == "mean"], x, mean, style.dashes)
+        _plot_stops(ax, own[own["series"] == "stop"], x, {"color": colour, "markersize": 3 + 2 * width})
+    ax.set_xlim(0, float(frame[x].max()))
     return ax
 
 
-def _plot_mean(ax: Axes, frame: pd.DataFrame, mean: dict[str, Any], dashes: Sequence[float]) -> None:
+def _plot_stops(ax: Axes, frame: pd.DataFrame, x: str, look: dict[str, Any]) -> None:
+    """Crosses in the colour of the cell."""
+    cross = {"linestyle": "", "marker": "x", "markeredgewidth": 1.8, "zorder": 5, "clip_on": False, **look}
+    for place, value in zip(frame[x].astype(float), frame["value"].astype(float), strict=True):
+        if math.isfinite(value):
+            ax.plot([place], [value], **cross)
+        else:
+            ax.plot([place], [0.03], transform=ax.get_xaxis_transform(), **cross)
+
+
+def _plot_mean(ax: Axes, frame: pd.DataFrame, x: str, mean: dict[str, Any], dashes: Sequence[float]) -> None:
     is_whole = frame["num_seeds"] == frame["of_seeds"]
-    line = ax.plot(frame["step"], frame["value"].where(is_whole), clip_on=False, **mean)[0]
+    line = ax.plot(frame[x], frame["value"].where(is_whole), clip_on=False, **mean)[0]
     if dashes:
         line.set_dashes(dashes)
     if not is_whole.all():
         # The dotted stretch begins at the last mean over all seeds, so that the two join.
         joined = frame["value"].where(~is_whole | ~is_whole.shift(-1, fill_value=True))
-        ax.plot(frame["step"], joined, linestyle=":", **{**mean, "marker": ""})
+        ax.plot(frame[x], joined, linestyle=":", **{**mean, "marker": ""})
 
 
-def _scale(ax: Axes, frame: pd.DataFrame) -> None:
+def _scale(ax: Axes, frame: pd.DataFrame, look: Look) -> None:
     """Logarithmic where the values ask for it, with plain numbers at the ticks; whole steps on the x axis."""
     values = frame["value"].dropna()
     if len(values) and values.min() > 0 and values.max() >= LOG_RANGE * values.min():
@@ -90,17 +105,13 @@ def _scale(ax: Axes, frame: pd.DataFrame) -> None:
         ax.yaxis.set_major_locator(LogLocator(subs=(1,) if is_long else (1, 2, 5)))
         ax.yaxis.set_minor_formatter(NullFormatter())
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=(1, 2, 4, 5, 10), integer=True))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _steps(value)))
-
-
-def _steps(value: float) -> str:
-    return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=(1, 2, 4, 5, 10), integer=look.unit.is_whole))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
 
 
 def label_ends(ax: Axes, ends: Sequence[End]) -> Axes:
     """Name lines at their ends, to the right of the axes and without overlap."""
-    heights = _axes_heights(ax, [end.value for end in ends])
+    heights = [h if math.isfinite(h) else 0.0 for h in _axes_heights(ax, [end.value for end in ends])]
     for end, height, place in zip(ends, heights, spread(heights, _line_height(ax)), strict=True):
         ax.annotate(
             end.name,
@@ -109,7 +120,7 @@ def label_ends(ax: Axes, ends: Sequence[End]) -> Axes:
             xycoords="axes fraction",
             va="center",
             color=end.colour,
-            arrowprops={"color": end.colour, **CONNECTOR},
+            arrowprops={"color": end.colour, **CONNECTOR} if math.isfinite(end.value) else None,
             annotation_clip=False,
             parse_math=False,
         )
@@ -145,12 +156,14 @@ def _line_height(ax: Axes) -> float:
 
 
 def cell_ends(frame: pd.DataFrame, look: Look) -> list[End]:
-    """The last mean of every cell."""
+    """The last mean of every cell; NaN for a cell whose runs stopped before they had a value."""
     ends = []
     for cell in look.styles:
-        mean = frame[(frame["cell"] == cell) & (frame["series"] == "mean")].dropna(subset=["value"])
-        if len(mean):
-            ends.append(End(float(mean["value"].iloc[-1]), _shorten(cell, _max_chars(look)), look.colour(cell)))
+        own = frame[frame["cell"] == cell]
+        mean = own[own["series"] == "mean"].dropna(subset=["value"])
+        if len(mean) or (own["series"] == "stop").any():
+            value = float(mean["value"].iloc[-1]) if len(mean) else math.nan
+            ends.append(End(value, _shorten(cell, _max_chars(look)), look.colour(cell)))
     return ends
 
 
@@ -264,7 +277,7 @@ Draw = Callable[[Look], Figure]
 
 
 def metric_figure(frame: pd.DataFrame, look: Look) -> Figure:
-    """One metric against steps, directly labelled."""
+    """One metric against the budget's clock, directly labelled."""
     name = frame["quantity"].iloc[0]
     with matplotlib.rc_context(rc(look.theme)):
         width, height, left = (4.2, 3.7, 0.54) if look.is_narrow else (8.4, 4.3, 0.63)
@@ -275,7 +288,7 @@ def metric_figure(frame: pd.DataFrame, look: Look) -> Figure:
         plot_curves(ax, frame, look)
         label_ends(ax, cell_ends(frame, look) + line_ends(frame, look))
         _title(ax, name, look)
-        ax.set_xlabel("step")
+        ax.set_xlabel(look.unit.words)
     return figure
 
 
@@ -316,7 +329,7 @@ def _panels(num: int, look: Look) -> tuple[Figure, list[Axes]]:
         y = height - key_height - panel_height - row * (panel_height + row_gap)
         axes.append(figure.add_axes((x / width, y / height, panel_width / width, panel_height / height)))
         if row == num_rows - 1:
-            axes[-1].set_xlabel("step")
+            axes[-1].set_xlabel(look.unit.words)
     return figure, axes
 
 

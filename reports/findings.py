@@ -4,8 +4,10 @@ import math
 from collections.abc import Iterable, Sequence
 
 from harness.records import metric
+from reports.endings import endings
 from reports.load import Study
-from reports.tables import BIAS_MARK, CellResult, difference_text, digits, seeds_text
+from reports.tables import BIAS_MARK, SHARED_MARK, CellResult, difference_text, digits, seeds_text
+from reports.units import number_text
 from reports.verify import Setting
 
 
@@ -21,8 +23,8 @@ def _setup(study: Study) -> str:
     cells = _count(len(study.cells), "training method" if is_plain else "cell")
     return (
         f"{cells} for {config['model']['name']} on {config['data']['name']}, "
-        f"{seeds}, compared after {study.step:,} of {config['budget']['amount']:,} steps "
-        f"of {config['optimizer']['batch_size']} images."
+        f"{seeds}, compared after {number_text(study.spent)} of {study.unit.amount(study.budget)}, "
+        f"{config['optimizer']['batch_size']} images a step."
     )
 
 
@@ -31,7 +33,7 @@ def _best(study: Study, rows: Sequence[CellResult]) -> str:
     name = study.main_metrics[0]
     scored = [row for row in rows if math.isfinite(row.metrics[name].mean)]
     if not scored:
-        return f"No run has a finite {name} at that step."
+        return f"No run has a finite {name} there."
     sign = 1 if metric(name).direction == "lower" else -1
     best = min(scored, key=lambda row: sign * row.metrics[name].mean)
     show = digits(rows, name)
@@ -61,6 +63,8 @@ def _separated(study: Study, rows: Sequence[CellResult]) -> str:
         return f"No 95% interval of a difference separates a method from {study.baseline}."
     if parts:
         return f"By the 95% intervals of the differences to {study.baseline}: {'; '.join(parts)}."
+    if "no pair" in readings and study.baseline not in {row.cell for row in rows if row.metrics[name].finite}:
+        return f"{study.baseline}, the baseline, has no value there, so there is nothing to compare the others to."
     if "one seed" in readings:
         return "With one seed there is no interval: a difference may be the seed's doing."
     return ""
@@ -68,29 +72,25 @@ def _separated(study: Study, rows: Sequence[CellResult]) -> str:
 
 def notes(study: Study, rows: Sequence[CellResult], environment: Iterable[Setting]) -> list[str]:
     """What stands beside the results: runs that did not finish, bias, warnings of the runs, unequal environments."""
-    found = [*_unfinished(study), *_survivors(rows), *_bad_images(study), *_bias(study, rows), *_warnings(study)]
+    found = [ending.sentence for ending in endings(study)]
+    found += [*_shared(study), *_survivors(rows), *_bad_images(study), *_bias(study, rows), *_warnings(study)]
     if not study.baseline:
         found.append("No cell is the baseline of the others, so there are no differences: a study is compared as one.")
     found += [_differs(setting) for setting in environment if setting.differs]
     return found
 
 
-def _unfinished(study: Study) -> list[str]:
-    found = []
-    for run in study.runs:
-        if run.status == "finished":
-            continue
-        place = f"at step {run.last_step:,} of {run.config['budget']['amount']:,}"
-        detail = {key: _plain(value) for key, value in run.manifest.get("status_detail", {}).items()}
-        lines = [f"{key}: {text}" for key, text in detail.items() if "\n" not in text]  # a trace stays in the manifest
-        why = f" ({', '.join(lines)})" if lines else ""
-        verb = "is still running" if run.status == "running" else f"has {run.status}"
-        found.append(f"{run.label} {verb}, {place}{why}.")
-    return found
-
-
-def _plain(value: object) -> str:
-    return ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
+def _shared(study: Study) -> list[str]:
+    """Runs whose seconds count for nothing."""
+    labels = [run.label for run in study.runs if run.shared_device]
+    if not labels:
+        return []
+    left_out = "" if len(study.timed) == len(study.runs) else ", nor are the results at that time, which are left out"
+    whose = "its" if len(labels) == 1 else "their"
+    return [
+        f"{_listed(labels)} shared {whose} device with another run: {whose} seconds ({SHARED_MARK}) are no measure of "
+        f"cost{left_out}."
+    ]
 
 
 def _survivors(rows: Sequence[CellResult]) -> list[str]:
@@ -98,14 +98,14 @@ def _survivors(rows: Sequence[CellResult]) -> list[str]:
     cells = [row for row in rows if any(result.over for result in row.metrics.values())]
     return [
         f"Means of {row.cell} are over {next(r.over for r in row.metrics.values() if r.over)}: "
-        "the others have no finite value at the step compared."
+        "the others have no finite value at the point compared."
         for row in cells
     ]
 
 
 def _bad_images(study: Study) -> list[str]:
     """Runs whose compared samples held images that were not finite."""
-    counted = {run.label: line.get("bad_images", 0) for run in study.runs if (line := run.evaluation(study.step))}
+    counted = {run.label: line.get("bad_images", 0) for run in study.runs if (line := run.evaluation(study.point))}
     return [f"{label}: {_count(num, 'sample')} had non-finite latents." for label, num in counted.items() if num]
 
 

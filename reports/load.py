@@ -1,22 +1,28 @@
-"""Reading a study: runs and their records, in one frozen object that everything else in `reports` reads."""
+"""Reading a study: runs and their records, in one frozen object that everything else in `reports` reads.
+
+Runs are compared at an evaluation point, which cells with a budget in training GFLOPs or seconds reach after
+different numbers of steps.
+"""
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import Any, Literal
 
 from harness.records import FORMAT, RunFolder, UserError, find_runs, metric, number, read_json
+from reports.units import UNITS, Unit
 
 METRIC_ORDER = ("fid", "fd", "kid", "kd", "class_accuracy", "velocity_loss", "fd_pixels", "precision", "recall")
 """Families of metrics in the order in which they are shown; the first one recorded is the main metric."""
 
 REQUIRED = ("cell", "method", "seed", "status", "config")
-"""Fields without which a manifest says nothing."""
+"""Fields without which a manifest says nothing. A run that failed early may have no others."""
+
+CLOCKS = ("step", "images", "train_gflops", "train_seconds", "evaluation_seconds", "io_seconds")
+"""Clocks that stand in every record, each counted from the start of the run."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +66,27 @@ class Run:
         return f"{self.cell} seed {self.seed}"
 
     @property
-    def last_step(self) -> int:
-        """The last step on record, 0 before the first."""
-        return max((line["step"] for line in (*self.train[-1:], *self.evaluations[-1:])), default=0)
+    def detail(self) -> Mapping[str, Any]:
+        """Why a run did not finish: step and parts of a diverged one, error and log of a failed one."""
+        return self.manifest.get("status_detail", {})
 
-    def evaluation(self, step: int) -> Mapping[str, Any] | None:
-        """The evaluation after `step`, or None."""
-        return next((line for line in self.evaluations if line["step"] == step), None)
+    @property
+    def shared_device(self) -> bool:
+        """Whether another run used the device at the same time, so that seconds say little."""
+        return self.manifest.get("shared_device", False)
 
-    def value(self, name: str, step: int) -> float:
-        """A metric after `step`; NaN where it was not recorded or is not finite."""
-        line = self.evaluation(step)
+    @property
+    def ended_early(self) -> bool:
+        """Whether the run came to an end before its budget did."""
+        return self.status in ("diverged", "failed")
+
+    def evaluation(self, point: int) -> Mapping[str, Any] | None:
+        """The evaluation at a point, or None."""
+        return next((line for line in self.evaluations if line["point"] == point), None)
+
+    def value(self, name: str, point: int) -> float:
+        """A metric at a point; NaN where it was not recorded or is not finite."""
+        line = self.evaluation(point)
         value = number(line["metrics"].get(name, "nan")) if line else math.nan
         return value if math.isfinite(value) else math.nan
 
@@ -97,9 +113,36 @@ class Study:
         return tuple(sorted({run.seed for run in self.runs}))
 
     @cached_property
-    def step(self) -> int:
-        """The last step that any run was evaluated at: tables compare the runs there."""
-        return max(line["step"] for run in self.runs for line in run.evaluations)
+    def point(self) -> int:
+        """The last evaluation point that any run reached: tables compare the runs there."""
+        return max(line["point"] for run in self.timed for line in run.evaluations)
+
+    @property
+    def unit(self) -> Unit:
+        """What the budget is counted in."""
+        return UNITS[self.reference.config["budget"]["unit"]]
+
+    @property
+    def budget(self) -> float:
+        return self.reference.config["budget"]["amount"]
+
+    @property
+    def spent(self) -> float:
+        """What a run had spent of its budget at the compared point: that share of it, or the whole step after it."""
+        if self.unit.is_whole:
+            reached = [line for run in self.runs if (line := run.evaluation(self.point))]
+            return max(line[self.unit.clock] for line in reached)
+        return self.budget * self.point / self.reference.config["evaluation"]["points"]
+
+    @property
+    def after(self) -> str:
+        """Where the runs are compared, in words: `after 420 steps`."""
+        return f"after {self.unit.amount(self.spent)}"
+
+    @cached_property
+    def timed(self) -> tuple[Run, ...]:
+        """The runs whose clock counts: with a budget in seconds, not those that shared their device."""
+        return tuple(run for run in self.runs if not (self.unit.name == "seconds" and run.shared_device))
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
@@ -114,8 +157,8 @@ class Study:
 
     @property
     def reference(self) -> Run:
-        """The run whose settings the page shows as the study's: the baseline's first."""
-        return self.runs[0]
+        """The run whose settings the page shows as the study's: the first that got as far as a protocol."""
+        return next((run for run in self.runs if run.manifest.get("protocol")), self.runs[0])
 
     def of(self, cell: str) -> tuple[Run, ...]:
         return tuple(run for run in self.runs if run.cell == cell)
@@ -149,20 +192,31 @@ def load_study(path: Path) -> Study:
         UserError: the folder holds no runs, a manifest is of a newer format or lacks a field, or nothing was
             evaluated yet.
     """
-    runs = [_load_run(folder) for folder in find_runs(path)]
+    runs = [load_run(folder) for folder in find_runs(path)]
     baseline = _baseline(runs)
     ordered = sorted(runs, key=lambda run: (run.cell != baseline, run.cell, run.seed))
     study = Study(path, baseline, tuple(ordered))
     if not any(run.evaluations for run in runs):
-        raise UserError(f"{path} holds no evaluation yet: let a run reach its first evaluation, then report again")
+        failed = next((run for run in study.runs if run.status in ("failed", "diverged")), None)
+        why = f" ({failed.label} {failed.status})" if failed else ""
+        raise UserError(f"{path} holds no evaluation yet{why}: let a run reach its first evaluation, then report again")
+    if not any(run.evaluations for run in study.timed):
+        raise UserError(
+            f"{path}: the budget is in seconds and every evaluated run shared its device: run the cells one by one"
+        )
     return study
 
 
-def _load_run(folder: RunFolder) -> Run:
+def load_run(folder: RunFolder) -> Run:
+    """Read one run.
+
+    Raises:
+        UserError: it is no run folder, its manifest is of a newer format or lacks a field, or a record lacks one.
+    """
     manifest = folder.manifest()
-    if manifest.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(
-            f"{folder.manifest_path} has format {manifest.get('format')} and this version reads {FORMAT}: "
+            f"{folder.manifest_path} has format {_format(manifest)} and this version reads {FORMAT}: "
             "report with the version of ditbench that trained the study"
         )
     missing = [name for name in REQUIRED if name not in manifest]
@@ -173,9 +227,24 @@ def _load_run(folder: RunFolder) -> Run:
         folder=folder.path,
         manifest=manifest,
         cost=read_json(cost) if cost.is_file() else {},
-        train=folder.lines("train"),
-        evaluations=folder.lines("eval"),
+        train=_lines(folder, "train", ("base", "grad_norm", "terms", "trace")),
+        evaluations=_lines(folder, "eval", ("point", "protocol", "metrics")),
     )
+
+
+def _format(manifest: Any) -> Any:
+    return manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+
+
+def _lines(folder: RunFolder, name: Literal["train", "eval"], fields: Sequence[str]) -> list[dict[str, Any]]:
+    lines = folder.lines(name)
+    for number_of_line, line in enumerate(lines, start=1):
+        if missing := [field for field in (*CLOCKS, *fields) if field not in line]:
+            raise UserError(
+                f"{folder.path}/{name}.jsonl, line {number_of_line}, lacks {', '.join(missing)}: "
+                "remove the folder and run the cell again"
+            )
+    return lines
 
 
 def _baseline(runs: Sequence[Run]) -> str:
@@ -185,78 +254,9 @@ def _baseline(runs: Sequence[Run]) -> str:
     may name another control.
     """
     cells = {run.cell for run in runs}
-    named = Counter(str(run.manifest.get("baseline", "")) for run in runs)
-    by_others = Counter(label for run in runs if (label := str(run.manifest.get("baseline", ""))) != run.cell)
+    labels = [(run.cell, str(run.manifest["baseline"])) for run in runs if run.manifest.get("baseline")]
+    named = Counter(label for _, label in labels)
+    by_others = Counter(label for cell, label in labels if label != cell)
     votes = by_others if len(cells) > 1 else named
     baseline = max(sorted(votes), key=lambda label: votes[label], default="")
     return baseline if baseline in cells else ""
-
-
-# -- curves ---------------------------------------------------------------------------------------------------------
-
-CURVE_COLUMNS = [
-    "quantity",
-    "series",
-    "cell",
-    "seed",
-    "step",
-    "images",
-    "train_gflops",
-    "value",
-    "num_seeds",
-    "of_seeds",
-]
-"""Columns of a curve frame. `series` is `seed`, `mean` or `line`; a mean over `num_seeds` < `of_seeds` seeds is one
-over survivors, or over the seeds that got that far."""
-
-
-def metric_curves(study: Study, name: str) -> pd.DataFrame:
-    """A metric at every evaluation, as a curve frame with means and reference lines."""
-    points = [
-        _point(name, run, line, number(line["metrics"][name]))
-        for run in study.runs
-        for line in run.evaluations
-        if name in line["metrics"]
-    ]
-    lines = [{"quantity": name, "series": "line", "cell": k, "value": v} for k, v in study.lines(name).items()]
-    return _curve_frame(study, points, lines)
-
-
-def training_curves(study: Study) -> pd.DataFrame:
-    """Velocity loss, each term before its weight, and the gradient norm at every logged step, as a curve frame."""
-    points = [
-        _point(name, run, line, number(value))
-        for run in study.runs
-        for line in run.train
-        for name, value in _training_values(line)
-    ]
-    return _curve_frame(study, points, [])
-
-
-def _training_values(line: Mapping[str, Any]) -> Iterator[tuple[str, float | str]]:
-    yield "velocity loss", line["base"]
-    yield "gradient norm", line["grad_norm"]
-    for name, term in line["terms"].items():
-        yield f"term {name}", term["value"]
-
-
-def _point(quantity: str, run: Run, line: Mapping[str, Any], value: float) -> dict[str, Any]:
-    clocks = {name: line[name] for name in ("step", "images", "train_gflops")}
-    return {"quantity": quantity, "series": "seed", "cell": run.cell, "seed": run.seed, "value": value, **clocks}
-
-
-def _curve_frame(study: Study, points: Sequence[Mapping[str, Any]], lines: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    seeds = pd.DataFrame(points, columns=CURVE_COLUMNS)
-    seeds["value"] = seeds["value"].where(seeds["value"].abs() < math.inf)
-    finite = seeds.dropna(subset=["value"])
-    means = finite.groupby(["quantity", "cell", "step"], sort=False, as_index=False).agg(
-        images=("images", "first"),
-        train_gflops=("train_gflops", "first"),
-        value=("value", "mean"),
-        num_seeds=("seed", "size"),
-    )
-    means["series"] = "mean"
-    means["of_seeds"] = len(study.seeds)
-    frame = pd.concat([seeds, means.sort_values("step", kind="stable"), pd.DataFrame(lines)], ignore_index=True)
-    whole = dict.fromkeys(("seed", "step", "images", "num_seeds", "of_seeds"), "Int64")
-    return frame.reindex(columns=CURVE_COLUMNS).astype(whole)

@@ -3,8 +3,9 @@
 import base64
 import re
 import shlex
+import urllib.parse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import markupsafe
 
 from harness.records import metric
 from reports import figures, findings, samples, tables
+from reports.endings import endings
 from reports.load import Study
-from reports.style import DARK, LIGHT, CellStyle, Look
+from reports.style import DARK, LIGHT, CellStyle, Look, Theme
 from reports.verify import Check, environment, flatten, short_text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -44,14 +46,14 @@ class ShownFigure:
     caption: str
 
 
-def picture(draw: figures.Draw, styles: Mapping[str, CellStyle]) -> Picture:
+def picture(draw: figures.Draw, look: Look) -> Picture:
     """Draw a figure in its four variants."""
-    sources = []
-    for theme in (DARK, LIGHT):
-        narrow = _data_uri(figures.png(draw(Look(styles, theme, is_narrow=True))))
-        sources.append((f"{NARROW} and {SCHEME[theme.name]}", narrow))
-    sources.append((SCHEME["dark"], _data_uri(figures.png(draw(Look(styles, DARK))))))
-    return Picture(sources, _data_uri(figures.png(draw(Look(styles, LIGHT)))))
+
+    def drawn(theme: Theme, is_narrow: bool = False) -> str:
+        return _data_uri(figures.png(draw(replace(look, theme=theme, is_narrow=is_narrow))))
+
+    sources = [(f"{NARROW} and {SCHEME[theme.name]}", drawn(theme, is_narrow=True)) for theme in (DARK, LIGHT)]
+    return Picture([*sources, (SCHEME["dark"], drawn(DARK))], drawn(LIGHT))
 
 
 def _data_uri(image: bytes) -> str:
@@ -75,6 +77,8 @@ def render(study: Study, checks: Sequence[Check], styles: Mapping[str, CellStyle
         headline=findings.headline(study, rows),
         notes=findings.notes(study, rows, settings),
         figures={figure.stem: figure for figure in shown},
+        endings=[{"ending": ending, "link": _link(study, ending.file)} for ending in endings(study)],
+        shows_steps=study.unit.name in ("train_gflops", "seconds"),
         final=_main_table(study, rows),
         others=_other_table(study, rows),
         footnotes=tables.footnotes(study, study.main_metrics[:1]),
@@ -97,6 +101,11 @@ def breakable(text: str) -> markupsafe.Markup:
     return markupsafe.Markup("<wbr>").join(markupsafe.escape(part) for part in re.split(r"(?<=[_+,=/.])", text))
 
 
+def _link(study: Study, file: str) -> str:
+    """From the page to a file of the study, "" where it is not there: records may be copied without checkpoints."""
+    return urllib.parse.quote(f"../{file}") if file and (study.path / file).exists() else ""
+
+
 def _main_table(study: Study, rows: Sequence[tables.CellResult]) -> list[dict[str, str]]:
     """The main metric and what stands beside it, a row per cell."""
     name = study.main_metrics[0]
@@ -106,7 +115,8 @@ def _main_table(study: Study, rows: Sequence[tables.CellResult]) -> list[dict[st
             "cell": row.cell,
             **_metric_texts(row.metrics[name], show),
             "heads": tables.MISSING if row.head_parameters is None else f"{row.head_parameters:,}",
-            "gflops": tables.gflops_text(row.train_gflops),
+            "steps": tables.whole_text(row.step),
+            "gflops": tables.whole_text(row.train_gflops),
             "status": row.status,
         }
         for row in rows
@@ -131,7 +141,7 @@ def _metric_texts(result: tables.MetricResult, show: tables.Digits) -> dict[str,
     return {
         "mean": tables.mean_text(result, show),
         "over": result.over,
-        "by_seed": ", ".join(show(value) for value in result.values.values()),
+        "by_seed": tables.seeds_values(result, show),
         "difference": tables.difference_text(difference, show) if difference else "",
         "seeds": tables.seeds_text(difference) if difference and difference.by_seed else "",
         "reading": difference.reading if difference else "",

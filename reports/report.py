@@ -1,26 +1,32 @@
-"""Writing a study's report: figures with their data, the final table and the page, swapped in as a whole."""
+"""Writing a study's report: figures with their data, tables, checks and the page, swapped in as a whole."""
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from harness.records import metric, replaced
+from harness.records import metric, replaced, write_json
 from reports import figures, page, tables
-from reports.load import Study, load_study, metric_curves, training_curves
-from reports.style import CellStyle, Look, cell_styles
-from reports.verify import verify
+from reports.curves import metric_curves, training_curves
+from reports.load import Study, load_study
+from reports.style import Look, cell_styles
+from reports.verify import Check, verify
 
 
 @dataclass(frozen=True)
 class ReportPaths:
-    """What a report consists of."""
+    """What a report consists of, and what it was made from."""
 
+    study: Study
+    checks: tuple[Check, ...]
     folder: Path
     page: Path
     table_csv: Path
     table_markdown: Path
+    checks_csv: Path
+    checks_json: Path
     figures: tuple[Path, ...]
 
 
@@ -46,52 +52,80 @@ def write_report(study: Path) -> ReportPaths:
     """
     loaded = load_study(study)
     checks = verify(loaded)
-    styles = cell_styles(loaded.cells, loaded.baseline)
+    look = Look(cell_styles(loaded.cells, loaded.baseline), unit=loaded.unit)
     plans = _plans(loaded)
     with replaced(study / "report") as folder:
         folder.joinpath("figures").mkdir()
-        files = [path for plan in plans for path in _save(plan, folder, styles)]
-        shown = [_shown(plan, styles) for plan in plans]
+        files = [path for plan in plans for path in _save(plan, folder, look)]
+        shown = [_shown(plan, look) for plan in plans]
         tables.final_table(loaded).to_csv(folder / "final.csv", index=False)
         (folder / "final.md").write_text(tables.markdown(loaded))
-        (folder / "index.html").write_text(page.render(loaded, checks, styles, shown))
+        _save_checks(checks, folder)
+        (folder / "index.html").write_text(page.render(loaded, checks, look.styles, shown))
     report = study / "report"
     return ReportPaths(
+        study=loaded,
+        checks=tuple(checks),
         folder=report,
         page=report / "index.html",
         table_csv=report / "final.csv",
         table_markdown=report / "final.md",
+        checks_csv=report / "checks.csv",
+        checks_json=report / "checks.json",
         figures=tuple(report / path.relative_to(folder) for path in files),
     )
 
 
-def _save(plan: Plan, folder: Path, styles: Mapping[str, CellStyle]) -> list[Path]:
-    return figures.save(plan.drawn, plan.frame, folder / "figures" / plan.stem, Look(styles))
+def _save(plan: Plan, folder: Path, look: Look) -> list[Path]:
+    return figures.save(plan.drawn, plan.frame, folder / "figures" / plan.stem, look)
 
 
-def _shown(plan: Plan, styles: Mapping[str, CellStyle]) -> page.ShownFigure:
-    return page.ShownFigure(plan.stem, page.picture(plan.drawn, styles), plan.alt, plan.caption)
+def _save_checks(checks: Sequence[Check], folder: Path) -> None:
+    """What was checked to agree, with whole digests."""
+    rows = [dataclasses.asdict(check) for check in checks]
+    pd.DataFrame(rows).to_csv(folder / "checks.csv", index=False)
+    write_json(folder / "checks.json", rows)
+
+
+def _shown(plan: Plan, look: Look) -> page.ShownFigure:
+    return page.ShownFigure(plan.stem, page.picture(plan.drawn, look), plan.alt, plan.caption)
 
 
 def _plans(study: Study) -> list[Plan]:
     """The main metric, its paired differences, the other metrics on one page, and training."""
     main, *others = study.main_metrics
-    plans = [_main_plan(main, metric_curves(study, main))]
+    plans = [_main_plan(study, main, metric_curves(study, main))]
     if others:
         caption = "Every other metric. Thick lines are means, thin ones single seeds."
         frame = pd.concat([metric_curves(study, name) for name in others], ignore_index=True)
-        plans.append(Plan("metrics", frame, figures.panels_figure, f"{', '.join(others)} against steps", caption))
+        plans.append(
+            Plan(
+                "metrics",
+                frame,
+                figures.panels_figure,
+                f"{', '.join(others)} against {study.unit.words}",
+                caption + _stops(frame),
+            )
+        )
     differences = figures.difference_frame(tables.results(study), main)
     if len(differences):
         plans.append(_difference_plan(study, differences))
     training = training_curves(study)
     if len(training):
         caption = "Means over the steps between two logged points; terms before their weights."
-        plans.append(Plan("training", training, _training_figure, "Losses and gradient norm against steps", caption))
+        plans.append(
+            Plan(
+                "training",
+                training,
+                _training_figure,
+                f"Losses and gradient norm against {study.unit.words}",
+                caption + _stops(training),
+            )
+        )
     return plans
 
 
-def _main_plan(name: str, frame: pd.DataFrame) -> Plan:
+def _main_plan(study: Study, name: str, frame: pd.DataFrame) -> Plan:
     caption = (
         f"{metric(name).title} ({name}) of the EMA weights, {metric(name).direction} is better. Thick lines are means "
         "over seeds, thin ones single seeds; dotted where not every seed has a value."
@@ -101,12 +135,20 @@ def _main_plan(name: str, frame: pd.DataFrame) -> Plan:
             " Floor: real held-out images against the same reference. Reconstruction: those images after the "
             "autoencoder. They are there for orientation."
         )
-    return Plan("main", frame, figures.metric_figure, f"{name} against steps, a line for every cell", caption)
+    caption += _stops(frame)
+    return Plan(
+        "main", frame, figures.metric_figure, f"{name} against {study.unit.words}, a line for every cell", caption
+    )
+
+
+def _stops(frame: pd.DataFrame) -> str:
+    is_any = (frame["series"] == "stop").any()
+    return " A cross marks where a run diverged or failed, at its last value." if is_any else ""
 
 
 def _difference_plan(study: Study, frame: pd.DataFrame) -> Plan:
     caption = (
-        f"Each seed's difference to {study.baseline} at step {study.step:,} (dots), their mean (tick) and its 95% "
+        f"Each seed's difference to {study.baseline} {study.after} (dots), their mean (tick) and its 95% "
         "Student-t interval (line)."
     )
 

@@ -21,6 +21,7 @@ class Column:
     """The first images of one run, as PNG."""
 
     cell: str
+    point: int
     step: int
     images: tuple[bytes, ...]
 
@@ -52,7 +53,7 @@ def _column(run: Run) -> Column | None:
     if not kept:
         return None
     tiles = read_tiles(run.folder / kept[-1]["samples"], run.config["data"]["image_size"], NUM_IMAGES)
-    return Column(run.cell, kept[-1]["step"], tuple(_png(tile) for tile in tiles))
+    return Column(run.cell, kept[-1]["point"], kept[-1]["step"], tuple(_png(tile) for tile in tiles))
 
 
 def read_tiles(path: Path, side: int, num: int) -> list[Image.Image]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from reports.units import STEPS, Unit
+
 
 @dataclass(frozen=True)
 class Theme:
@@ -84,6 +86,8 @@ class Look:
     theme: Theme = LIGHT
     is_narrow: bool = False
     """For phones: about 390 px, so less width and no second column."""
+    unit: Unit = STEPS
+    """What the x axis of curves counts."""
 
     def colour(self, cell: str) -> str:
         return self.styles[cell].colour(self.theme)

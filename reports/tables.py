@@ -1,6 +1,7 @@
 """The final table and its renderings: numbers for CSV, text for Markdown, the terminal and the page."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from harness.records import metric
+from reports.endings import one_line
 from reports.load import Study
 from reports.statistics import PairedDifference, paired_difference
 from reports.verify import flatten
@@ -16,16 +18,21 @@ from reports.verify import flatten
 BIAS_MARK = "†"
 """Stands beside a number whose extractor is of the family that the method was trained towards."""
 
+SHARED_MARK = "‡"
+"""Stands beside a run that shared its device with another while it trained."""
+
 MISSING = "–"
 MINUS = "−"
 
 
 @dataclass(frozen=True)
 class MetricResult:
-    """A metric of a cell at the study's last evaluated step."""
+    """A metric of a cell at the study's last evaluation point."""
 
     values: Mapping[int, float]
     """By seed of the study; NaN where there is no run, it did not get there, or the value is not finite."""
+    absent: Mapping[int, str]
+    """Why a seed has no value, in a word, where it is known."""
     difference: PairedDifference | None
     """To the baseline; None for the baseline itself and where there is none."""
     favoured: bool
@@ -56,12 +63,17 @@ class CellResult:
     statuses: Mapping[str, int]
     metrics: Mapping[str, MetricResult]
     head_parameters: int | None
+    num_shared: int
+    """Runs that shared their device with another."""
+    step: float
+    """Of the run that made most steps until the compared point; NaN where no run of the cell got there."""
     train_gflops: float
-    """Spent by a run until the last evaluated step; NaN where no run of the cell got there."""
+    """Spent by that run."""
 
     @property
     def status(self) -> str:
-        return ", ".join(f"{num} {status}" for status, num in self.statuses.items())
+        text = ", ".join(f"{num} {status}" for status, num in self.statuses.items())
+        return f"{text} ({self.num_shared} {SHARED_MARK})" if self.num_shared else text
 
 
 def results(study: Study) -> list[CellResult]:
@@ -75,23 +87,36 @@ def _cell_result(study: Study, cell: str, baseline: Mapping[str, Mapping[int, fl
     metrics = {}
     for name in study.metrics:
         values = _values(study, cell, name)
+        absent = {seed: word for seed in study.seeds if (word := _absent(study, cell, seed))}
         paired = cell != study.baseline and name in baseline
         difference = paired_difference(values, baseline[name], metric(name).direction) if paired else None
-        metrics[name] = MetricResult(values, difference, _is_favoured(study, cell, name))
-    spent = [line["train_gflops"] for run in runs if (line := run.evaluation(study.step))]
+        metrics[name] = MetricResult(values, absent, difference, _is_favoured(study, cell, name))
+    reached = [line for run in runs if (line := run.evaluation(study.point))]
     return CellResult(
         cell=cell,
         method=first.manifest["method"],
         statuses=Counter(run.status for run in runs),
         metrics=metrics,
         head_parameters=first.facts.get("head_parameters"),
-        train_gflops=max(spent, default=math.nan),
+        num_shared=sum(run.shared_device for run in runs),
+        step=max((line["step"] for line in reached), default=math.nan),
+        train_gflops=max((line["train_gflops"] for line in reached), default=math.nan),
     )
 
 
 def _values(study: Study, cell: str, name: str) -> dict[int, float]:
-    runs = {run.seed: run for run in study.of(cell)}
-    return {seed: runs[seed].value(name, study.step) if seed in runs else math.nan for seed in study.seeds}
+    runs = {run.seed: run for run in study.timed if run.cell == cell}
+    return {seed: runs[seed].value(name, study.point) if seed in runs else math.nan for seed in study.seeds}
+
+
+def _absent(study: Study, cell: str, seed: int) -> str:
+    """Why there is no value at a seed: the run stopped early, or its clock does not count."""
+    run = next((run for run in study.of(cell) if run.seed == seed), None)
+    if run is None:
+        return ""
+    if run.status != "finished":
+        return "unfinished" if run.status == "running" else run.status
+    return "" if run in study.timed else f"left out {SHARED_MARK}"
 
 
 def _is_favoured(study: Study, cell: str, name: str) -> bool:
@@ -118,9 +143,13 @@ def _numbers(study: Study, row: CellResult) -> dict[str, Any]:
         "cell": row.cell,
         "method": row.method,
         "baseline": study.baseline,
-        "step": study.step,
+        "budget_unit": study.unit.name,
+        "budget_spent": study.spent,
+        "point": study.point,
+        "step": row.step,
         "num_seeds": sum(row.statuses.values()),
         **{f"num_{status}": row.statuses.get(status, 0) for status in ("finished", "running", "diverged", "failed")},
+        "num_shared_device": row.num_shared,
         "head_parameters": row.head_parameters,
         "train_gflops": row.train_gflops,
     }
@@ -174,8 +203,13 @@ def mean_text(result: MetricResult, show: Digits) -> str:
 
 def values_text(result: MetricResult, show: Digits) -> str:
     """Every seed's value, in the order of seeds, and how many the mean leaves out."""
-    values = ", ".join(show(value) for value in result.values.values())
-    return f"{values}; {result.over}" if result.over else values
+    return f"{seeds_values(result, show)}; {result.over}" if result.over else seeds_values(result, show)
+
+
+def seeds_values(result: MetricResult, show: Digits) -> str:
+    """Every seed's value, in the order of seeds; a word where a run has none because it stopped early."""
+    values = result.values.items()
+    return ", ".join(show(v) if math.isfinite(v) else result.absent.get(seed, MISSING) for seed, v in values)
 
 
 def difference_text(difference: PairedDifference | None, show: Digits) -> str:
@@ -249,12 +283,13 @@ def _texts(study: Study, rows: Sequence[CellResult], row: CellResult) -> dict[st
         if study.baseline:
             texts[f"{name} minus {study.baseline}"] = difference_and_reading(result.difference, show)
     heads = MISSING if row.head_parameters is None else f"{row.head_parameters:,}"
-    return texts | {"head parameters": heads, "train GFLOPs": gflops_text(row.train_gflops)}
+    costs = {"head parameters": heads, "steps": whole_text(row.step), "train GFLOPs": whole_text(row.train_gflops)}
+    return texts | costs
 
 
-def gflops_text(gflops: float) -> str:
-    """A cost with thousands separators."""
-    return f"{gflops:,.0f}" if math.isfinite(gflops) else MISSING
+def whole_text(value: float) -> str:
+    """A count or a cost without decimals, with thousands separators."""
+    return f"{value:,.0f}" if math.isfinite(value) else MISSING
 
 
 def markdown(study: Study) -> str:
@@ -263,13 +298,13 @@ def markdown(study: Study) -> str:
     lines = [_markdown_row(rows[0]), _markdown_row("---" for _ in rows[0])]
     lines += [_markdown_row(row.values()) for row in rows]
     notes = [f"\n{_markdown_cell(note)}" for note in footnotes(study, study.main_metrics)]
-    return "\n".join([f"# {_markdown_cell(study.name)}: step {study.step:,}", "", *lines, *notes]) + "\n"
+    return "\n".join([f"# {_markdown_cell(study.name)} {study.after}", "", *lines, *notes]) + "\n"
 
 
 def footnotes(study: Study, metrics: Sequence[str]) -> list[str]:
     """How to read a table of these metrics, in sentences."""
     directions = "; ".join(f"{name}: {metric(name).direction} is better" for name in metrics)
-    notes = [f"Means over seeds after step {study.step:,}, and every seed's value. {directions}."]
+    notes = [f"Means over seeds {study.after}, and every seed's value. {directions}."]
     if study.baseline:
         notes.append(
             f"Differences to {study.baseline} are paired by seed, with a 95% Student-t interval; "
@@ -280,6 +315,9 @@ def footnotes(study: Study, metrics: Sequence[str]) -> list[str]:
             f"{BIAS_MARK} The method was trained towards features of the metric's own family "
             "of networks: the metric favours it."
         )
+    if any(run.shared_device for run in study.runs):
+        left_out = "" if len(study.timed) == len(study.runs) else ", and it is left out here"
+        notes.append(f"{SHARED_MARK} Shared its device with another run: its seconds do not count{left_out}.")
     return notes
 
 
@@ -288,10 +326,9 @@ def _markdown_row(cells: Iterable[Any]) -> str:
 
 
 def _markdown_cell(text: str) -> str:
-    """Text that cannot end its cell or become markup."""
-    for mark in "\\|<>&*`[":
-        text = text.replace(mark, f"&#{ord(mark)};" if mark in "<>&" else f"\\{mark}")
-    return text
+    """Text that cannot end its cell or become markup; an underscore inside a word is none."""
+    text = re.sub("[<>&]", lambda found: f"&#{ord(found[0])};", one_line(text))
+    return re.sub(r"[\\|*`$~\[]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
 
 
 # -- methods side by side ----------------------------------------------------------------------------------------------
@@ -364,14 +401,27 @@ def _cost(study: Study, cell: str) -> dict[str, str]:
         f"{part} forward, GMACs": _cost_text(cost.get(f"{part}_forward_gmacs"))
         for part in ("backbone", "head", "teacher")
     }
-    seconds = [line["train_seconds"] for run in study.of(cell) if (line := run.evaluation(study.step))]
     return {
         "cell": cell,
         **forward,
         "train GFLOPs an image": _cost_text(total),
         "against the baseline": MISSING if cell == study.baseline else _change_text(total, control),
-        "train seconds of a run": ", ".join(f"{value:,.0f}" for value in seconds) or MISSING,
+        **{f"{what} seconds": _seconds(study, cell, clock) for what, clock in BOOKED.items()},
     }
+
+
+BOOKED = {"train": "train_seconds", "evaluation": "evaluation_seconds", "I/O": "io_seconds"}
+"""What the time of a run is booked to, and the clock of each; only the first is training time."""
+
+
+def _seconds(study: Study, cell: str, clock: str) -> str:
+    """Seconds of every run of a cell at the compared point, marked where it shared its device."""
+    spent = [
+        f"{line[clock]:,.0f}{f' {SHARED_MARK}' if run.shared_device else ''}"
+        for run in study.of(cell)
+        if (line := run.evaluation(study.point))
+    ]
+    return ", ".join(spent) or MISSING
 
 
 def _change_text(value: float | None, control: float | None) -> str:

@@ -1,17 +1,20 @@
 """Checks that compared runs may be compared, and what of their environments differs.
 
-Must agree in a study: data, autoencoder, training and evaluation digest, the protocol of every evaluation. Must agree
-at a seed: initial weights, and the batch trace at the last step that all its runs have logged. Anything else that
-differs (commit, versions, device, threads) is shown with a warning.
+Must agree in a study: data, autoencoder, encoders, size, training digest, precision, compile, TF32, evaluation digest,
+and the protocol of every evaluation. Must agree at a seed: initial weights, and the batch trace at every step that
+two of its runs have logged. Anything else that differs (commit, versions, device, threads) is shown with a warning.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from harness.records import UserError
 from reports.load import Run, Study
+
+AGREED = ("finished", "diverged")
+"""A run that came to its end has recorded everything that is checked; others may not have got that far."""
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -36,13 +39,76 @@ def _training_settings(run: Run) -> dict[str, Any]:
     return named | {k: settings.get(k) for k in RUNTIME_IN_DIGEST}
 
 
-STUDY_DIGESTS: dict[str, Callable[[Run], Any]] = {
-    "data": lambda run: run.config.get("data"),
-    "autoencoder": lambda run: run.config.get("autoencoder"),
-    "training": _training_settings,
-    "evaluation": lambda run: run.manifest.get("protocol"),
-}
-"""Digests that must agree in a study, with the readable settings that explain a difference."""
+# -- what must agree ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Something that compared runs must share."""
+
+    what: str
+    scope: Literal["study", "seed"]
+    """All runs of a study share it, or those at one seed."""
+    value: Callable[[Run], str | None]
+    """None where the run has not recorded it."""
+    settings: Callable[[Run], Any]
+    """Readable settings, those that differ explain a difference."""
+    is_optional: bool = False
+    """Whether a run may do without: one that reads no frozen encoder records none."""
+
+
+def _digest(name: str, settings: Callable[[Run], Any], scope: Literal["study", "seed"] = "study") -> Rule:
+    return Rule(f"{name.replace('_', ' ')} digest", scope, lambda run: run.digests.get(name), settings)
+
+
+def _setting(what: str, field: str) -> Rule:
+    def value(run: Run) -> str | None:
+        found = flatten(run.config).get(field)
+        return None if found is None or not run.digests else str(found)
+
+    return Rule(what, "study", value, lambda run: {field: value(run)})
+
+
+def _size(run: Run) -> str | None:
+    model = run.manifest.get("model", {})
+    return f"{model['name']}, {model['parameters']:,} parameters" if {"name", "parameters"} <= model.keys() else None
+
+
+def _encoder(name: str) -> Rule:
+    return Rule(f"{name} digest", "study", lambda run: run.digests.get(name), lambda run: {}, is_optional=True)
+
+
+RULES = (
+    _digest("data", lambda run: run.config.get("data")),
+    _digest("autoencoder", lambda run: run.config.get("autoencoder")),
+    Rule("size", "study", _size, lambda run: run.manifest.get("model")),
+    _setting("precision", "runtime.precision"),
+    _setting("compile", "runtime.compile"),
+    _setting("TF32", "runtime.tf32"),
+    _digest("training", _training_settings),
+    _digest("evaluation", lambda run: run.manifest.get("protocol")),
+    _digest("initial_weights", lambda run: run.config.get("model"), "seed"),
+)
+"""What must agree besides encoders and traces; what is easy to read comes before the digest that covers it."""
+
+
+def rules(runs: Sequence[Run]) -> list[Rule]:
+    """What these runs must share: the same for all, and a rule for every frozen encoder that one of them reads."""
+    encoders = sorted({name for run in runs for name in run.digests if name.startswith("encoder/")})
+    return [*RULES[:2], *(_encoder(name) for name in encoders), *RULES[2:]]
+
+
+def differing_pair(rule: Rule, runs: Sequence[Run]) -> tuple[Run, Run] | None:
+    """The first two runs that do not agree; runs that have not recorded it are left out."""
+    known = [run for run in runs if rule.value(run) is not None]
+    return next(((known[0], run) for run in known[1:] if rule.value(run) != rule.value(known[0])), None)
+
+
+def explain(rule: Rule, first: Run, second: Run) -> str:
+    """Which settings stand behind a difference, or the two digests where none does."""
+    fields = differing_fields(rule.settings(first), rule.settings(second))
+    where = "; ".join(f"{field} is {short_text(a)} against {short_text(b)}" for field, (a, b) in fields.items())
+    return where or f"{short_text(rule.value(first))} against {short_text(rule.value(second))}"
 
 
 @dataclass(frozen=True)
@@ -53,6 +119,10 @@ class Check:
     scope: str
     num_runs: int
     value: str
+
+    @property
+    def short(self) -> str:
+        return short_text(self.value)
 
 
 @dataclass(frozen=True)
@@ -73,34 +143,27 @@ def verify(study: Study) -> list[Check]:
     Raises:
         UserError: the first thing that does not agree, with the cells and the fields.
     """
-    checks = [_check_digest(name, "study", study.runs, explain) for name, explain in STUDY_DIGESTS.items()]
+    checks = [_check(rule, "study", study.runs) for rule in rules(study.runs) if rule.scope == "study"]
     _check_protocol_of_lines(study)
     for seed in study.seeds:
-        scope = f"seed {seed}"
-        checks.append(_check_digest("initial_weights", scope, study.at(seed), lambda run: run.config.get("model")))
-        checks.append(_check_trace(scope, study.at(seed)))
+        scope, runs = f"seed {seed}", study.at(seed)
+        checks += [_check(rule, scope, runs) for rule in rules(runs) if rule.scope == "seed"]
+        checks.append(_check_trace(scope, runs))
     return checks
 
 
-def _check_digest(name: str, scope: str, runs: Sequence[Run], explain: Callable[[Run], Any]) -> Check:
-    lacking = [run.label for run in runs if name not in run.digests and run.status == "finished"]
+def _check(rule: Rule, scope: str, runs: Sequence[Run]) -> Check:
+    known = [run for run in runs if rule.value(run) is not None]
+    lacking = [run.label for run in runs if run not in known and run.status in AGREED and not rule.is_optional]
     if lacking:
-        raise UserError(f"{lacking[0]}: the manifest has no {name} digest: run the cell again")
-    known = [run for run in runs if name in run.digests]
-    for run in known[1:]:
-        if run.digests[name] != known[0].digests[name]:
-            raise UserError(_mismatch(name, known[0], run, explain))
-    return Check(f"{name.replace('_', ' ')} digest", scope, len(known), _short(known[0].digests[name]) if known else "")
-
-
-def _mismatch(name: str, first: Run, second: Run, explain: Callable[[Run], Any]) -> str:
-    fields = differing_fields(explain(first), explain(second))
-    where = "; ".join(f"{field} is {a} against {b}" for field, (a, b) in fields.items())
-    digests = f"{_short(first.digests[name])} against {_short(second.digests[name])}"
-    return (
-        f"{name} differs between {first.label} and {second.label} ({where or f'digest {digests}'}): "
-        "compared runs must share it, so run one of them again or move it to a study of its own"
-    )
+        raise UserError(f"{lacking[0]}: the manifest has no {rule.what}: run the cell again")
+    if pair := differing_pair(rule, runs):
+        first, second = pair
+        raise UserError(
+            f"{rule.what} differs between {first.label} and {second.label} ({explain(rule, first, second)}): "
+            "compared runs must share it, so run one of them again or move it to a study of its own"
+        )
+    return Check(rule.what, scope, len(known), str(rule.value(known[0])) if known else "")
 
 
 def _check_protocol_of_lines(study: Study) -> None:
@@ -109,35 +172,56 @@ def _check_protocol_of_lines(study: Study) -> None:
             if line["protocol"] != run.digests.get("evaluation"):
                 raise UserError(
                     f"{run.label}: the evaluation at step {line['step']} was made under another protocol "
-                    f"({_short(line['protocol'])}) than the manifest names: run the cell again"
+                    f"({short_text(line['protocol'])}) than the manifest names: run the cell again"
                 )
 
 
 def _check_trace(scope: str, runs: Sequence[Run]) -> Check:
-    """Traces are chains over all steps so far, so one common step is enough."""
-    traces = [(run, {line["step"]: line["trace"] for line in run.train}) for run in runs if run.train]
-    common = set.intersection(*(set(trace) for _, trace in traces)) if traces else set()
-    if not common:
+    """Compare the traces at every step that two runs have logged, not at those of a run that stopped early alone."""
+    lacking = [run.label for run in runs if run.status == "finished" and not run.train]
+    if lacking and len(runs) > 1:
+        raise UserError(f"{lacking[0]} is finished, and its train.jsonl holds no batch trace: run the cell again")
+    seen: dict[int, list[tuple[Run, str]]] = {}
+    for run in runs:
+        for line in run.train:
+            seen.setdefault(line["step"], []).append((run, line["trace"]))
+    shared = {step: found for step, found in sorted(seen.items()) if len(found) > 1}
+    for step, ((first, trace), *others) in shared.items():
+        for second, other in others:
+            if other != trace:
+                raise UserError(
+                    f"batch trace at step {step} differs between {first.label} and {second.label}: "
+                    "the two did not see the same batches, times and noise, so run one of them again"
+                )
+    compared = {run.label for found in shared.values() for run, _ in found}
+    if not shared:
         return Check("batch trace", scope, 0, "")
-    step = max(common)
-    first, reference = traces[0]
-    for run, trace in traces[1:]:
-        if trace[step] != reference[step]:
-            raise UserError(
-                f"batch trace at step {step} differs between {first.label} and {run.label}: "
-                "the two did not see the same batches, times and noise, so run one of them again"
-            )
-    return Check("batch trace", f"{scope}, step {step}", len(traces), _short(reference[step]))
-
-
-def _short(digest: str) -> str:
-    return digest[:12]
+    step = max(shared)
+    return Check("batch trace", f"{scope}, to step {step}", len(compared), shared[step][0][1])
 
 
 def short_text(value: Any) -> str:
     """A setting as text; digests and commits by their first 12 digits."""
     text = str(value)
-    return _short(text) if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) else text
+    return text[:12] if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) else text
+
+
+def compact(checks: Sequence[Check]) -> list[dict[str, str]]:
+    """The checks for a terminal: what is checked at every seed in one row."""
+    rows: dict[str, list[Check]] = {}
+    for check in checks:
+        rows.setdefault(check.what, []).append(check)
+    return [_compact(what, found) for what, found in rows.items()]
+
+
+def _compact(what: str, found: Sequence[Check]) -> dict[str, str]:
+    compared = [check for check in found if check.value]
+    if len(found) == 1:
+        where, value = found[0].scope, found[0].short
+    else:
+        where, value = f"at each of {len(found)} seeds", "one value a seed"
+    runs = sum(check.num_runs for check in found)
+    return {"agrees": what, "in": where, "runs": str(runs), "value": value if compared else "nothing to compare yet"}
 
 
 # -- differences ----------------------------------------------------------------------------------------------------
@@ -150,8 +234,8 @@ def differing_fields(first: Any, second: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def environment(study: Study) -> list[Setting]:
-    """Every environment fact with its distinct values and the runs that had each."""
-    flats = [(run, flatten(run.manifest.get("environment", {}))) for run in study.runs]
+    """Every environment fact with its distinct values and the runs that had each; runs that recorded none aside."""
+    flats = [(run, flatten(facts)) for run in study.runs if (facts := run.manifest.get("environment"))]
     names = dict.fromkeys(name for _, flat in flats for name in flat if name)
     settings = []
     for name in names:

@@ -1,5 +1,6 @@
 """`ditbench report`: tables, figures and the page of a study, from its records alone."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,20 +19,23 @@ def main(argv: Sequence[str]) -> int:
 
 
 def write_and_print(study: Path, form: str = "table") -> None:
-    """Write the report; print the result table, then the path of the page."""
-    from reports.load import load_study
+    """Write the report; print the result tables, what was checked to agree, then the path of the page."""
     from reports.report import write_report
     from reports.tables import final_table, means_rows, terminal_rows
+    from reports.verify import compact
     from studies.tables import print_table
 
     paths = write_report(study)
-    loaded = load_study(study)
+    found = paths.study
     if form == "json":
-        rows = json.loads(final_table(loaded).to_json(orient="records"))
-        print(json.dumps({"page": str(paths.page), "rows": rows}, indent=1, ensure_ascii=False))
+        rows = json.loads(final_table(found).to_json(orient="records"))
+        checks = [dataclasses.asdict(check) for check in paths.checks]
+        print(json.dumps({"page": str(paths.page), "rows": rows, "checks": checks}, indent=1, ensure_ascii=False))
         return
-    print(f"{loaded.main_metrics[0]} after step {loaded.step:,}")
-    print_table(terminal_rows(loaded))
+    print(f"{found.main_metrics[0]} {found.after}")
+    print_table(terminal_rows(found))
     print()
-    print_table(means_rows(loaded))
+    print_table(means_rows(found))
+    print()
+    print_table(compact(paths.checks), justify="left")
     print(f"report: {paths.page}")

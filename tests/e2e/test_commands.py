@@ -40,7 +40,7 @@ def test_a_comparison_prints_plain_lines_a_table_and_where_the_page_is(finished:
     page = finished.path / "report" / "index.html"
     assert lines[-1] == f"report: {page}"
     assert page.is_file()
-    table = lines[lines.index(f"{MAIN} after step 6") :]
+    table = lines[lines.index(f"{MAIN} after 6 steps") :]
     assert [line.split()[0] for line in table[2:4]] == ["sit", "vae_repa"]
 
 
@@ -317,7 +317,7 @@ def test_a_cell_that_diverges_is_a_result_and_the_others_go_on(
     assert (detail["step"], detail["parts"]) == (4, ["loss", "terms/vae_repa", "grad_norm"])
     assert (bad.path / detail["checkpoint"] / "state.json").is_file()
     assert [line["step"] for line in bad.lines("eval")] == [3]
-    table = out[out.index("after step 6") :]
+    table = out[out.index("after 6 steps") :]
     assert "diverged" in table
 
     before = contents(bad.path)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from PIL import Image
 from harness.records import FORMAT, RunFolder, digest, run_path, write_json
 
 STEPS = tuple(range(100, 801, 100))
+POINTS = len(STEPS)
+BATCH_SIZE = 64
 MAIN = "fd_efficientnet_lite0_898"
 TILE = 32
 
@@ -62,31 +65,62 @@ def write_study(
     seeds: Sequence[int] = (0, 1),
     study: str = "digits",
     baseline: str = "sit",
+    unit: str = "steps",
+    amount: float = STEPS[-1],
 ) -> Path:
     """Write finished runs of `cells` (label: method; the four methods and one sum by default); returns the study."""
     for cell, method in (cells or {name: name for name in METHODS}).items():
         for seed in seeds:
-            write_run(runs, study, cell, method, seed, baseline)
+            write_run(runs, study, cell, method, seed, baseline, unit, amount)
     return Path(runs) / study
 
 
-def write_run(runs: Path, study: str, cell: str, method: str, seed: int, baseline: str) -> RunFolder:
-    """Write one finished run. Numbers depend on (cell, seed) alone."""
+def write_run(
+    runs: Path,
+    study: str,
+    cell: str,
+    method: str,
+    seed: int,
+    baseline: str,
+    unit: str = "steps",
+    amount: float = STEPS[-1],
+) -> RunFolder:
+    """Write one finished run. Numbers depend on (cell, seed, budget) alone."""
     folder = RunFolder(run_path(runs, study, cell, seed))
     folder.create()
-    folder.write_manifest(manifest(study, cell, method, seed, baseline))
+    whole = manifest(study, cell, method, seed, baseline)
+    whole["config"]["budget"] = {"unit": unit, "amount": amount}
+    whole["digests"]["training"] = training(whole["config"])
+    folder.write_manifest(whole)
     head = 0.002 * len(METHODS[method]["terms"])
     teacher = 0.011 if METHODS[method]["ema"] else 0.0
     cost = {"backbone_forward_gmacs": 0.0206, "head_forward_gmacs": head, "teacher_forward_gmacs": teacher}
     cost["train_gflops_per_image"] = 2 * (3 * (0.0206 + head) + teacher)
     write_json(folder.path / "cost.json", cost)
     generator = np.random.default_rng([seed, *hashlib.sha256(cell.encode()).digest()[:4]])
-    for step in range(20, STEPS[-1] + 1, 20):
-        folder.append("train", _train_line(method, seed, step, cost["train_gflops_per_image"], generator))
-    for step in STEPS:
-        folder.append("eval", _eval_line(method, seed, step, cost["train_gflops_per_image"], generator))
+    gflops = cost["train_gflops_per_image"]
+    steps = evaluated_steps(method, unit, amount, gflops)
+    for step in sorted({*range(20, steps[-1] + 1, 20), *steps}):
+        folder.append("train", _train_line(method, seed, step, gflops, generator))
+    for point, step in enumerate(steps, start=1):
+        folder.append("eval", {**_eval_line(method, seed, step, gflops, generator), "point": point})
         _samples(seed, step, METHODS[method]["gain"]).save(folder.samples / f"step_{step:08d}.png")
     return folder
+
+
+def evaluated_steps(method: str, unit: str, amount: float, gflops: float) -> list[int]:
+    """Steps at which a run whose images cost `gflops` has spent 1 to POINTS equal shares of its budget."""
+    per_step = {
+        "steps": 1,
+        "images": BATCH_SIZE,
+        "train_gflops": BATCH_SIZE * gflops,
+        "seconds": step_seconds(method),
+    }
+    return [math.ceil(amount * point / POINTS / per_step[unit] - 1e-9) for point in range(1, POINTS + 1)]
+
+
+def step_seconds(method: str) -> float:
+    return 0.05 * (1 + 0.5 * len(METHODS[method]["terms"]))
 
 
 def manifest(study: str, cell: str, method: str, seed: int, baseline: str) -> dict[str, Any]:
@@ -100,10 +134,10 @@ def manifest(study: str, cell: str, method: str, seed: int, baseline: str) -> di
         "model": {"name": "SiT-nano/2", "qk_norm": False},
         "data": {"name": "digits", "path": "", "image_size": TILE, "holdout": 0.5, "split_seed": 0},
         "autoencoder": {"path": "digits"},
-        "optimizer": {"lr": 0.0015, "batch_size": 64, "micro_batch": 0, "clip_norm": 1.0, "label_drop": 0.1},
+        "optimizer": {"lr": 0.0015, "batch_size": BATCH_SIZE, "micro_batch": 0, "clip_norm": 1.0, "label_drop": 0.1},
         "ema": {"decay": 0.999, "warmup": 50},
         "budget": {"unit": "steps", "amount": STEPS[-1]},
-        "evaluation": {"points": 8, "num_samples": 898, "extractor": "efficientnet_lite0", "grid_images": 30},
+        "evaluation": {"points": POINTS, "num_samples": 898, "extractor": "efficientnet_lite0", "grid_images": 30},
         "runtime": {"device": "cpu", "precision": "bf16", "compile": False, "tf32": False, "threads": 2},
         "output": {"runs": "runs", "log_every": 20},
         "sections": {part: SECTIONS[part] for part in parts if part in SECTIONS},
@@ -120,11 +154,12 @@ def manifest(study: str, cell: str, method: str, seed: int, baseline: str) -> di
         "command": ["ditbench", "compare", "--config", "digits"],
         "config": config,
         "digests": {
-            "training": digest({k: config[k] for k in ("model", "optimizer", "ema", "budget")}),
+            "training": training(config),
             "evaluation": digest(protocol()),
             "data": digest("digits"),
             "autoencoder": digest("autoencoder"),
             "initial_weights": digest(["weights", seed]),
+            **{f"encoder/{name}": digest(name) for name in facts["encoders"]},
         },
         "protocol": protocol(),
         "lines": {
@@ -162,6 +197,10 @@ def manifest(study: str, cell: str, method: str, seed: int, baseline: str) -> di
     }
 
 
+def training(config: Mapping[str, Any]) -> str:
+    return digest({k: config[k] for k in ("model", "optimizer", "ema", "budget")})
+
+
 def protocol() -> dict[str, Any]:
     return {
         "sampler": {"kind": "sde-euler-maruyama", "num_steps": 50, "cfg_scale": 1.0},
@@ -172,9 +211,16 @@ def protocol() -> dict[str, Any]:
     }
 
 
-def _clocks(step: int, gflops: float) -> dict[str, Any]:
-    images = 64 * step
-    return {"step": step, "images": images, "train_gflops": gflops * images, "train_seconds": 0.05 * step}
+def _clocks(method: str, step: int, gflops: float) -> dict[str, Any]:
+    images = BATCH_SIZE * step
+    return {
+        "step": step,
+        "images": images,
+        "train_gflops": gflops * images,
+        "train_seconds": step_seconds(method) * step,
+        "evaluation_seconds": 0.03 * step,
+        "io_seconds": 0.001 * step,
+    }
 
 
 def _train_line(method: str, seed: int, step: int, gflops: float, generator: np.random.Generator) -> dict[str, Any]:
@@ -185,7 +231,7 @@ def _train_line(method: str, seed: int, step: int, gflops: float, generator: np.
         for name, weight in METHODS[method]["terms"].items()
     }
     return {
-        **_clocks(step, gflops),
+        **_clocks(method, step, gflops),
         "loss": base + sum(term["weight"] * term["value"] for term in terms.values()),
         "base": base,
         "terms": terms,
@@ -210,11 +256,10 @@ def _eval_line(method: str, seed: int, step: int, gflops: float, generator: np.r
         "velocity_loss_t0": 1.2 + 0.5 * fall + 0.0005 * noise[7],
     }
     return {
-        **_clocks(step, gflops),
+        **_clocks(method, step, gflops),
         "protocol": digest(protocol()),
         "metrics": {name: float(value) for name, value in metrics.items()},
         "bad_images": 0,
-        "eval_seconds": 3.0,
         "gradient_norms": {"velocity": 0.5},
         "samples": f"samples/step_{step:08d}.png",
     }
@@ -253,6 +298,29 @@ def edit_lines(folder: RunFolder, name: str, keep: int | None = None, **last: An
     if lines:
         lines[-1] |= last
     (folder.path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def diverge(folder: RunFolder, step: int, *parts: str, kept: int) -> None:
+    """Make a finished run one that diverged after `step` updates, with `kept` evaluations."""
+    edit_manifest(
+        folder,
+        status="diverged",
+        status_detail={"step": step, "parts": list(parts), "checkpoint": f"checkpoints/diverged_{step:08d}"},
+    )
+    edit_lines(folder, "eval", keep=kept)
+    (folder.checkpoints / f"diverged_{step:08d}").mkdir()
+    edit_lines(folder, "train", keep=sum(line["step"] <= step for line in folder.lines("train")))
+
+
+def fail(folder: RunFolder, error: str) -> None:
+    """Make a finished run one that failed before it had recorded anything but its settings."""
+    whole = folder.manifest()
+    manifest = {name: whole[name] for name in ("cell", "method", "seed", "config")}
+    detail = {"error": error, "trace": f"Traceback:\n  {error}\n", "log": "log.txt", "ended": "2026-01-01T00:00:00"}
+    folder.write_manifest({**manifest, "status": "failed", "status_detail": detail})
+    (folder.path / "log.txt").write_text(detail["trace"])
+    for name in ("train.jsonl", "eval.jsonl", "cost.json"):
+        (folder.path / name).unlink()
 
 
 def run_folder(study: Path, cell: str, seed: int) -> RunFolder:

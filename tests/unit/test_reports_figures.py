@@ -12,7 +12,8 @@ from records_factory import MAIN, edit_lines, run_folder, write_study
 from scipy.optimize import minimize
 
 from reports import figures, tables
-from reports.load import load_study, metric_curves, training_curves
+from reports.curves import metric_curves, training_curves
+from reports.load import load_study
 from reports.style import DARK, LIGHT, Look, cell_styles
 
 CELLS = {"sit": "sit", "repa": "repa", "both": "repa+vae_repa"}

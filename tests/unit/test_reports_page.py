@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from records_factory import MAIN, TILE, edit_lines, edit_manifest, run_folder, tile_level, write_study
+from records_factory import MAIN, TILE, diverge, edit_lines, edit_manifest, run_folder, tile_level, write_study
 
 import reports
 from harness.records import UserError
@@ -56,8 +56,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     study = write_study(tmp_path_factory.mktemp("runs"), CELLS)
-    edit_manifest(run_folder(study, "sra", 1), status="diverged", status_detail={"step": 312, "parts": ["loss"]})
-    edit_lines(run_folder(study, "sra", 1), "eval", keep=3, metrics={MAIN: "nan"})
+    diverge(run_folder(study, "sra", 1), 312, "base", kept=3)
     edit_manifest(run_folder(study, "repa,block=3", 1), status="running")
     edit_lines(run_folder(study, "repa,block=3", 1), "eval", keep=5)
     edit_manifest(run_folder(study, HOSTILE, 0), warnings=["<b>beware</b>"])
@@ -74,7 +73,17 @@ def test_every_file_is_there(written):
     assert paths.folder == study / "report"
     stems = ("main", "metrics", "differences", "training")
     assert {p.name for p in paths.figures} == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "csv")}
-    assert all(path.is_file() for path in (paths.page, paths.table_csv, paths.table_markdown, *paths.figures))
+    assert all(
+        path.is_file()
+        for path in (
+            paths.page,
+            paths.table_csv,
+            paths.table_markdown,
+            paths.checks_csv,
+            paths.checks_json,
+            *paths.figures,
+        )
+    )
     with Image.open(paths.folder / "figures" / "main.png") as image:
         assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
         assert image.width == 1680
@@ -91,7 +100,7 @@ def test_the_page_asks_for_nothing_from_outside(page):
         assert values
         assert all(value.startswith("data:image/png;base64,") for value in values)
     assert not page.attributes("link", "href")
-    assert all(re.match(r"#|figures/|final\.", href) for href in page.attributes("a", "href"))
+    assert all(re.match(r"#|figures/|final\.|checks\.|\.\./", href) for href in page.attributes("a", "href"))
     policy = page.attributes("meta", "content")
     assert any(value.startswith("default-src 'none'") for value in policy)
 
@@ -106,7 +115,7 @@ def test_labels_and_warnings_are_text_never_markup(page, written):
 def test_links_inside_the_page_lead_somewhere(page, written):
     ids = {attrs.get("id") for _, attrs in page.tags}
     for href in page.attributes("a", "href"):
-        assert href[1:] in ids if href.startswith("#") else (written[1].folder / href).is_file()
+        assert href[1:] in ids if href.startswith("#") else (written[1].folder / href).exists()
 
 
 def test_images_have_a_text_in_their_place(page):
@@ -122,8 +131,8 @@ def test_figures_fit_light_and_dark_wide_and_narrow_pages(page):
 
 def test_what_did_not_finish_is_said(page):
     text = "".join(page.text)
-    assert "sra seed 1 has diverged, at step 800 of 800 (parts: loss, step: 312)." in text
-    assert "repa,block=3 seed 1 is still running" in text
+    assert "sra seed 1 diverged at step 312 of 800: velocity loss not finite" in text
+    assert "repa,block=3 seed 1 has not finished at step 800 of 800." in text
     assert "Means of sra are over 1 of 2 seeds" in text
 
 
@@ -179,7 +188,7 @@ def test_a_refused_report_leaves_the_old_one(written, tmp_path):
     (study / "report").mkdir()
     (study / "report" / "index.html").write_text("old")
     edit_manifest(run_folder(study, "sra", 0), digests={"data": "0" * 64})
-    with pytest.raises(UserError, match="data differs between sit seed 0 and sra seed 0"):
+    with pytest.raises(UserError, match="data digest differs between sit seed 0 and sra seed 0"):
         write_report(study)
     assert [path.name for path in (study / "report").iterdir()] == ["index.html"]
     assert (study / "report" / "index.html").read_text() == "old"

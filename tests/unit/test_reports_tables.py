@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from records_factory import MAIN, edit_lines, edit_manifest, run_folder, write_study
+from records_factory import MAIN, diverge, edit_lines, edit_manifest, fail, run_folder, write_study
 
 from reports import findings, tables
+from reports.endings import endings
 from reports.load import load_study
 from reports.verify import environment
 
@@ -44,6 +45,7 @@ def test_the_table_by_hand(study):
     table = tables.final_table(load_study(study))
     repa = row(table, "repa")
     assert (repa[MAIN], repa["step"], repa["num_seeds"], repa["num_finished"]) == (28.0, 800, 3, 3)
+    assert (repa["budget_unit"], repa["budget_spent"], repa["point"]) == ("steps", 800, 8)
     assert [repa[f"{MAIN}_seed{k}"] for k in (0, 1, 2)] == [19, 27, 38]
     assert repa[f"{MAIN}_difference"] == -2
     assert repa[f"{MAIN}_low"] == pytest.approx(-2 - 2.484138, abs=1e-6)
@@ -68,18 +70,19 @@ def test_the_baseline_has_no_difference_to_itself(study):
 
 
 def test_a_diverged_run_stays_and_its_mean_says_so(study):
-    folder = run_folder(study, "repa", 1)
-    edit_lines(folder, "eval", metrics={MAIN: "nan"})
-    edit_manifest(folder, status="diverged", status_detail={"step": 640, "parts": ["loss"]})
+    diverge(run_folder(study, "repa", 1), 640, "base", "terms/repa", "grad_norm", kept=6)
     loaded = load_study(study)
     repa = row(tables.final_table(loaded), "repa")
     assert (repa[MAIN], repa["num_seeds"], repa["num_diverged"]) == (28.5, 3, 1)
     assert (repa[f"{MAIN}_pairs"], repa[f"{MAIN}_difference"]) == (2, -1.5)
     shown = shown_row(loaded, "repa")
     assert shown["runs"] == "2 finished, 1 diverged"
-    assert shown[MAIN] == "28.50 † (19.00, –, 38.00; 2 of 3 seeds)"
+    assert shown[MAIN] == "28.50 † (19.00, diverged, 38.00; 2 of 3 seeds)"
     notes = findings.notes(loaded, tables.results(loaded), environment(loaded))
-    assert "repa seed 1 has diverged, at step 800 of 800 (parts: loss, step: 640)." in notes
+    assert (
+        "repa seed 1 diverged at step 640 of 800: velocity loss, term repa, gradient norm not finite "
+        "(repa/seed1/checkpoints/diverged_00000640)."
+    ) in notes
     assert any(note.startswith("Means of repa are over 2 of 3 seeds") for note in notes)
 
 
@@ -92,7 +95,7 @@ def test_a_cell_without_any_value_stays(study):
     assert math.isnan(sra[MAIN]) and math.isnan(sra["train_gflops"])
     assert sra[f"{MAIN}_reading"] == "no pair"
     shown = shown_row(loaded, "sra")
-    assert shown[MAIN] == "– (–, –, –)"
+    assert shown[MAIN] == "– (diverged, diverged, diverged)"
     assert shown[f"{MAIN} minus sit"] == "–; no pair of seeds"
 
 
@@ -125,10 +128,11 @@ def test_a_step_that_only_some_runs_reached_is_compared_over_those(study):
     edit_lines(run_folder(study, "sra", 2), "eval", keep=4)
     edit_manifest(run_folder(study, "sra", 2), status="running")
     loaded = load_study(study)
-    assert loaded.step == 800
+    assert loaded.point == 8
     assert row(tables.final_table(loaded), "sra")[MAIN] == 15.0
     notes = findings.notes(loaded, tables.results(loaded), environment(loaded))
-    assert "sra seed 2 is still running, at step 800 of 800." in notes
+    assert "sra seed 2 has not finished at step 800 of 800." in notes
+    assert shown_row(loaded, "sra")[MAIN] == "15.00 (10.00, 20.00, unfinished; 2 of 3 seeds)"
 
 
 @pytest.mark.parametrize(
@@ -136,8 +140,8 @@ def test_a_step_that_only_some_runs_reached_is_compared_over_those(study):
     [([123.456], "123.5"), ([0.012345, 0.02], "0.02000"), ([0.95], "0.9500"), ([54321.0], "54321.0"), ([], "–")],
 )
 def test_columns_show_four_figures(values, text):
-    result = tables.MetricResult(dict(enumerate(values)), None, False)
-    row = tables.CellResult("a", "a", {}, {"kd": result}, 0, 0.0)
+    result = tables.MetricResult(dict(enumerate(values)), {}, None, False)
+    row = tables.CellResult("a", "a", {}, {"kd": result}, 0, 0, 0, 0.0)
     show = tables.digits([row], "kd")
     assert show(max(values, default=math.nan)) == text
 
@@ -165,7 +169,7 @@ def test_the_headline_names_the_best_mean_and_what_is_separated(study):
     loaded = load_study(study)
     setup, best, separated = findings.headline(loaded, tables.results(loaded))
     assert setup.startswith(
-        "3 training methods for SiT-nano/2 on digits, 3 seeds each, compared after 800 of 800 steps"
+        "3 training methods for SiT-nano/2 on digits, 3 seeds each, compared after 800 of 800 steps, 64 images a step."
     )
     assert best == (
         f"The lowest mean {MAIN} is that of sra, 20.00, against 30.00 for sit: "
@@ -181,14 +185,147 @@ def test_the_headline_when_the_baseline_is_best(study):
     assert findings.headline(loaded, tables.results(loaded))[1] == f"The lowest mean {MAIN} is that of sit, 2.00."
 
 
-def test_notes_count_bad_images_and_leave_traces_out(study):
+def test_notes_count_bad_images(study):
     edit_lines(run_folder(study, "repa", 2), "eval", bad_images=3)
-    failure = {"error": "no space left", "trace": "Traceback:\n  line 1\n"}
-    edit_manifest(run_folder(study, "sra", 0), status="failed", status_detail=failure)
     loaded = load_study(study)
     notes = findings.notes(loaded, tables.results(loaded), environment(loaded))
     assert "repa seed 2: 3 samples had non-finite latents." in notes
-    assert "sra seed 0 has failed, at step 800 of 800 (error: no space left)." in notes
+
+
+def test_a_run_that_failed_after_training_says_where_and_why(study):
+    detail = {"error": "no space left\non device", "trace": "Traceback:\n  line 1\n", "log": "log.txt", "ended": "x"}
+    edit_manifest(run_folder(study, "sra", 0), status="failed", status_detail=detail)
+    loaded = load_study(study)
+    notes = findings.notes(loaded, tables.results(loaded), environment(loaded))
+    assert "sra seed 0 failed at step 800 of 800: no space left on device (sra/seed0/log.txt)." in notes
+    assert not any("Traceback" in note for note in notes)
+
+
+def test_samples_that_are_not_finite_end_a_run_as_diverged(study):
+    diverge(run_folder(study, "sra", 0), 400, "samples", kept=3)
+    (ending,) = endings(load_study(study))
+    assert (ending.step, ending.where, ending.why) == (400, "step 400 of 800", "samples not finite")
+    assert ending.file == "sra/seed0/checkpoints/diverged_00000400"
+
+
+def test_a_cell_whose_runs_all_failed_at_once_stays_in_every_table(study):
+    for seed in (0, 1, 2):
+        fail(run_folder(study, "repa", seed), "no memory")
+    loaded = load_study(study)
+    assert loaded.cells == ("sit", "repa", "sra")
+    assert shown_row(loaded, "repa")["runs"] == "3 failed"
+    assert shown_row(loaded, "repa")[MAIN] == "– (failed, failed, failed)"
+    assert row(tables.final_table(loaded), "repa")["num_failed"] == 3
+    notes = findings.notes(loaded, tables.results(loaded), environment(loaded))
+    failed = [f"repa seed {k} failed at step 0 of 800: no memory (repa/seed{k}/log.txt)." for k in range(3)]
+    assert notes[:3] == failed
+    assert not any(note.startswith("Runs differ in") for note in notes), (
+        "a run without an environment has none to differ"
+    )
+    headline = findings.headline(loaded, tables.results(loaded))
+    assert headline[-1] == "By the 95% intervals of the differences to sit: sra better."
+    assert len(tables.cost_rows(loaded)) == len(tables.methods_table(loaded)[0][1]) == 3
+
+
+def test_a_baseline_that_failed_is_said(study):
+    for seed in (0, 1, 2):
+        fail(run_folder(study, "sit", seed), "no memory")
+    loaded = load_study(study)
+    assert (loaded.baseline, loaded.reference.cell) == ("sit", "repa")
+    headline = findings.headline(loaded, tables.results(loaded))
+    assert headline[0].startswith("3 training methods for SiT-nano/2 on digits")
+    assert headline[1].startswith(f"The lowest mean {MAIN} is that of sra, 20.00.")
+    assert headline[2] == "sit, the baseline, has no value there, so there is nothing to compare the others to."
+    assert shown_row(loaded, "sra")[f"{MAIN} minus sit"] == "–; no pair of seeds"
+
+
+@pytest.mark.parametrize(
+    ("unit", "amount", "setup", "ending"),
+    [
+        ("images", 51_200, "after 51,200 of 51,200 images,", "step 312, 19,968 of 51,200 images"),
+        (
+            "train_gflops",
+            5000.0,
+            "after 5,000 of 5,000 training GFLOPs,",
+            "step 312, 2,707.6608 of 5,000 training GFLOPs",
+        ),
+        ("seconds", 60.0, "after 60 of 60 training seconds,", "step 312, 22.5 of 60 training seconds"),
+    ],
+)
+def test_sentences_speak_in_the_unit_of_the_budget(tmp_path, unit, amount, setup, ending):
+    path = write_study(tmp_path, {"sit": "sit", "repa": "repa"}, seeds=(0, 1), unit=unit, amount=amount)
+    diverge(run_folder(path, "repa", 1), 312, "base", kept=2)
+    loaded = load_study(path)
+    assert setup in findings.headline(loaded, tables.results(loaded))[0]
+    assert [found.where for found in endings(loaded)] == [ending]
+    assert tables.markdown(loaded).startswith(f"# digits {loaded.after}\n")
+
+
+def test_cells_that_reach_a_point_at_different_steps_are_compared_there(tmp_path):
+    path = write_study(tmp_path, {"sit": "sit", "repa": "repa"}, unit="train_gflops", amount=1000.0)
+    table = tables.final_table(load_study(path)).set_index("cell")
+    assert table["step"].to_dict() == {"sit": 127, "repa": 116}
+    assert set(table["budget_unit"]) == {"train_gflops"} and set(table["budget_spent"]) == {1000.0}
+    assert table.loc["repa", f"{MAIN}_pairs"] == 2
+    for cell, seed in (("sit", 0), ("repa", 1)):
+        recorded = run_folder(path, cell, seed).lines("eval")[-1]["metrics"][MAIN]
+        assert table.loc[cell, f"{MAIN}_seed{seed}"] == recorded
+
+
+def test_a_shared_device_is_marked_and_left_out_of_a_budget_in_seconds(tmp_path):
+    path = write_study(tmp_path, {"sit": "sit", "repa": "repa"}, unit="seconds", amount=12)
+    edit_manifest(run_folder(path, "repa", 1), shared_device=True)
+    loaded = load_study(path)
+    table = tables.final_table(loaded).set_index("cell")
+    assert math.isnan(table.loc["repa", f"{MAIN}_seed1"]) and table.loc["repa", f"{MAIN}_pairs"] == 1
+    assert table["num_shared_device"].to_dict() == {"sit": 0, "repa": 1}
+    shown = shown_row(loaded, "repa")
+    assert shown["runs"] == "2 finished (1 ‡)"
+    assert shown[MAIN].endswith("left out ‡; 1 of 2 seeds)")
+    assert "‡ Shared its device with another run: its seconds do not count, and it is left out here." in (
+        tables.footnotes(loaded, loaded.main_metrics)
+    )
+    assert (
+        "repa seed 1 shared its device with another run: its seconds (‡) are no measure of cost, "
+        "nor are the results at that time, which are left out."
+    ) in findings.notes(loaded, tables.results(loaded), [])
+
+
+def test_a_shared_device_is_marked_beside_its_seconds(study):
+    edit_manifest(run_folder(study, "sra", 1), shared_device=True)
+    loaded = load_study(study)
+    cost = {row["cell"]: row for row in tables.cost_rows(loaded)}
+    # 800 steps of 0.05 x 1.5 s, 0.03 s of evaluation and 0.001 s of reading and writing a step.
+    assert cost["sra"]["train seconds"] == "60, 60 ‡, 60"
+    assert cost["sit"]["train seconds"] == "40, 40, 40"
+    assert cost["sit"]["evaluation seconds"] == "24, 24, 24"
+    assert cost["sit"]["I/O seconds"] == "1, 1, 1"
+    assert shown_row(loaded, "sra")[MAIN] == "20.00 (10.00, 20.00, 30.00)"
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("a|b", "a\\|b"),
+        ("<script>alert(1)</script>", "&#60;script&#62;alert(1)&#60;/script&#62;"),
+        ("&amp;", "&#38;amp;"),
+        ("$x$", "\\$x\\$"),
+        ("two\nlines\u202e", "two lines"),
+        ("_it_ fd_x_898", "\\_it\\_ fd_x_898"),
+        ("*b* `c` [d](e) ~f~ \\g", "\\*b\\* \\`c\\` \\[d](e) \\~f\\~ \\\\g"),
+    ],
+)
+def test_text_in_markdown_is_no_markup(study, text, escaped):
+    for seed in (0, 1, 2):
+        edit_manifest(run_folder(study, "sra", seed), cell=text)
+    body = tables.markdown(load_study(study)).splitlines()
+    assert {line.split(" | ")[0] for line in body if line.startswith("| ")} == {
+        "| cell",
+        "| ---",
+        "| sit",
+        "| repa",
+        f"| {escaped}",
+    }
 
 
 def test_tables_for_a_terminal(study):

@@ -1,0 +1,94 @@
+"""Runs that did not come to their end: where each stopped and why. Diverging or failing is a result, not a gap."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from reports.load import CLOCKS, Run, Study
+from reports.units import UNITS, number_text
+
+PARTS = {"base": "velocity loss", "grad_norm": "gradient norm", "loss": "total loss"}
+"""Names of what was not finite, where the record's own name is short; `terms/x` is the term x."""
+
+VERBS = {"diverged": "diverged", "failed": "failed", "running": "has not finished"}
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run stands that is not finished."""
+
+    cell: str
+    seed: int
+    status: str
+    step: int
+    where: str
+    """The step, and what was spent of the budget by then."""
+    why: str
+    """What was not finite, or the error; one line, "" for a run that only goes on."""
+    file: str
+    """What to look at, as a path from the study's folder: the log of a failed run, the dump of a diverged one."""
+
+    @property
+    def sentence(self) -> str:
+        text = f"{self.cell} seed {self.seed} {VERBS.get(self.status, self.status)} at {self.where}"
+        text += f": {self.why}" if self.why else ""
+        return f"{text} ({self.file})." if self.file else f"{text}."
+
+
+def endings(study: Study) -> list[Ending]:
+    """Every run that is not finished, in the study's order."""
+    return [_ending(run) for run in study.runs if run.status != "finished"]
+
+
+def _ending(run: Run) -> Ending:
+    clocks = stopped_at(run)
+    return Ending(
+        cell=run.cell,
+        seed=run.seed,
+        status=run.status,
+        step=clocks["step"],
+        where=_where(run, clocks),
+        why=_why(run),
+        file=_file(run),
+    )
+
+
+def stopped_at(run: Run) -> Mapping[str, Any]:
+    """The clocks where a run stopped: at the step that was not finite, else at the last one on record.
+
+    Seconds are those of the last record.
+    """
+    last = max(
+        (*run.train[-1:], *run.evaluations[-1:]), key=lambda line: line["step"], default=dict.fromkeys(CLOCKS, 0)
+    )
+    step = run.detail.get("step", last["step"])
+    images = step * run.config["optimizer"]["batch_size"]
+    gflops = images * run.cost.get("train_gflops_per_image", math.nan) if step else 0
+    return {**{name: last[name] for name in CLOCKS}, "step": step, "images": images, "train_gflops": gflops}
+
+
+def _where(run: Run, clocks: Mapping[str, Any]) -> str:
+    unit, amount = UNITS[run.config["budget"]["unit"]], run.config["budget"]["amount"]
+    if unit.name == "steps":
+        return f"step {clocks['step']:,} of {amount:,}"
+    return f"step {clocks['step']:,}, {number_text(clocks[unit.clock])} of {unit.amount(amount)}"
+
+
+def _why(run: Run) -> str:
+    if run.status == "diverged":
+        parts = [PARTS.get(part, part.replace("terms/", "term ")) for part in run.detail.get("parts", [])]
+        return f"{', '.join(parts)} not finite" if parts else ""
+    return one_line(run.detail.get("error", ""))
+
+
+def _file(run: Run) -> str:
+    folder = f"{run.folder.parent.name}/{run.folder.name}"
+    if run.status == "diverged":
+        return f"{folder}/{run.detail['checkpoint']}" if run.detail.get("checkpoint") else ""
+    return f"{folder}/{run.detail['log']}" if run.detail.get("log") else ""
+
+
+def one_line(text: str) -> str:
+    """Text without line breaks and other characters that print nothing or turn the text around."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
