@@ -87,7 +87,7 @@ def attempt(work: Callable[[], T], seconds: float) -> T:
         # A daemon, so that a call without an end does not keep the process alive.
         threading.Thread(target=run, name="mlflow", daemon=True).start()
         if not wait([future], seconds).done:
-            raise NoAnswer(f"MLflow did not answer within {seconds:.0f} s")
+            raise NoAnswer(f"MLflow did not answer within {seconds:.3g} s")
     return future.result()
 
 

@@ -18,7 +18,7 @@ LIBRARY_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # MLflow's own settings would hold up a run for four minutes when its server is away.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
 """Set for the libraries of a command where the environment does not set them."""
 
@@ -38,6 +38,11 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     for name in ("torch.distributed", "accelerate", "diffusers"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that prints and writes, of those that a launcher such as torchrun started."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def print_config(configs: Sequence[RunConfig]) -> int:
