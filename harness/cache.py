@@ -2,16 +2,17 @@
 
 A cache is a folder `<cache>/<kind>-<key12>/` with `index.json` and `shard-00000.npy`, `shard-00001.npy`, ... A shard
 is written to a temporary name, synced and renamed, and only then entered in the index; the index is marked complete
-last. So a half-written cache is never read, and an interrupted build goes on from the shards that are whole.
+last. So a half-written cache is never read, and an interrupted build goes on from the shards that are whole. A cache
+can always be made again: damaged files are, and `Report` is told which.
 """
 
 import contextlib
-import fcntl
 import io
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from harness.config import OutputConfig
 from harness.errors import UserError
-from harness.records import canonical, digest, file_digest, read_json, write_atomic, write_json
+from harness.records import canonical, digest, file_digest, locked, write_atomic, write_json
 
 Report = Callable[[str, int, int], None]
 """Progress: what is being made, how much of it is done, how much there is."""
@@ -52,11 +53,43 @@ def writing_to(folder: Path) -> Iterator[None]:
         ) from None
 
 
+def tell(report: Report | None, notice: str) -> None:
+    """Pass a notice on as a piece of work that is done."""
+    if report is not None:
+        report(notice, 1, 1)
+
+
+def write_small(path: Path, value: Any) -> None:
+    """Keep a small JSON value, with a checksum. `UserError` when the disk refuses."""
+    with writing_to(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"value": value, "digest": digest(value)})
+
+
+def read_small(path: Path, report: Report | None = None) -> Any:
+    """What `write_small` kept; None, and a notice, when it is damaged, and None when there is nothing."""
+    try:
+        stored = json.loads(path.read_bytes())
+        if digest(stored["value"]) == stored["digest"]:
+            return stored["value"]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, TypeError, KeyError):
+        pass  # no JSON, or JSON of another form
+    tell(report, f"{path} is damaged and is made again")
+    return None
+
+
 class Sharded:
     """A complete cache, read-only. A shard's checksum is checked when the shard is first touched."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open a cache; `UserError` when it is missing or unfinished."""
+    def __init__(self, folder: Path, mend: Callable[[int], str] | None = None) -> None:
+        """Open a cache; `UserError` when it is missing or unfinished.
+
+        Args:
+            folder: from `entry`.
+            mend: makes a damaged shard again and returns its checksum; without it a damaged shard is a `UserError`.
+        """
         self.folder = folder
         index = _read_index(folder)
         if not index or not index["complete"]:
@@ -67,6 +100,7 @@ class Sharded:
         self._rows_per_shard: int = index["rows_per_shard"]
         self._checksums: list[str] = index["checksums"]
         self._shards: dict[int, np.ndarray] = {}
+        self._mend = mend
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -83,7 +117,7 @@ class Sharded:
         return out
 
     def verify(self, report: Report | None = None) -> None:
-        """Check every shard; `UserError` names the first bad one."""
+        """Check every shard; a bad one is made again, or is a `UserError` that names it."""
         for number in range(len(self._checksums)):
             self._shards.pop(number, None)
             self._shard(number)
@@ -93,13 +127,13 @@ class Sharded:
     def _shard(self, number: int) -> np.ndarray:
         if number not in self._shards:
             path = _shard_path(self.folder, number)
-            if not path.is_file():
-                raise UserError(f"{path} is missing: run `ditbench prepare` to make it again")
-            if file_digest(path) != self._checksums[number]:
-                raise UserError(
-                    f"{path} is damaged (its checksum is wrong): delete it and run `ditbench prepare` again"
-                )
-            self._shards[number] = np.load(path, mmap_mode="r", allow_pickle=False)
+            if not _is_good(path, self._checksums[number]):
+                if self._mend is None:
+                    raise UserError(
+                        f"{path} is missing or damaged (its checksum is wrong): run `ditbench prepare` to make it again"
+                    )
+                self._checksums[number] = self._mend(number)
+            self._shards[number] = _open_shard(path)
         return self._shards[number]
 
 
@@ -112,7 +146,7 @@ def build(
     make_rows: Callable[[int, int], np.ndarray],
     report: Report | None = None,
 ) -> Sharded:
-    """Open the cache in `folder`, making first what is missing of it.
+    """Open the cache in `folder`, making first what is missing of it; what is damaged is made again when touched.
 
     Args:
         folder: from `entry`.
@@ -120,7 +154,7 @@ def build(
         num_rows, row_shape, dtype: the array is [num_rows, *row_shape].
         make_rows: `make_rows(start, stop)` returns rows start ... stop - 1; called in steps of `ROWS_PER_CALL` from
             row 0, in any order of shards, so it must depend on nothing but the rows asked for.
-        report: told about rows made.
+        report: told about rows made, and about damaged files.
     """
     row_bytes = int(np.prod(row_shape)) * np.dtype(dtype).itemsize
     rows_per_shard = max(1, SHARD_BYTES // max(1, row_bytes * ROWS_PER_CALL)) * ROWS_PER_CALL
@@ -130,54 +164,107 @@ def build(
         "dtype": np.dtype(dtype).name,
         "rows_per_shard": rows_per_shard,
     }
-    if not _is_whole(folder, wanted):
-        with _locked(folder):
+    maker = _Maker(folder, wanted, make_rows, report)
+    if not maker.is_whole(None):
+        with _building(folder):
             # Another process may have made it while this one waited for the lock.
-            if not _is_whole(folder, wanted):
-                _make(folder, wanted, make_rows, report)
-    return Sharded(folder)
+            if not maker.is_whole(report):
+                maker.make()
+    return Sharded(folder, maker.mend)
 
 
-def _make(
-    folder: Path, wanted: dict[str, Any], make_rows: Callable[[int, int], np.ndarray], report: Report | None
-) -> None:
-    """Write the missing shards, each entered in the index once it is on the disk; the caller holds the lock."""
-    num_rows, per_shard = wanted["shape"][0], wanted["rows_per_shard"]
-    num_shards = -(-num_rows // per_shard)
-    checksums = _whole_shards(folder, wanted, num_shards)
-    missing_rows = sum(min(per_shard, num_rows - n * per_shard) for n in range(num_shards) if checksums[n] is None)
-    row_bytes = int(np.prod(wanted["shape"][1:])) * np.dtype(wanted["dtype"]).itemsize
-    _check_room(folder, missing_rows * row_bytes)
-    for number in range(num_shards):
-        if checksums[number] is None:
-            rows = _make_shard(folder, number, wanted, make_rows, report)
-            with writing_to(folder):
-                checksums[number] = _write_shard(_shard_path(folder, number), rows)
-                write_json(folder / "index.json", {**wanted, "checksums": checksums, "complete": False})
-    with writing_to(folder):
-        write_json(folder / "index.json", {**wanted, "checksums": checksums, "complete": True})
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the shards of one cache, each entered in the index once it is on the disk."""
 
+    folder: Path
+    wanted: dict[str, Any]
+    """What the index says besides the checksums."""
+    make_rows: Callable[[int, int], np.ndarray]
+    report: Report | None
 
-def _make_shard(
-    folder: Path,
-    number: int,
-    wanted: dict[str, Any],
-    make_rows: Callable[[int, int], np.ndarray],
-    report: Report | None,
-) -> np.ndarray:
-    num_rows, per_shard = wanted["shape"][0], wanted["rows_per_shard"]
-    start, stop = number * per_shard, min((number + 1) * per_shard, num_rows)
-    out = np.empty((stop - start, *wanted["shape"][1:]), wanted["dtype"])
-    for first in range(start, stop, ROWS_PER_CALL):
-        last = min(first + ROWS_PER_CALL, stop)
-        rows = make_rows(first, last)
-        assert rows.shape == out[first - start : last - start].shape and rows.dtype == out.dtype, (
-            f"{folder.name}: rows {rows.shape} {rows.dtype}, wanted {wanted['shape']} {wanted['dtype']}"
-        )
-        out[first - start : last - start] = rows
-        if report is not None:
-            report(f"{folder.name} ({_size(out[0].nbytes * num_rows)})", last, num_rows)
-    return out
+    @property
+    def num_shards(self) -> int:
+        return -(-self.wanted["shape"][0] // self.wanted["rows_per_shard"])
+
+    def is_whole(self, report: Report | None) -> bool:
+        """Whether the cache is complete, is the wanted one, and has all its files (their content is checked on use)."""
+        index = _read_index(self.folder, report)
+        if not index or not index["complete"]:
+            return False
+        if index["key"] != self.wanted["key"]:
+            raise UserError(
+                f"{self.folder} belongs to other data or weights with the same short key: delete it and run again"
+            )
+        same = all(index[name] == self.wanted[name] for name in self.wanted)
+        return same and all(_shard_path(self.folder, number).is_file() for number in range(self.num_shards))
+
+    def make(self) -> None:
+        """Write the missing shards; the caller holds the lock."""
+        with writing_to(self.folder):
+            for leftover in self.folder.glob(".*.tmp"):
+                leftover.unlink()
+        checksums = [
+            checksum if checksum and self._is_good(number, checksum) else None
+            for number, checksum in enumerate(self._checksums())
+        ]
+        num_rows, per_shard = self.wanted["shape"][0], self.wanted["rows_per_shard"]
+        missing_rows = sum(min(per_shard, num_rows - n * per_shard) for n, it in enumerate(checksums) if it is None)
+        _check_room(self.folder, missing_rows * self._row_bytes())
+        for number, checksum in enumerate(checksums):
+            if checksum is None:
+                checksums[number] = self._make_shard(number)
+                self._write_index(checksums, complete=False)
+        self._write_index(checksums, complete=True)
+
+    def mend(self, number: int) -> str:
+        """Make one damaged shard again; returns its checksum."""
+        with _building(self.folder):
+            checksums = self._checksums()
+            checksum = checksums[number]
+            # Another process may have mended it while this one waited for the lock.
+            if checksum is None or not self._is_good(number, checksum):
+                checksum = checksums[number] = self._make_shard(number)
+                self._write_index(checksums, complete=None not in checksums)
+            return checksum
+
+    def _checksums(self) -> list[str | None]:
+        """A checksum for each shard that the index knows, None for the others."""
+        index = _read_index(self.folder)
+        if not index or any(index[name] != self.wanted[name] for name in self.wanted):
+            return [None] * self.num_shards
+        return index["checksums"]
+
+    def _is_good(self, number: int, checksum: str) -> bool:
+        """Whether a shard is what was written; tells when it is not."""
+        path = _shard_path(self.folder, number)
+        good = _is_good(path, checksum)
+        if not good:
+            tell(self.report, f"{path} is missing or damaged and is made again")
+        return good
+
+    def _make_shard(self, number: int) -> str:
+        """Make and write one shard; returns its file's checksum."""
+        num_rows, per_shard = self.wanted["shape"][0], self.wanted["rows_per_shard"]
+        start, stop = number * per_shard, min((number + 1) * per_shard, num_rows)
+        out = np.empty((stop - start, *self.wanted["shape"][1:]), self.wanted["dtype"])
+        for first in range(start, stop, ROWS_PER_CALL):
+            last = min(first + ROWS_PER_CALL, stop)
+            rows = self.make_rows(first, last)
+            assert rows.shape == out[first - start : last - start].shape and rows.dtype == out.dtype, (
+                f"{self.folder.name}: rows {rows.shape} {rows.dtype}, wanted {self.wanted}"
+            )
+            out[first - start : last - start] = rows
+            if self.report is not None:
+                self.report(f"{self.folder.name} ({_size(self._row_bytes() * num_rows)})", last, num_rows)
+        with writing_to(self.folder):
+            return _write_shard(_shard_path(self.folder, number), out)
+
+    def _row_bytes(self) -> int:
+        return int(np.prod(self.wanted["shape"][1:])) * np.dtype(self.wanted["dtype"]).itemsize
+
+    def _write_index(self, checksums: list[str | None], complete: bool) -> None:
+        write_small(self.folder / INDEX, {**self.wanted, "checksums": checksums, "complete": complete})
 
 
 def _write_shard(path: Path, rows: np.ndarray) -> str:
@@ -188,36 +275,25 @@ def _write_shard(path: Path, rows: np.ndarray) -> str:
     return file_digest(path)
 
 
-def _whole_shards(folder: Path, wanted: dict[str, Any], num_shards: int) -> list[str | None]:
-    """Checksums of the shards that an earlier build left whole, None for the others; clears temporary files."""
-    with writing_to(folder):
-        for leftover in folder.glob(".*.tmp"):
-            leftover.unlink()
-    index = _read_index(folder)
-    if not index or any(index[name] != wanted[name] for name in wanted):
-        return [None] * num_shards
-    checksums: list[str | None] = index["checksums"]
-    for number, checksum in enumerate(checksums):
-        path = _shard_path(folder, number)
-        if checksum is not None and not (path.is_file() and file_digest(path) == checksum):
-            checksums[number] = None
-    return checksums
+def _open_shard(path: Path) -> np.ndarray:
+    try:
+        # The format's own reader, which knows no pickles.
+        return np.lib.format.open_memmap(path, mode="r")
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} is no array of plain numbers ({reason}): delete {path.parent} and run again") from None
 
 
-def _is_whole(folder: Path, wanted: dict[str, Any]) -> bool:
-    """Whether the cache is complete, is the wanted one, and has all its files (their content is checked on use)."""
-    index = _read_index(folder)
-    if not index or not index["complete"]:
-        return False
-    if index["key"] != wanted["key"]:
-        raise UserError(f"{folder} belongs to other data or weights with the same short key: delete it and run again")
-    same = all(index[name] == wanted[name] for name in wanted)
-    return same and all(_shard_path(folder, number).is_file() for number in range(len(index["checksums"])))
+def _is_good(path: Path, checksum: str | None) -> bool:
+    """Whether a shard's file is there and is what was written."""
+    return path.is_file() and file_digest(path) == checksum
 
 
-def _read_index(folder: Path) -> dict[str, Any] | None:
-    path = folder / "index.json"
-    return read_json(path) if path.is_file() else None
+INDEX = "index.json"
+
+
+def _read_index(folder: Path, report: Report | None = None) -> dict[str, Any] | None:
+    return read_small(folder / INDEX, report)
 
 
 def _shard_path(folder: Path, number: int) -> Path:
@@ -238,12 +314,10 @@ def _size(num_bytes: int) -> str:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _building(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, so that two processes never build one cache at once; the second waits."""
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    with lock:
+    with contextlib.ExitStack() as held:
         with writing_to(folder):
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder / "lock"))
         yield

@@ -22,7 +22,7 @@ from harness.cache import Report, Sharded
 from harness.config import DataConfig
 from harness.errors import UserError
 from harness.memory import check_images
-from harness.records import digest, file_digest, read_json, write_json
+from harness.records import digest, file_digest
 from harness.rng import stream
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -167,10 +167,11 @@ def _find_images(root: Path, name: str) -> list[str]:
 def _file_digests(root: Path, names: Sequence[str], cache: Path, report: Report | None) -> list[list[Any]]:
     """[relative path, size, SHA-256 of the content] of every file.
 
-    Contents are read once; a file whose size and modification time are as before keeps its stored digest.
+    Contents are read once; a file whose size and modification time are as before keeps its stored digest. Processes
+    that do so at once write the same list, and the last one wins.
     """
     listing = cache / f"files-{digest(str(root.resolve()))[:12]}.json"
-    stored = {name: state for name, *state in (read_json(listing) if listing.is_file() else [])}
+    stored = {name: state for name, *state in caches.read_small(listing, report) or []}
     states = {name: _file_state(root / name) for name in names}
     changed = [name for name in names if name not in stored or stored[name][:2] != states[name]]
     shas = {name: state[2] for name, state in stored.items()}
@@ -180,9 +181,7 @@ def _file_digests(root: Path, names: Sequence[str], cache: Path, report: Report 
         if report is not None:
             report("reading files", done, len(changed))
     if changed or stored.keys() != states.keys():
-        with caches.writing_to(cache):
-            cache.mkdir(parents=True, exist_ok=True)
-            write_json(listing, [[name, *states[name], shas[name]] for name in names])
+        caches.write_small(listing, [[name, *states[name], shas[name]] for name in names])
     return [[name, states[name][0], shas[name]] for name in names]
 
 

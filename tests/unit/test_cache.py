@@ -128,37 +128,162 @@ def test_a_torn_shard_of_an_interrupted_build_is_made_again(tmp_path: Path, smal
     assert not list(folder.glob(".*.tmp"))
 
 
-def test_a_flipped_bit_is_refused_by_name_when_touched(tmp_path: Path, small_shards: None) -> None:
-    folder = build_21(tmp_path / "c").folder
-    path = folder / "shard-00001.npy"
+class Builds:
+    """Builds the cache of 21 rows, keeping what was made and told."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.made: list[int] = []
+        self.told: list[str] = []
+
+    def make_rows(self, start: int, stop: int) -> np.ndarray:
+        self.made.append(start)
+        return rows_by_formula(start, stop)
+
+    def open(self) -> Sharded:
+        self.made.clear()
+        self.told.clear()
+        return build_21(self.folder, self.make_rows, lambda what, done, total: self.told.append(what))
+
+
+@pytest.fixture
+def builds(tmp_path: Path, small_shards: None) -> Builds:
+    """A finished cache of 21 rows in three shards."""
+    builds = Builds(tmp_path / "c")
+    builds.open()
+    return builds
+
+
+def flip(path: Path, offset: int, bit: int = 1) -> None:
     content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(bytes(content))
-    opened = build_21(folder)
-    assert opened.rows(np.array([0, 20])).shape == (2, 2, 3)  # the other shards are still good
-    with pytest.raises(UserError, match=r"shard-00001\.npy is damaged .* delete it and run"):
-        opened.rows(np.array([9]))
-    with pytest.raises(UserError, match=r"shard-00001\.npy is damaged"):
-        Sharded(folder).verify()
-    path.unlink()  # what the message says
-    build_21(folder).verify()
-    assert build_21(folder).rows(np.array([9])).tolist() == rows_by_formula(9, 10).tolist()
+    content[offset] ^= bit
+    path.write_bytes(content)
 
 
-def test_verify_reads_again_what_was_read_before(tmp_path: Path, small_shards: None) -> None:
-    opened = build_21(tmp_path / "c")
+@pytest.mark.parametrize("damage", ["data", "header", "cut", "empty", "missing"])
+def test_a_damaged_shard_is_named_and_made_again_when_touched(builds: Builds, damage: str) -> None:
+    path = builds.folder / "shard-00001.npy"
+    whole, opened = path.read_bytes(), builds.open()
+    if damage in ("data", "header"):
+        flip(path, {"data": -1, "header": 20}[damage])
+    elif damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(whole[:-40] if damage == "cut" else b"")
+    assert opened.rows(np.array([0, 20])).shape == (2, 2, 3)
+    assert builds.made == [], "the other shards are still good"
+    assert opened.rows(np.arange(21)).tolist() == rows_by_formula(0, 21).tolist()
+    assert builds.made == [8, 12]
+    assert builds.told[0] == f"{path} is missing or damaged and is made again"
+    assert path.read_bytes() == whole
+    builds.open().verify()
+    assert builds.made == []
+
+
+def test_every_flipped_bit_of_a_shard_is_found(builds: Builds) -> None:
+    path = builds.folder / "shard-00002.npy"
+    content = path.read_bytes()
+    for offset in range(0, len(content), 7):
+        flip(path, offset, 1 << offset % 8)
+        assert builds.open().rows(np.array([20])).tolist() == rows_by_formula(20, 21).tolist()
+        assert builds.made == [16, 20], offset
+        assert path.read_bytes() == content
+
+
+def test_any_damage_of_the_index_makes_the_cache_again(builds: Builds) -> None:
+    """Every byte with a flipped bit, and other forms: each is told, and nothing of the index is believed."""
+    path = builds.folder / "index.json"
+    content = path.read_bytes()
+    flipped = [bytes([*content[:i], content[i] ^ 1 << i % 8, *content[i + 1 :]]) for i in range(0, len(content), 3)]
+    swapped = [
+        content.replace(b'"complete": true', b'"complete": 1'),
+        content.replace(b'"shape": [\n   21', b'"shape": [\n   20'),
+    ]
+    assert all(other != content for other in swapped)
+    for damaged in [*flipped, *swapped, content[:-9], b"", b"[]", b"null", b"{}", b"\xff"]:
+        path.write_bytes(damaged)
+        opened = builds.open()
+        assert opened.rows(np.arange(21)).tolist() == rows_by_formula(0, 21).tolist()
+        assert builds.made == [0, 4, 8, 12, 16, 20], damaged
+        assert builds.told[0] == f"{path} is damaged and is made again"
+        assert builds.told.count(builds.told[0]) == 1
+        assert path.read_bytes() == content
+
+
+def test_a_shard_entered_under_another_checksum_is_made_again(builds: Builds) -> None:
+    """An index that is whole in itself: two shards changed places."""
+    one, two = (builds.folder / f"shard-0000{number}.npy" for number in (0, 1))
+    aside = builds.folder / "aside"
+    one.rename(aside)
+    two.rename(one)
+    aside.rename(two)
+    assert builds.open().rows(np.arange(21)).tolist() == rows_by_formula(0, 21).tolist()
+    assert builds.made == [0, 4, 8, 12]
+
+
+def test_verify_checks_again_what_was_read_before(builds: Builds) -> None:
+    opened = builds.open()
     opened.verify()
     path = opened.folder / "shard-00002.npy"
     path.write_bytes(path.read_bytes()[:-8] + b"12345678")
-    with pytest.raises(UserError, match=r"shard-00002\.npy is damaged"):
-        opened.verify()
+    opened.verify()
+    assert builds.told[0] == f"{path} is missing or damaged and is made again"
+    assert opened.rows(np.array([20])).tolist() == rows_by_formula(20, 21).tolist()
 
 
-def test_a_shard_that_went_away_is_named(tmp_path: Path, small_shards: None) -> None:
-    opened = build_21(tmp_path / "c")
-    (opened.folder / "shard-00002.npy").unlink()
-    with pytest.raises(UserError, match=r"shard-00002\.npy is missing: run `ditbench prepare`"):
-        opened.rows(np.array([20]))
+@pytest.mark.parametrize("missing", [False, True])
+def test_without_its_maker_a_cache_with_a_damaged_shard_is_refused(builds: Builds, missing: bool) -> None:
+    path = builds.folder / "shard-00001.npy"
+    if missing:
+        path.unlink()
+    else:
+        flip(path, -1)
+    with pytest.raises(UserError, match=r"shard-00001\.npy is missing or damaged .*: run `ditbench prepare` to make"):
+        Sharded(builds.folder).rows(np.array([9]))
+
+
+def _touch_all(folder: Path, calls: Path) -> None:
+    def make_rows(start: int, stop: int) -> np.ndarray:
+        with calls.open("a") as file:
+            file.write(f"{start}\n")
+        return rows_by_formula(start, stop)
+
+    opened = build(folder, KEY, 200, SHAPE, np.int64, make_rows)
+    assert opened.rows(np.arange(200)).tolist() == rows_by_formula(0, 200).tolist()
+
+
+def test_processes_that_meet_one_damaged_shard_make_it_again_once(tmp_path: Path) -> None:
+    folder, calls = build(tmp_path / "c", KEY, 200, SHAPE, np.int64, rows_by_formula).folder, tmp_path / "calls"
+    flip(folder / "shard-00000.npy", -1)
+    context = multiprocessing.get_context("fork")
+    jobs = [context.Process(target=_touch_all, args=(folder, calls)) for _ in range(3)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert [job.exitcode for job in jobs] == [0, 0, 0]
+    assert calls.read_text().split() == ["0", "64", "128", "192"]
+
+
+# -- small caches -----------------------------------------------------------------------------------------------------
+
+
+def test_small_caches_come_back_or_are_told_to_be_damaged(tmp_path: Path) -> None:
+    path, value, told = tmp_path / "new" / "x.json", {"a": [1, 0.5, None, "é\udc80\n"]}, []
+    assert cache.read_small(path) is None
+    cache.write_small(path, value)
+    content = path.read_bytes()
+    for damaged in [*(content[:i] + bytes([content[i] ^ 2]) + content[i + 1 :] for i in range(len(content))), b"3"]:
+        path.write_bytes(damaged)
+        told.clear()
+        assert cache.read_small(path, lambda *line: told.append(line)) is None, damaged
+        assert told == [(f"{path} is damaged and is made again", 1, 1)]
+    path.write_bytes(content)
+    assert cache.read_small(path, lambda *line: told.append(line)) == value
+    assert len(told) == 1
+    path.unlink()
+    assert cache.read_small(path, lambda *line: told.append(line)) is None
+    assert len(told) == 1, "a cache that is not there is not damaged"
 
 
 def test_an_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:
@@ -217,7 +342,7 @@ def test_two_processes_build_one_cache_once(tmp_path: Path) -> None:
 
 def test_index_holds_the_whole_key(tmp_path: Path) -> None:
     folder = build(tmp_path / "c", KEY, 3, SHAPE, np.int64, rows_by_formula).folder
-    index = json.loads((folder / "index.json").read_text())
+    index = json.loads((folder / "index.json").read_text())["value"]
     assert index["key"] == KEY and index["complete"] is True
     assert index["shape"] == [3, 2, 3] and index["dtype"] == "int64" and len(index["checksums"]) == 1
 

@@ -4,12 +4,14 @@ The test's extractor has two features, the mean of red and of green, and the tes
 features are the numbers that the test writes down.
 """
 
+import dataclasses
 import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch_fidelity
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
@@ -83,6 +85,16 @@ def test_distances_share_the_frechet_distance(tmp_path):
     assert found["fd"] == pytest.approx(148 + 32 / 3, rel=1e-6)
 
 
+class Evil:
+    """Pickles to a call that leaves a mark."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
 def points_of(seed: int, num: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 12, (num, 2))
 
@@ -138,6 +150,72 @@ def test_equal_and_disjoint_sets_are_the_extremes(tmp_path):
     assert equal["fd"] == pytest.approx(0, abs=1e-6)
     apart = reference(near, tmp_path).distances(NAME, Counting(far), kid_subset=8)
     assert (apart["precision"], apart["recall"]) == (0, 0) and apart["fd"] > 2 * 180**2
+
+
+def test_the_numbers_are_those_of_one_call_of_torch_fidelity(tmp_path):
+    """More images than are extracted at once, and a last batch that is not full."""
+    generated, real = points_of(0, 150), points_of(1, 141)
+    theirs = torch_fidelity.calculate_metrics(
+        input1=Counting(generated),
+        input2=Counting(real),
+        feature_extractor=NAME,
+        fid=True,
+        kid=True,
+        prc=True,
+        kid_subset_size=50,
+        kid_subsets=100,
+        prc_neighborhood=3,
+        rng_seed=2020,
+        batch_size=32,
+        cache=False,
+        cuda=False,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    names = {
+        "fd": torch_fidelity.KEY_METRIC_FID,
+        "kd": torch_fidelity.KEY_METRIC_KID_MEAN,
+        "precision": torch_fidelity.KEY_METRIC_PRECISION,
+        "recall": torch_fidelity.KEY_METRIC_RECALL,
+    }
+    found = reference(real, tmp_path).distances(NAME, Counting(generated), kid_subset=50)
+    assert found == {ours: theirs[name] for ours, name in names.items()}
+    again = reference(real, tmp_path)  # from the cache
+    assert again.distances(NAME, Counting(generated), kid_subset=50) == found
+    assert again.pictures.reads == 0
+
+
+def test_damaged_reference_features_are_made_again(tmp_path):
+    real, ours = points_of(0, 8), Counting(points_of(1, 8))
+    first = reference(real, tmp_path).frechet(NAME, ours)
+    (shard,) = tmp_path.rglob("shard-*.npy")
+    content = bytearray(shard.read_bytes())
+    content[-3] ^= 64
+    shard.write_bytes(content)
+    notices: list[str] = []
+    again = dataclasses.replace(reference(real, tmp_path), report=lambda what, done, total: notices.append(what))
+    assert again.frechet(NAME, ours) == first
+    assert notices[0] == f"{shard} is missing or damaged and is made again"
+    assert again.pictures.reads >= 8
+
+
+def test_torch_fidelitys_own_cache_is_neither_read_nor_written(tmp_path, monkeypatch):
+    """It would unpickle what lies there: a file of its naming must not be opened."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    mark = tmp_path / "executed"
+    folder, cache = tmp_path / "torch" / "fidelity_cache", tmp_path / "cache"
+    for place in (folder, cache):
+        place.mkdir(parents=True)
+        for name in (f"points-{NAME}-features-mean.pt", f"points-{NAME}-stat-fid-mean.pt"):
+            torch.save(Evil(mark), place / name)
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    real = reference(points_of(0, 8), cache)
+    real.distances(NAME, Counting(points_of(1, 8)), kid_subset=8)
+    real.frechet(NAME, Counting(points_of(1, 8)))
+    assert not mark.exists()
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    torch.load(cache / f"points-{NAME}-features-mean.pt", weights_only=False)
+    assert mark.exists(), "the files do nothing, so this test could not fail"
 
 
 def test_reference_features_are_computed_once(tmp_path):
