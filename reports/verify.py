@@ -8,7 +8,7 @@ two of its runs have logged. Anything else that differs (commit, versions, devic
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from harness.records import UserError
 from reports.load import Run, Study
@@ -47,18 +47,21 @@ class Rule:
     """Something that compared runs must share."""
 
     what: str
-    scope: Literal["study", "seed"]
-    """All runs of a study share it, or those at one seed."""
     value: Callable[[Run], str | None]
     """None where the run has not recorded it."""
     settings: Callable[[Run], Any]
-    """Readable settings, those that differ explain a difference."""
+    """Readable settings by their place in the manifest; those that differ explain a difference."""
+    digest: str = ""
+    """Name of the digest in the manifest, where it is one."""
+    is_for_seed: bool = False
+    """Whether only runs at one seed share it, not all runs of a study."""
     is_optional: bool = False
     """Whether a run may do without: one that reads no frozen encoder records none."""
 
 
-def _digest(name: str, settings: Callable[[Run], Any], scope: Literal["study", "seed"] = "study") -> Rule:
-    return Rule(f"{name.replace('_', ' ')} digest", scope, lambda run: run.digests.get(name), settings)
+def _digest(name: str, settings: Callable[[Run], Any], **kind: bool) -> Rule:
+    what = name.replace("initial_weights", "initial weights")  # an encoder keeps its name
+    return Rule(f"{what} digest", lambda run: run.digests.get(name), settings, digest=name, **kind)
 
 
 def _setting(what: str, field: str) -> Rule:
@@ -66,7 +69,7 @@ def _setting(what: str, field: str) -> Rule:
         found = flatten(run.config).get(field)
         return None if found is None or not run.digests else str(found)
 
-    return Rule(what, "study", value, lambda run: {field: value(run)})
+    return Rule(what, value, lambda run: {field: value(run)})
 
 
 def _size(run: Run) -> str | None:
@@ -74,20 +77,20 @@ def _size(run: Run) -> str | None:
     return f"{model['name']}, {model['parameters']:,} parameters" if {"name", "parameters"} <= model.keys() else None
 
 
-def _encoder(name: str) -> Rule:
-    return Rule(f"{name} digest", "study", lambda run: run.digests.get(name), lambda run: {}, is_optional=True)
+def _config(section: str) -> Callable[[Run], Any]:
+    return lambda run: {section: run.config.get(section)}
 
 
 RULES = (
-    _digest("data", lambda run: run.config.get("data")),
-    _digest("autoencoder", lambda run: run.config.get("autoencoder")),
-    Rule("size", "study", _size, lambda run: run.manifest.get("model")),
+    _digest("data", _config("data")),
+    _digest("autoencoder", _config("autoencoder")),
+    Rule("size", _size, lambda run: {"model": run.manifest.get("model")}),
     _setting("precision", "runtime.precision"),
     _setting("compile", "runtime.compile"),
     _setting("TF32", "runtime.tf32"),
     _digest("training", _training_settings),
-    _digest("evaluation", lambda run: run.manifest.get("protocol")),
-    _digest("initial_weights", lambda run: run.config.get("model"), "seed"),
+    _digest("evaluation", lambda run: {"protocol": run.manifest.get("protocol")}),
+    _digest("initial_weights", _config("model"), is_for_seed=True),
 )
 """What must agree besides encoders and traces; what is easy to read comes before the digest that covers it."""
 
@@ -95,7 +98,7 @@ RULES = (
 def rules(runs: Sequence[Run]) -> list[Rule]:
     """What these runs must share: the same for all, and a rule for every frozen encoder that one of them reads."""
     encoders = sorted({name for run in runs for name in run.digests if name.startswith("encoder/")})
-    return [*RULES[:2], *(_encoder(name) for name in encoders), *RULES[2:]]
+    return [*RULES[:2], *(_digest(name, lambda run: {}, is_optional=True) for name in encoders), *RULES[2:]]
 
 
 def differing_pair(rule: Rule, runs: Sequence[Run]) -> tuple[Run, Run] | None:
@@ -143,11 +146,11 @@ def verify(study: Study) -> list[Check]:
     Raises:
         UserError: the first thing that does not agree, with the cells and the fields.
     """
-    checks = [_check(rule, "study", study.runs) for rule in rules(study.runs) if rule.scope == "study"]
+    checks = [_check(rule, "study", study.runs) for rule in rules(study.runs) if not rule.is_for_seed]
     _check_protocol_of_lines(study)
     for seed in study.seeds:
         scope, runs = f"seed {seed}", study.at(seed)
-        checks += [_check(rule, scope, runs) for rule in rules(runs) if rule.scope == "seed"]
+        checks += [_check(rule, scope, runs) for rule in rules(runs) if rule.is_for_seed]
         checks.append(_check_trace(scope, runs))
     return checks
 
@@ -168,12 +171,16 @@ def _check(rule: Rule, scope: str, runs: Sequence[Run]) -> Check:
 
 def _check_protocol_of_lines(study: Study) -> None:
     for run in study.runs:
-        for line in run.evaluations:
-            if line["protocol"] != run.digests.get("evaluation"):
-                raise UserError(
-                    f"{run.label}: the evaluation at step {line['step']} was made under another protocol "
-                    f"({short_text(line['protocol'])}) than the manifest names: run the cell again"
-                )
+        if line := foreign_evaluation(run):
+            raise UserError(
+                f"{run.label}: the evaluation at step {line['step']} was made under another protocol "
+                f"({short_text(line['protocol'])}) than the manifest names: run the cell again"
+            )
+
+
+def foreign_evaluation(run: Run) -> Mapping[str, Any] | None:
+    """The run's first evaluation under another protocol than its manifest names, if there is any."""
+    return next((line for line in run.evaluations if line["protocol"] != run.digests.get("evaluation")), None)
 
 
 def _check_trace(scope: str, runs: Sequence[Run]) -> Check:

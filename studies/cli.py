@@ -16,6 +16,7 @@ COMMANDS = {
     "sample": "generate images from a run",
     "report": "write the report of a study from its records",
     "sync": "rebuild MLflow from the records of a study",
+    "diff": "show what differs between two runs, and whether they may be compared",
     "methods": "list the methods there are",
     "prepare": "build the caches of a config ahead of time, or train an autoencoder",
     "doctor": "show device, versions, and which weights are present",
@@ -43,8 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(usage())
         return 0 if words else 2
-    from harness.errors import StorageError, UserError
+    from harness.errors import StorageError, UserError, one_line
 
+    # Of several processes that a launcher such as torchrun started, the first alone prints.
+    rank = int(os.environ.get("RANK", "0"))
+    if rank > 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     try:
         if words[0] not in COMMANDS:
             raise UserError(f"command {words[0]!r} is not known: there are {', '.join(COMMANDS)}")
@@ -53,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, StorageError) as error:
         if debug:
             traceback.print_exc()
-        print(f"ditbench: {' '.join(str(error).split())}", file=sys.stderr)
+        if rank == 0:
+            print(f"ditbench: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         print("ditbench: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)

@@ -300,7 +300,7 @@ def test_a_runtime_that_decides_numbers_must_agree(study, field, other, what, wh
 
 def test_the_size_must_agree(study):
     edit_manifest(run_folder(study, "both", 0), model={"parameters": 7})
-    with pytest.raises(UserError, match=r"^size differs .* both seed 0 \(parameters is 1930000 against 7\)"):
+    with pytest.raises(UserError, match=r"^size differs .* both seed 0 \(model.parameters is 1930000 against 7\)"):
         verify(load_study(study))
 
 
