@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from harness import extractors, flow
-from harness.cache import writing_to
+from harness.cache import Report, read_small, write_small
 from harness.config import EvaluationConfig, RuntimeConfig, require
 from harness.encoders import encoder_width
 from harness.environment import resolve_precision
@@ -25,7 +25,7 @@ from harness.fidelity import BATCH, KID_SEED, KID_SUBSETS, NEIGHBOURS, Pictures,
 from harness.generate import generate_together, inference, labels_for
 from harness.prepare import PreparedData
 from harness.processes import is_main
-from harness.records import count_name, digest, read_json, write_json
+from harness.records import count_name, digest
 from harness.rng import stream
 from harness.sit import SiT
 
@@ -56,6 +56,7 @@ class Evaluator:
         prepared: PreparedData,
         accelerator: Accelerator,
         cache: Path,
+        report: Report | None = None,
     ) -> None:
         """Resolve and check the protocol; nothing is computed yet.
 
@@ -65,6 +66,7 @@ class Evaluator:
             prepared: images, moments and autoencoder.
             accelerator: device of the backbones that will be evaluated, and the processes that share the work.
             cache: folder of the caches.
+            report: told about reference features made, and about damaged caches.
 
         Raises:
             UserError: when there are too few images for what is asked.
@@ -74,7 +76,7 @@ class Evaluator:
         device = accelerator.device
         self.config = resolve(config, prepared, device)
         self.prepared, self.device, self.cache = prepared, device, cache
-        self._accelerator = accelerator
+        self._accelerator, self._report = accelerator, report
         self.has_classifier = config.classifier and len(np.unique(self._train_labels)) > 1
         self.protocol = make_protocol(self.config, runtime, prepared, self.has_classifier)
         self.digest = digest(self.protocol)
@@ -85,6 +87,7 @@ class Evaluator:
             name=f"reference-{digest(features)[:16]}",
             device=device,
             cache=cache / "features",
+            report=report,
         )
 
     def evaluate(self, backbone: SiT) -> Evaluation:
@@ -107,8 +110,9 @@ class Evaluator:
     def lines(self) -> dict[str, dict[str, float]]:
         """Metrics of the held-out images (`floor`) and of their reconstructions, cached in one JSON file."""
         path = self.cache / f"floor-{self.digest[:12]}.json"
-        if path.is_file():
-            return read_json(path)
+        stored = read_small(path, self._report)
+        if stored is not None:
+            return stored
         prepared = self.prepared
         rows = spread(prepared.holdout_rows, self.config.num_samples)
         labels_N = prepared.images.labels[rows]
@@ -118,9 +122,7 @@ class Evaluator:
             "floor": self.score(prepared.images.rows(rows), labels_N),
             "reconstruction": self.score(reconstructed, labels_N),
         }
-        with writing_to(self.cache):
-            self.cache.mkdir(parents=True, exist_ok=True)
-            write_json(path, lines)
+        write_small(path, lines)
         return lines
 
     def score(self, images_NHWC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
