@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.config import OutputConfig
-from harness.records import RunFolder
+from harness.records import RunFolder, seed_of
 from harness.tracking import (
     CONFIG_FILE,
     STATUS_TAG,
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 Key = tuple[str, int]
 """Metric and step of a point."""
 
-TAGS = ("study", "cell", "method", "seed")
-"""Fields of the manifest that are tags of a run; study, cell and seed tell runs apart."""
-
 
 @dataclass(frozen=True)
 class Mirrored:
@@ -50,7 +47,7 @@ class Mirrored:
 
 
 class Mirror:
-    """The experiment of a study, found by its name: studies that share a server need names of their own.
+    """The experiment of a study, found by the name of its folder: studies that share a server need different ones.
 
     Raises:
         MlflowException, SQLAlchemyError, OSError: from every method, for a store that cannot be reached or written.
@@ -75,14 +72,15 @@ class Mirror:
         What that process sends later is the same to the millisecond, so it stays single.
         """
         manifest, wanted = folder.manifest(), recorded_points(folder)
-        found = self._runs_of(manifest)
+        tags = {**place_of(folder), "method": manifest["method"]}
+        found = self._runs_of(tags, manifest.get("mlflow_run", ""))
         held = self._values(found[0]) if found else {}
         rebuilt = bool(found) and not in_progress and not agree(held, wanted)
         superfluous = [] if in_progress else found[0 if rebuilt else 1 :]
         for run in superfluous:
             self._client.delete_run(run.info.run_id)
         if rebuilt or not found:
-            run, held = self._create(manifest), {}
+            run, held = self._create(tags, manifest.get("started", "")), {}
         else:
             run = found[0]
         end_ms = run.info.start_time + max((time for _, time in wanted.values()), default=0)
@@ -90,16 +88,15 @@ class Mirror:
             bool(superfluous),
             self._add_points(run, {key: point for key, point in wanted.items() if key not in held}),
             self._add_files(run, folder, manifest),
-            self._set_facts(run, manifest, status_of(manifest, in_progress), end_ms),
+            self._set_facts(run, tags, status_of(manifest, in_progress), end_ms),
         )
         action: Any = "rebuilt" if rebuilt else "added" if any(changes) else "unchanged"
         return Mirrored(run.info.run_id, len(wanted), action)
 
-    def _runs_of(self, manifest: Mapping[str, Any]) -> "list[Run]":
-        """Runs with the manifest's study, cell and seed; the one it names comes first."""
-        wanted = identity(manifest)
-        runs = [run for run in self._runs() if identity(run.data.tags) == wanted]
-        return sorted(runs, key=lambda run: run.info.run_id != manifest.get("mlflow_run"))
+    def _runs_of(self, tags: Mapping[str, str], named: str) -> "list[Run]":
+        """Runs with the study, cell and seed of these tags; that of the id `named` comes first."""
+        runs = [run for run in self._runs() if all(run.data.tags.get(name) == tags[name] for name in PLACE)]
+        return sorted(runs, key=lambda run: run.info.run_id != named)
 
     def _runs(self) -> "Iterator[Run]":
         token = None
@@ -117,12 +114,10 @@ class Mirror:
             values.setdefault((point.key, point.step), []).append(point.value)
         return values
 
-    def _create(self, manifest: Mapping[str, Any]) -> "Run":
-        """An empty run that began when the recorded one did (now, if its manifest does not say)."""
-        started = manifest.get("started", "")
+    def _create(self, tags: Mapping[str, str], started: str) -> "Run":
+        """An empty run that began when the recorded one did (ISO time), or now when that is not on record."""
         start_ms = round(1000 * datetime.fromisoformat(started).timestamp()) if started else None
-        tags = {name: str(manifest[name]) for name in TAGS}
-        return self._client.create_run(self._experiment, start_ms, tags, run_name(manifest))
+        return self._client.create_run(self._experiment, start_ms, dict(tags), run_name(tags))
 
     def _add_points(self, run: "Run", points: Mapping[Key, tuple[float, int]]) -> bool:
         from mlflow.entities import Metric
@@ -145,11 +140,11 @@ class Mirror:
             self._client.log_text(run_id, text, CONFIG_FILE)
         return bool(missing) or not has_config
 
-    def _set_facts(self, run: "Run", manifest: Mapping[str, Any], status: str, end_ms: int) -> bool:
+    def _set_facts(self, run: "Run", tags: Mapping[str, str], status: str, end_ms: int) -> bool:
         """Name, tags and status."""
-        run_id, name = run.info.run_id, run_name(manifest)
-        tags = {key: value for key in TAGS if run.data.tags.get(key) != (value := str(manifest[key]))}
-        for key, value in tags.items():
+        run_id, name = run.info.run_id, run_name(tags)
+        wrong = {key: value for key, value in tags.items() if run.data.tags.get(key) != value}
+        for key, value in wrong.items():
             self._client.set_tag(run_id, key, value)
         renamed = run.info.run_name != name
         if renamed:
@@ -158,17 +153,22 @@ class Mirror:
         moved = (ours, theirs) != (status, THEIR_STATUS.get(status, "KILLED"))
         if moved:
             set_status(self._client, run_id, status, end_ms)
-        return bool(tags) or renamed or moved
+        return bool(wrong) or renamed or moved
 
 
-def identity(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    """Study, cell and seed of a manifest or of a run's tags, as text."""
-    return tuple(str(fields.get(name)) for name in ("study", "cell", "seed"))
+PLACE = ("study", "cell", "seed")
+"""Tags that tell runs apart."""
 
 
-def run_name(manifest: Mapping[str, Any]) -> str:
+def place_of(folder: RunFolder) -> dict[str, str]:
+    """Study, cell and seed of a run by its folder, which a manifest that was copied or renamed does not know."""
+    path = folder.path.absolute()
+    return dict(zip(PLACE, (path.parents[1].name, path.parent.name, str(seed_of(folder))), strict=True))
+
+
+def run_name(tags: Mapping[str, str]) -> str:
     """The name of a cell's run at a seed."""
-    return f"{manifest['cell']}/seed{manifest['seed']}"
+    return f"{tags['cell']}/seed{tags['seed']}"
 
 
 def status_of(manifest: Mapping[str, Any], in_progress: bool) -> str:

@@ -41,50 +41,43 @@ def sync_study(study: Path, mlflow_uri: str) -> list[dict[str, Any]]:
     from harness.config import OutputConfig
     from harness.records import find_runs
 
-    mirrors: dict[tuple[OutputConfig, str], Mirror] = {}
+    mirrors: dict[OutputConfig, Mirror] = {}
     rows = []
-    for folder in find_runs(study):
-        manifest = folder.manifest()
-        uri = mlflow_uri or manifest["config"]["output"].get("mlflow_uri", "")
-        rows.append(sync_run(folder, OutputConfig(runs=str(study.parent), mlflow_uri=uri), mirrors))
+    for folder in find_runs(study.absolute()):
+        uri = mlflow_uri or folder.manifest()["config"]["output"].get("mlflow_uri", "")
+        rows.append(sync_run(folder, OutputConfig(runs=str(study.absolute().parent), mlflow_uri=uri), mirrors))
     return rows
 
 
-def sync_run(
-    folder: "RunFolder", output: "OutputConfig", mirrors: "dict[tuple[OutputConfig, str], Mirror]"
-) -> dict[str, Any]:
+def sync_run(folder: "RunFolder", output: "OutputConfig", mirrors: "dict[OutputConfig, Mirror]") -> dict[str, Any]:
     """Sync one run and note in its manifest where it is; a run that another process trains keeps its manifest."""
-    from harness.records import seed_of
+    from harness.mirror import place_of
     from harness.tracking import tracking_uri
     from studies.lease import claim, lease_path
 
-    study, cell = folder.path.parents[1], folder.path.parent.name
-    lease = claim(lease_path(study.parent, study.name, cell, seed_of(folder)))
+    place = place_of(folder)
+    lease = claim(lease_path(output.runs, place["study"], place["cell"], int(place["seed"])))
     try:
-        done, uri = mirror_run(folder, output, lease is None, mirrors), tracking_uri(output)
-        manifest = folder.manifest()
-        facts = {"mlflow_run": done.run_id, "mlflow_uri": uri, "mlflow_failure": ""}
+        done, manifest = mirror_run(folder, output, lease is None, mirrors), folder.manifest()
+        facts = {"mlflow_run": done.run_id, "mlflow_uri": tracking_uri(output), "mlflow_failure": ""}
         if lease and facts != {name: manifest.get(name) for name in facts}:
             folder.update_manifest(**facts)
     finally:
         if lease:
             lease.release()
     return {
-        "cell": manifest["cell"],
-        "seed": manifest["seed"],
+        "cell": place["cell"],
+        "seed": int(place["seed"]),
         "status": manifest["status"],
         "points": done.points,
         "action": done.action,
         "mlflow_run": done.run_id,
-        "mlflow_uri": uri,
+        "mlflow_uri": tracking_uri(output),
     }
 
 
 def mirror_run(
-    folder: "RunFolder",
-    output: "OutputConfig",
-    in_progress: bool,
-    mirrors: "dict[tuple[OutputConfig, str], Mirror]",
+    folder: "RunFolder", output: "OutputConfig", in_progress: bool, mirrors: "dict[OutputConfig, Mirror]"
 ) -> "Mirrored":
     """Sync one run with the experiment of its study, opened when the first run needs it.
 
@@ -95,15 +88,14 @@ def mirror_run(
     from sqlalchemy.exc import SQLAlchemyError
 
     from harness.errors import UserError
-    from harness.mirror import Mirror
+    from harness.mirror import Mirror, place_of
     from harness.tracking import quiet, reason, tracking_uri
 
-    place = output, folder.manifest()["study"]
     try:
         with quiet():
-            if place not in mirrors:
-                mirrors[place] = Mirror(*place)
-            return mirrors[place].update(folder, in_progress)
+            if output not in mirrors:
+                mirrors[output] = Mirror(output, place_of(folder)["study"])
+            return mirrors[output].update(folder, in_progress)
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise UserError(
             f"MLflow at {tracking_uri(output)} failed ({reason(error)}): "
