@@ -11,8 +11,6 @@ from reports.units import UNITS, number_text
 PARTS = {"base": "velocity loss", "grad_norm": "gradient norm", "loss": "total loss"}
 """Names of what was not finite, where the record's own name is short; `terms/x` is the term x."""
 
-VERBS = {"diverged": "diverged", "failed": "failed", "running": "has not finished"}
-
 
 @dataclass(frozen=True)
 class Ending:
@@ -28,12 +26,6 @@ class Ending:
     """What was not finite, or the error; one line, "" for a run that only goes on."""
     file: str
     """What to look at, as a path from the study's folder: the log of a failed run, the dump of a diverged one."""
-
-    @property
-    def sentence(self) -> str:
-        text = f"{self.cell} seed {self.seed} {VERBS.get(self.status, self.status)} at {self.where}"
-        text += f": {self.why}" if self.why else ""
-        return f"{text} ({self.file})." if self.file else f"{text}."
 
 
 def endings(study: Study) -> list[Ending]:

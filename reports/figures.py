@@ -70,19 +70,28 @@ def plot_curves(ax: Axes, frame: pd.DataFrame, look: Look, width: float = 2, has
             line.set(marker=marker, markersize=1.5 * width, markeredgewidth=0)
         mean = {"color": colour, "linewidth": width, "marker": marker, "markersize": 2.2 * width, "zorder": 3}
         _plot_mean(ax, own[own["series"] == "mean"], x, mean, style.dashes)
-        _plot_stops(ax, own[own["series"] == "stop"], x, {"color": colour, "markersize": 3 + 2 * width})
+    _plot_stops(ax, frame[frame["series"] == "stop"], look, width)
     ax.set_xlim(0, float(frame[x].max()))
     return ax
 
 
-def _plot_stops(ax: Axes, frame: pd.DataFrame, x: str, look: dict[str, Any]) -> None:
-    """Crosses in the colour of the cell."""
-    cross = {"linestyle": "", "marker": "x", "markeredgewidth": 1.8, "zorder": 5, "clip_on": False, **look}
-    for place, value in zip(frame[x].astype(float), frame["value"].astype(float), strict=True):
-        if math.isfinite(value):
-            ax.plot([place], [value], **cross)
-        else:
-            ax.plot([place], [0.03], transform=ax.get_xaxis_transform(), **cross)
+def _plot_stops(ax: Axes, stops: pd.DataFrame, look: Look, width: float) -> None:
+    """Crosses in the colours of the cells; those without a value stand at the bottom, a row for every cell."""
+    rows = {cell: row for row, cell in enumerate(stops.loc[stops["value"].isna(), "cell"].unique())}
+    for cell, x, value in zip(stops["cell"], stops[look.unit.clock].astype(float), stops["value"], strict=True):
+        has_value = math.isfinite(value)
+        ax.plot(
+            [x],
+            [value if has_value else 0.03 + 0.05 * rows[cell]],
+            transform=ax.transData if has_value else ax.get_xaxis_transform(),
+            color=look.colour(cell),
+            linestyle="",
+            marker="x",
+            markersize=3 + 2 * width,
+            markeredgewidth=1.8,
+            zorder=5,
+            clip_on=False,
+        )
 
 
 def _plot_mean(ax: Axes, frame: pd.DataFrame, x: str, mean: dict[str, Any], dashes: Sequence[float]) -> None:
@@ -105,7 +114,7 @@ def _scale(ax: Axes, frame: pd.DataFrame, look: Look) -> None:
         ax.yaxis.set_major_locator(LogLocator(subs=(1,) if is_long else (1, 2, 5)))
         ax.yaxis.set_minor_formatter(NullFormatter())
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=(1, 2, 4, 5, 10), integer=look.unit.is_whole))
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=(1, 2, 4, 5, 10), integer=look.unit.is_whole))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
 
 
@@ -162,8 +171,9 @@ def cell_ends(frame: pd.DataFrame, look: Look) -> list[End]:
         own = frame[frame["cell"] == cell]
         mean = own[own["series"] == "mean"].dropna(subset=["value"])
         if len(mean) or (own["series"] == "stop").any():
+            name = _shorten(cell, _max_chars(look))
             value = float(mean["value"].iloc[-1]) if len(mean) else math.nan
-            ends.append(End(value, _shorten(cell, _max_chars(look)), look.colour(cell)))
+            ends.append(End(value, name if len(mean) else f"{name}: no value", look.colour(cell)))
     return ends
 
 
@@ -281,12 +291,12 @@ def metric_figure(frame: pd.DataFrame, look: Look) -> Figure:
     name = frame["quantity"].iloc[0]
     with matplotlib.rc_context(rc(look.theme)):
         width, height, left = (4.2, 3.7, 0.54) if look.is_narrow else (8.4, 4.3, 0.63)
-        names = [_shorten(cell, _max_chars(look)) for cell in look.styles]
-        right = 0.3 + _text_width([*names, *frame.loc[frame["series"] == "line", "cell"]])
+        ends = cell_ends(frame, look) + line_ends(frame, look)
+        right = 0.3 + _text_width(end.name for end in ends)
         figure = Figure(figsize=(width, height))
         ax = figure.add_axes((left / width, 0.12, 1 - (left + right) / width, 0.77))
         plot_curves(ax, frame, look)
-        label_ends(ax, cell_ends(frame, look) + line_ends(frame, look))
+        label_ends(ax, ends)
         _title(ax, name, look)
         ax.set_xlabel(look.unit.words)
     return figure

@@ -66,18 +66,37 @@ def _separated(study: Study, rows: Sequence[CellResult]) -> str:
     if "no pair" in readings and study.baseline not in {row.cell for row in rows if row.metrics[name].finite}:
         return f"{study.baseline}, the baseline, has no value there, so there is nothing to compare the others to."
     if "one seed" in readings:
-        return "With one seed there is no interval: a difference may be the seed's doing."
+        return "With one pair of seeds there is no interval: a difference may be the seed's doing."
     return ""
 
 
 def notes(study: Study, rows: Sequence[CellResult], environment: Iterable[Setting]) -> list[str]:
     """What stands beside the results: runs that did not finish, bias, warnings of the runs, unequal environments."""
-    found = [ending.sentence for ending in endings(study)]
-    found += [*_shared(study), *_survivors(rows), *_bad_images(study), *_bias(study, rows), *_warnings(study)]
+    found = [
+        *_unfinished(study),
+        *_shared(study),
+        *_survivors(rows),
+        *_bad_images(study),
+        *_bias(study, rows),
+        *_warnings(study),
+    ]
     if not study.baseline:
         found.append("No cell is the baseline of the others, so there are no differences: a study is compared as one.")
     found += [_differs(setting) for setting in environment if setting.differs]
     return found
+
+
+def _unfinished(study: Study) -> list[str]:
+    """Runs that are not finished, those of a cell together that ended in the same way; files stand in a table."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for ending in endings(study):
+        verb = "not finished yet" if ending.status == "running" else ending.status
+        how = f"{verb} at {ending.where}: {ending.why}" if ending.why else f"{verb} at {ending.where}"
+        alike.setdefault((ending.cell, how), []).append(str(ending.seed))
+    return [
+        f"{cell} {'seed' if len(seeds) == 1 else 'seeds'} {_listed(seeds)} {how}."
+        for (cell, how), seeds in alike.items()
+    ]
 
 
 def _shared(study: Study) -> list[str]:
@@ -98,7 +117,7 @@ def _survivors(rows: Sequence[CellResult]) -> list[str]:
     cells = [row for row in rows if any(result.over for result in row.metrics.values())]
     return [
         f"Means of {row.cell} are over {next(r.over for r in row.metrics.values() if r.over)}: "
-        "the others have no finite value at the point compared."
+        "the others have no value there that counts."
         for row in cells
     ]
 

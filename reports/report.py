@@ -142,8 +142,8 @@ def _main_plan(study: Study, name: str, frame: pd.DataFrame) -> Plan:
 
 
 def _stops(frame: pd.DataFrame) -> str:
-    is_any = (frame["series"] == "stop").any()
-    return " A cross marks where a run diverged or failed, at its last value." if is_any else ""
+    text = " A cross marks where a run diverged or failed: at its last value, or at the bottom where it has none."
+    return text if (frame["series"] == "stop").any() else ""
 
 
 def _difference_plan(study: Study, frame: pd.DataFrame) -> Plan:

@@ -8,13 +8,14 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from records_factory import MAIN, edit_lines, run_folder, write_study
+from records_factory import MAIN, diverge, edit_lines, fail, run_folder, write_study
 from scipy.optimize import minimize
 
 from reports import figures, tables
 from reports.curves import metric_curves, training_curves
 from reports.load import load_study
 from reports.style import DARK, LIGHT, Look, cell_styles
+from reports.units import UNITS, short_number
 
 CELLS = {"sit": "sit", "repa": "repa", "both": "repa+vae_repa"}
 
@@ -62,6 +63,74 @@ def test_a_mean_over_survivors_is_dotted(written, tmp_path, look):
     assert np.isfinite(solid.get_ydata()).tolist() == [True] * 6 + [False] * 2
     assert dotted.get_linestyle() == ":"
     assert np.isfinite(dotted.get_ydata()).tolist() == [False] * 5 + [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("unit", "amount", "label"),
+    [
+        ("images", 51_200, "images"),
+        ("train_gflops", 5000.0, "training GFLOPs"),
+        ("seconds", 30.0, "training seconds"),
+    ],
+)
+def test_the_x_axis_counts_the_budget(tmp_path, unit, amount, label):
+    study = load_study(write_study(tmp_path, {"sit": "sit", "repa": "repa"}, unit=unit, amount=amount))
+    look = Look(cell_styles(study.cells, study.baseline), unit=study.unit)
+    figure = figures.metric_figure(metric_curves(study, MAIN), look)
+    (ax,) = figure.axes
+    assert ax.get_xlabel() == label
+    clock = study.unit.clock
+    for cell in study.cells:
+        (mean,) = lines_of(ax, look.colour(cell), 2)
+        spent = [line[clock] for line in study.of(cell)[0].evaluations]
+        assert mean.get_xdata() == pytest.approx(spent)
+    assert ax.get_xlim()[1] == max(run.evaluations[-1][clock] for run in study.runs)
+    panels = figures.panels_figure(training_curves(study), look, has_points=False)
+    assert panels.axes[-1].get_xlabel() == label
+    (loss,) = lines_of(panels.axes[0], look.colour("repa"), 1.4)
+    assert loss.get_xdata() == pytest.approx([line[clock] for line in study.of("repa")[0].train])
+
+
+def crosses_of(ax):
+    return {
+        (line.get_color(), float(line.get_xdata()[0]), float(line.get_ydata()[0]))
+        for line in ax.lines
+        if line.get_marker() == "x"
+    }
+
+
+def test_a_cross_stands_where_a_run_stopped(written, tmp_path):
+    path = shutil.copytree(written, tmp_path / "digits")
+    diverge(run_folder(path, "repa", 1), 312, "base", kept=3)
+    diverge(run_folder(path, "repa", 0), 40, "samples", kept=0)
+    for seed in (0, 1):
+        fail(run_folder(path, "both", seed), "no memory")
+    study = load_study(path)
+    look = Look(cell_styles(study.cells, study.baseline))
+    figure = figures.metric_figure(metric_curves(study, MAIN), look)
+    (ax,) = figure.axes
+    last = run_folder(path, "repa", 1).lines("eval")[-1]["metrics"][MAIN]
+    repa, both = look.colour("repa"), look.colour("both")
+    # Those without a value are placed in shares of the axes' height, a row for every cell.
+    assert crosses_of(ax) == {(repa, 312, last), (repa, 40, 0.08), (both, 0, 0.03)}
+    assert {text.get_text() for text in ax.texts} >= {"sit", "repa", "both: no value"}
+    FigureCanvasAgg(figure).draw()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert max(box.x1 for box in boxes) <= figure.bbox.x1
+
+
+def test_a_study_without_any_finite_value_is_drawn(written, tmp_path):
+    path = shutil.copytree(written, tmp_path / "digits")
+    for cell in CELLS:
+        for seed in (0, 1):
+            diverge(run_folder(path, cell, seed), 120, "samples", kept=1)
+            edit_lines(run_folder(path, cell, seed), "eval", metrics={MAIN: "nan"})
+    study = load_study(path)
+    look = Look(cell_styles(study.cells, study.baseline))
+    figure = figures.metric_figure(metric_curves(study, MAIN), look)
+    assert figures.png(figure).startswith(b"\x89PNG")
+    assert len(crosses_of(figure.axes[0])) == 3
 
 
 @pytest.mark.parametrize("is_narrow", [False, True])
@@ -182,6 +251,28 @@ def test_the_first_colours_stay_apart_for_every_sight(theme, sight):
     # A difference of 2.3 is just noticeable; 10 is plain at a glance.
     seen = [lab(np.clip(np.array(DICHROMATS[sight]) @ linear_rgb(c), 0, 1)) for c in (theme.baseline, *theme.cells[:4])]
     assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 10
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (0.5, "0.5"), (9000, "9000"), (20_000, "20k"), (4e6, "4M"), (2.5e9, "2.5G")]
+)
+def test_ticks_are_short(value, text):
+    assert short_number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("unit", "value", "text"),
+    [
+        ("steps", 1, "1 step"),
+        ("images", 13_440, "13,440 images"),
+        ("train_gflops", 1000.0, "1,000 training GFLOPs"),
+        ("train_gflops", 1234.5, "1,234.5 training GFLOPs"),
+        ("train_gflops", 4.2e13, "42,000,000,000,000 training GFLOPs"),
+        ("seconds", 0.25, "0.25 training seconds"),
+    ],
+)
+def test_amounts_in_words(unit, value, text):
+    assert UNITS[unit].amount(value) == text
 
 
 def test_no_two_cells_look_alike():

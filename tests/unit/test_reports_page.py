@@ -132,7 +132,7 @@ def test_figures_fit_light_and_dark_wide_and_narrow_pages(page):
 def test_what_did_not_finish_is_said(page):
     text = "".join(page.text)
     assert "sra seed 1 diverged at step 312 of 800: velocity loss not finite" in text
-    assert "repa,block=3 seed 1 has not finished at step 800 of 800." in text
+    assert "repa,block=3 seed 1 not finished yet at step 800 of 800." in text
     assert "Means of sra are over 1 of 2 seeds" in text
 
 
