@@ -155,6 +155,12 @@ def _find_folder(path_or_name: str) -> Path:
 def _read_config(folder: Path) -> dict[str, Any]:
     """The network's config, refused when it asks for something that is not done here."""
     config = read_json(folder / "config.json")
+    require(
+        isinstance(config, dict), f"autoencoder.path: {folder / 'config.json'} is no config of a network: replace it"
+    )
+    # diffusers would follow it to other files, which the digest does not cover.
+    index = folder / f"{WEIGHTS}.index.json"
+    require(not index.exists(), f"autoencoder.path: {index} splits the weights: put them into one {WEIGHTS}")
     kind = config.get("_class_name")
     require(kind == "AutoencoderKL", f"autoencoder.path: {folder} holds a {kind}: only AutoencoderKL is supported")
     for name in ("latents_mean", "latents_std"):
