@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -23,15 +24,20 @@ def duration(seconds: float) -> str:
 
 
 class Display:
-    """Shows cell k of n, step, loss, images/s and time left. Use as a context manager."""
+    """Shows, for every run that goes on, cell k of n, step, loss, images/s and time left. Use as a context manager.
 
-    def __init__(self, num_runs: int, budget: BudgetConfig | None = None) -> None:
-        self._num_runs, self._budget = num_runs, budget or BudgetConfig()
+    Runs are numbered from 1, in the order given.
+    """
+
+    def __init__(self, runs: Sequence[RunConfig] = ()) -> None:
+        self._runs, self._budget = runs, runs[0].budget if runs else BudgetConfig()
         self._live = sys.stdout.isatty()
         self._console = console()
-        self._started = time.monotonic()
-        self._finished = self._made = self._share = 0.0
-        self._facts, self._name, self._printed = "", "", 0.0
+        self._started, self._printed = time.monotonic(), 0.0
+        self._finished = self._made = 0.0
+        self._shares: dict[int, float] = {}
+        """Of the budget spent by each run that goes on."""
+        self._facts: dict[int, str] = {}
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -40,7 +46,8 @@ class Display:
             console=self._console,
             disable=not self._live,
         )
-        self._task: TaskID | None = None
+        self._rows: dict[int, TaskID] = {}
+        """Live rows; 0 is the preparation's."""
 
     def __enter__(self) -> "Display":
         self._progress.start()
@@ -54,52 +61,64 @@ class Display:
     def report(self, what: str, done: int, total: int) -> None:
         """Progress of preparing data: `done` of `total` rows of `what`."""
         if self._live:
-            self._show(what, done, total, "")
+            self._show(0, what, done, total, "")
+            if done >= total:
+                self._hide(0)
         elif done >= total or time.monotonic() - self._printed > PLAIN_SECONDS:
             self._print(f"{what}: {done} of {total}")
 
-    def begin(self, number: int, config: RunConfig) -> None:
-        """Run `number` of all, from 1, is next."""
-        self._name = f"cell {number} of {self._num_runs}: {config.label} seed {config.seed}"
-        self._facts, self._share = "", 0.0
+    def begin(self, number: int) -> None:
+        """A run starts or goes on."""
+        self._facts[number], self._shares[number] = "", 0.0
 
-    def event(self, event: Event) -> None:
+    def event(self, number: int, event: Event) -> None:
         """Show what a run did."""
-        for notice in event.record.get("notices", ()):
-            self._print(f"{self._name}: {notice}")
-        if event.kind == "notice":
-            return
-        if event.kind == "step":
-            self._made += event.share - self._share
+        record = event.record
+        for notice in record.get("notices", ()):
+            self._print(f"{self._name(number)}: {notice}")
+        if event.kind != "start":
+            # What was made before this command went on with the run took none of its time.
+            self._made += event.share - self._shares[number]
         if event.kind == "train":
-            record = event.record
-            self._facts = f"loss {record['loss']:.4f}  {record['images_per_s']:.0f} images/s"
-        self._share = event.share
+            self._facts[number] = f"loss {record['loss']:.4f}  {record['images_per_s']:.0f} images/s"
+        self._shares[number] = event.share
         if self._live:
             done = round(event.share * self._budget.amount)
-            self._show(self._name, done, self._budget.amount, f"{self._facts}  {self._left()} left")
-        if event.kind in ("eval", "end") or (
+            facts = f"{self._facts[number]}  {self._left()} left"
+            self._show(number, self._name(number), done, self._budget.amount, facts)
+        if event.kind == "eval" or (
             event.kind == "train" and not self._live and time.monotonic() - self._printed > PLAIN_SECONDS
         ):
-            self._print(self._line(event))
+            self._print(self._line(number, event))
         if event.kind == "end":
-            self._finished += 1
-            self._share = 0.0
+            self.over(number, record["status"])
 
-    def failed(self, message: str) -> None:
-        """A run ended with an error."""
+    def over(self, number: int, status: str) -> None:
+        """A run is at its end."""
+        self._shares.pop(number, None)
+        self._hide(number)
         self._finished += 1
-        self._print(f"{self._name}: failed: {message}")
+        self._print(f"{self._name(number)}: {status}")
 
-    def _line(self, event: Event) -> str:
-        step = f"{self._name}: {self._where(event)}"
+    def failed(self, number: int, message: str) -> None:
+        """A run ended with an error."""
+        self.over(number, f"failed: {message}")
+
+    def waits(self, number: int, holder: str) -> None:
+        """Another command is at a run."""
+        self._print(f"{self._name(number)}: trained by another command{f' ({holder})' if holder else ''}")
+
+    def _name(self, number: int) -> str:
+        config = self._runs[number - 1]
+        return f"cell {number} of {len(self._runs)}: {config.label} seed {config.seed}"
+
+    def _line(self, number: int, event: Event) -> str:
+        step = f"{self._name(number)}: {self._where(event)}"
         if event.kind == "eval":
             shown = [name for name in event.record["metrics"] if metric(name).prefix in ("fd", "fid", "class_accuracy")]
             values = "  ".join(f"{name} {event.record['metrics'][name]:.4g}" for name in shown)
             return f"{step}  {values}"
-        if event.kind == "end":
-            return f"{self._name}: {event.record['status']}"
-        return f"{step}  {self._facts}  {self._left()} left"
+        return f"{step}  {self._facts[number]}  {self._left()} left"
 
     def _where(self, event: Event) -> str:
         """How far a run is: its step, and what it has spent where the budget is in another unit."""
@@ -109,16 +128,20 @@ class Display:
         return f"step {event.step}, {event.share * amount:,.4g} of {amount:,.4g} {unit}"
 
     def _left(self) -> str:
-        """Time left for all runs, from what this process has made so far: resumed and skipped parts took no time."""
+        """Time left for all runs, from what this command has made so far: resumed and skipped parts took no time."""
         if not self._made:
             return "?"
-        remaining = self._num_runs - self._finished - self._share
+        remaining = max(0.0, len(self._runs) - self._finished - sum(self._shares.values()))
         return duration((time.monotonic() - self._started) / self._made * remaining)
 
-    def _show(self, name: str, done: int, total: float, facts: str) -> None:
-        if self._task is None:
-            self._task = self._progress.add_task(name, total=total, facts=facts)
-        self._progress.update(self._task, description=name, completed=done, total=total, facts=facts)
+    def _show(self, row: int, name: str, done: int, total: float, facts: str) -> None:
+        if row not in self._rows:
+            self._rows[row] = self._progress.add_task(name, total=total, facts=facts)
+        self._progress.update(self._rows[row], description=name, completed=done, total=total, facts=facts)
+
+    def _hide(self, row: int) -> None:
+        if row in self._rows:
+            self._progress.remove_task(self._rows.pop(row))
 
     def _print(self, line: str) -> None:
         self._printed = time.monotonic()

@@ -4,6 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from accelerate import Accelerator
@@ -15,9 +16,10 @@ from harness.config import RunConfig, training_digest
 from harness.encoders import encoder_width, family
 from harness.errors import UserError
 from harness.evaluate import Evaluator
+from harness.memory import check_run, outline
 from harness.method import BackboneShape, DataShape, Method, Needs, Progress
 from harness.prepare import PreparedData, prepare
-from harness.processes import main_first, open_accelerator
+from harness.processes import is_main, main_first, open_accelerator
 from harness.recorder import Recorder
 from harness.records import RunFolder, digest, run_path, write_json
 from harness.rng import global_state_kept
@@ -53,7 +55,8 @@ def open_lab(config: RunConfig, report: Report) -> Lab:
     accelerator = open_accelerator(runtime)
     with main_first(accelerator):
         prepared = prepare(config, Needs(), accelerator.device, report)
-    evaluator = Evaluator(config.evaluation, runtime, prepared, accelerator, cache_folder(config.output))
+    cache = cache_folder(config.output)
+    evaluator = Evaluator(config.evaluation, runtime, prepared, accelerator, cache, report)
     config = replace(config, runtime=runtime, evaluation=evaluator.config)
     images = prepared.images
     return Lab(
@@ -100,37 +103,53 @@ def check_cell(lab: Lab, config: RunConfig, seeds: Sequence[int]) -> None:
     """
     config = resolve_run(lab, config)
     check_split(config, lab.accelerator.num_processes)
-    needs = build_method(lab, config).needs()
+    method = outline(config.method, lambda: build_method(lab, config))
+    needs = method.needs()
     runs = [replace(config, seed=seed) for seed in seeds]
     # A finished study needs no encoder: its table can be made again where the weights are missing.
     finished = all(is_done(folder_of(run)) for run in runs)
+    if not finished:
+        check_run(config, method, lab.accelerator.num_processes, lab.accelerator.device)
     prepared = lab.prepared if finished else prepare(config, needs, lab.accelerator.device, lab.report)
     for run in runs:
         refuse_other_run(folder_of(run), run, {"evaluation": lab.evaluator.digest, **prepared.digests})
 
 
 def run_cell(lab: Lab, config: RunConfig, baseline: str) -> Iterator[Event]:
-    """Train and evaluate one checked cell at one seed; a finished run is left alone, an interrupted one goes on."""
+    """Train and evaluate one checked cell at one seed that is not over; an interrupted one goes on."""
     config = resolve_run(lab, config)
-    folder = folder_of(config)
-    if is_done(folder):
-        if baseline and folder.manifest()["baseline"] != baseline:
-            folder.update_manifest(baseline=baseline)
-        yield Event("end", 0, {"status": folder.status()}, share=1.0)
-        return
+    folder, main = folder_of(config), is_main(lab.accelerator)
+    previous = folder.manifest() if folder.exists() else {}
+    if main and not previous:
+        # What fails from here on has a place on record.
+        folder.create()
+        folder.write_manifest(first_manifest(config, baseline))
     method = build_method(lab, config)
     prepared = prepare(config, method.needs(), lab.accelerator.device, lab.report)
     run = set_up(config, method, prepared, lab.accelerator)
     facts = manifest(lab, run, baseline)
-    folder.create()
-    previous = folder.manifest() if folder.exists() else {}
-    tracker = open_tracker(config, previous.get("mlflow_run", ""))
-    recorder = Recorder(folder, tracker)
+    tracker = open_tracker(config, previous.get("mlflow_run", ""), main)
+    recorder = Recorder(folder, tracker, writes=main)
     step = resume(run, recorder)
-    folder.write_manifest({**facts, "mlflow_run": tracker.run_id, "mlflow_uri": tracking_uri(config.output)})
-    write_json(folder.path / "cost.json", run.cost.record())
+    for record in (*folder.lines("train"), *folder.lines("eval")):
+        tracker.log(record)  # sends what an earlier process did not get through, and nothing twice
+    if main:
+        kept = {"shared_device": previous.get("shared_device", False), "started": previous.get("started", now())}
+        places = {"mlflow_run": tracker.run_id, "mlflow_uri": tracking_uri(config.output)}
+        folder.write_manifest({**facts, **kept, **places})
+        write_json(folder.path / "cost.json", run.cost.record())
     yield Event("start", step, {"notices": run.notices}, share=run.share)
-    yield from train(run, lab.evaluator, recorder)
+    for event in train(run, lab.evaluator, recorder):
+        yield with_notice(event, tracker, folder) if event.kind == "end" else event
+
+
+def with_notice(event: Event, tracker: Tracker, folder: RunFolder) -> Event:
+    """The end of a run, with a line on what MLflow lacks of it."""
+    if not tracker.failure:
+        return event
+    study = folder.path.parents[1]
+    notice = f"MLflow lacks a part of this run ({tracker.failure}); send it with: ditbench sync {study}"
+    return replace(event, record={**event.record, "notices": [notice]})
 
 
 def folder_of(config: RunConfig) -> RunFolder:
@@ -148,7 +167,8 @@ def refuse_other_run(folder: RunFolder, config: RunConfig, digests: Mapping[str,
     if not folder.exists():
         return
     recorded = folder.manifest()
-    known = {name: recorded["digests"].get(name) for name in digests}
+    # A run that failed while it was set up has no digests yet.
+    known = {name: recorded["digests"].get(name) for name in digests} if recorded["digests"] else digests
     changed = [*differing(recorded["config"], as_plain(config)), *differing(known, digests, "digest of ")]
     if changed:
         key, before, now = changed[0]
@@ -159,7 +179,8 @@ def refuse_other_run(folder: RunFolder, config: RunConfig, digests: Mapping[str,
 
 
 MAY_CHANGE = ("output.", "runtime.threads", "runtime.device", "optimizer.micro_batch")
-"""Settings that a continued run may change: they decide where things go and how fast, not what is trained."""
+"""Settings that a continued run may change: they decide where things go and how fast, not what is trained. Another
+number of threads or another device may still change the last bits of what is computed."""
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
@@ -174,18 +195,20 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "
     return found
 
 
-def open_tracker(config: RunConfig, run_id: str) -> Tracker:
-    """The run in MLflow: one a cell and seed, grouped by study."""
+def open_tracker(config: RunConfig, run_id: str, main: bool) -> Tracker:
+    """The run in MLflow: one a cell and seed, grouped by study. Of several processes the main one alone has it."""
     tags = {"study": config.study, "cell": config.label, "method": config.method, "seed": str(config.seed)}
-    return Tracker(config.output, config.study, f"{config.label}/seed{config.seed}", tags, run_id)
+    output = config.output if main else replace(config.output, mlflow=False)
+    tracker = Tracker(output, config.study, f"{config.label}/seed{config.seed}", tags, run_id)
+    tracker.config(as_plain(config))
+    return tracker
 
 
 # -- the manifest ---------------------------------------------------------------------------------------------------
 
 
-def manifest(lab: Lab, run: Run, baseline: str) -> dict[str, Any]:
-    """All that a report needs to know of a run besides its curves."""
-    config, evaluator = run.config, lab.evaluator
+def first_manifest(config: RunConfig, baseline: str) -> dict[str, Any]:
+    """What is known of a run from its resolved config alone."""
     return {
         "study": config.study,
         "cell": config.label,
@@ -196,6 +219,22 @@ def manifest(lab: Lab, run: Run, baseline: str) -> dict[str, Any]:
         "status_detail": {},
         "command": ["ditbench", *sys.argv[1:]],
         "config": as_plain(config),
+        "digests": {},
+        "shared_device": False,
+        "started": now(),
+    }
+
+
+def now() -> str:
+    """The time in UTC, as it stands in manifests."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def manifest(lab: Lab, run: Run, baseline: str) -> dict[str, Any]:
+    """All that a report needs to know of a run besides its curves."""
+    config, evaluator = run.config, lab.evaluator
+    return {
+        **first_manifest(config, baseline),
         "digests": {
             "training": training_digest(config),
             "evaluation": evaluator.digest,
