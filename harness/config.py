@@ -25,11 +25,21 @@ def require(ok: bool, message: str) -> None:
 
 
 def require_finite(config: Any, section: str) -> None:
-    """Refuse infinities and NaN in any float field of a config section."""
+    """Refuse infinities, NaN, and whole numbers beyond 64 bits in any field of a config section."""
     for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
+        value, key = getattr(config, item.name), f"{section}.{item.name}".removeprefix(".")
         if isinstance(value, float):
-            require(math.isfinite(value), f"{section}.{item.name} is {value}: give a finite number")
+            require(math.isfinite(value), f"{key} is {value}: give a finite number")
+        elif isinstance(value, int):
+            require(abs(value) < 2**63, f"{key} is a number of {value.bit_length()} bits: give one of at most 63")
+
+
+def require_path(value: str, key: str) -> None:
+    """Refuse text that can name no file: control characters, and names longer than file systems take."""
+    require(value.isprintable(), f"{key} is {value!r}: a path holds no control characters, so leave them out")
+    longest = max((len(part.encode()) for part in value.split("/")), default=0)
+    ok = longest <= 255 and len(value.encode()) <= 4000
+    require(ok, f"{key} is {len(value)} letters long: give a path of at most 4000 bytes, each name in it at most 255")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +70,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         require_finite(self, "data")
         require(8 <= self.image_size <= 2048, f"data.image_size is {self.image_size}: give 8 to 2048 pixels")
+        require_path(self.path, "data.path")
         require(0 < self.holdout < 1, f"data.holdout is {self.holdout}: give a share above 0 and below 1")
         require(self.split_seed >= 0, f"data.split_seed is {self.split_seed}: give 0 or more")
         if self.name == "digits":
@@ -74,6 +85,9 @@ class AutoencoderConfig:
 
     path: str = "digits"
     """A folder in diffusers' AutoencoderKL format, or the name of a shipped autoencoder (digits)."""
+
+    def __post_init__(self) -> None:
+        require_path(self.path, "autoencoder.path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,9 +228,11 @@ class EvaluationConfig:
     """Samples kept as a picture at every evaluation."""
 
     def __post_init__(self) -> None:
+        require_finite(self, "evaluation")
         for name in ("points", "chunk", "extractor_size", "kid_subset", "velocity_images", "grid_images"):
             value = getattr(self, name)
             require(value >= 1, f"evaluation.{name} is {value}: give 1 or more")
+        require(self.points <= 10_000, f"evaluation.points is {self.points}: give 1 to 10000")
         for name in ("num_samples", "seed"):
             value = getattr(self, name)
             require(value >= 0, f"evaluation.{name} is {value}: give 0 or more")
@@ -238,7 +254,7 @@ class RuntimeConfig:
     """CPU threads of torch; 0 = torch's own choice."""
 
     def __post_init__(self) -> None:
-        require(self.threads >= 0, f"runtime.threads is {self.threads}: give 0 or more")
+        require(0 <= self.threads <= 1024, f"runtime.threads is {self.threads}: give 0 to 1024")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +277,11 @@ class OutputConfig:
     """MLflow tracking URI; "" = an SQLite file in the folder of studies."""
 
     def __post_init__(self) -> None:
+        require_finite(self, "output")
+        for name in ("runs", "cache"):
+            require_path(getattr(self, name), f"output.{name}")
         require(bool(self.runs), "output.runs is empty: name a folder")
+        require(self.mlflow_uri.isprintable(), "output.mlflow_uri holds control characters: leave them out")
         require(self.log_every >= 1, f"output.log_every is {self.log_every}: give 1 or more steps")
         require(self.checkpoint_every >= 0, f"output.checkpoint_every is {self.checkpoint_every}: give 0 or more steps")
         require(self.keep_checkpoints >= 1, f"output.keep_checkpoints is {self.keep_checkpoints}: give 1 or more")
@@ -301,6 +321,7 @@ class RunConfig:
     """Each method's own section, by the method's name, as that method's Config."""
 
     def __post_init__(self) -> None:
+        require_finite(self, "")
         for name in ("study", "cell"):
             value = getattr(self, name)
             ok = "/" not in value and "\\" not in value and not value.startswith(".") and value.isprintable()

@@ -2,12 +2,13 @@
 
 import dataclasses
 import difflib
+import os
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
@@ -17,6 +18,7 @@ from harness.config import RunConfig, require
 from harness.errors import UserError
 from harness.method import BackboneShape
 from harness.sit import parse_name
+from studies import documents
 
 PRESETS = Path(__file__).parent / "presets"
 """Shipped configs, by file name."""
@@ -103,17 +105,24 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
     """Parse; `UserError` names the nearest key for an unknown one. The last `--config` and overrides win."""
     words = [_preset_path(word, before) for before, word in zip(["", *argv], argv, strict=False)]
     try:
-        return _with_whole_sections(parser.parse_args(words))
+        return _checked(parser, parser.parse_args(words))
     except ArgumentError as error:
         raise UserError(explain(str(error), parser)) from None
 
 
-def _with_whole_sections(namespace: Namespace) -> Namespace:
-    """Refuse a section that is given as one value; the parser would only fail when it builds the section."""
-    for name in (*SECTIONS, *methods.names()):
+def _checked(parser: ArgumentParser, namespace: Namespace) -> Namespace:
+    """Refuse what the parser lets pass: a section that is given as one value, and a key with nothing behind it."""
+    inner = {action.dest.rpartition(".")[0] for action in parser._actions}
+    for name in dict.fromkeys((*SECTIONS, *methods.names(), *sorted(inner - {""}))):
         value = namespace.get(name, Namespace())  # a section without keys is not there
         ok = isinstance(value, Namespace)
         require(ok, f"{name} is {value!r}: it is a section, so set the keys in it, as in --help")
+    for action in parser._actions:
+        # Lists of what to run are refused where they are read.
+        optional = isinstance(action.default, (list, dict, type(None)))
+        optional |= type(None) in get_args(getattr(action, "_typehint", None))
+        empty = namespace.get(action.dest, action.default) is None and not optional
+        require(not empty, f"{action.dest} is empty: give it a value, or leave the key out for its default")
     return namespace
 
 
@@ -121,21 +130,15 @@ def _preset_path(word: str, before: str) -> str:
     """`--config digits` and `--config=digits` as the path of the preset."""
     name = word.removeprefix("--config=") if word.startswith("--config=") else word if before == "--config" else ""
     if not name:
+        option, _, value = word.partition("=") if word.startswith("--") else (before, "", word)
+        documents.check_word(value, option.removeprefix("--"))
         return word
-    if Path(name).is_file():
-        _check_yaml(Path(name))
+    if os.path.isfile(name):  # noqa: PTH113 - False, not an error, for what no path can be
+        documents.check_file(Path(name))
         return word
     if name not in preset_names():
         raise UserError(f"--config {name}: neither a file nor a preset; presets are {', '.join(preset_names())}")
     return word.replace(name, str(PRESETS / f"{name}.yaml"))
-
-
-def _check_yaml(path: Path) -> None:
-    """Name a file that is no YAML: the parser's own message does not."""
-    try:
-        yaml.safe_load(path.read_bytes())
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path} cannot be read as YAML: {error}") from None
 
 
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
@@ -145,12 +148,12 @@ KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", 
 def explain(message: str, parser: ArgumentParser) -> str:
     """One line of a parser error, with the nearest known key for an unknown one, and types in words."""
     message = " ".join(message.split())
-    wrong = re.search(r'Parser key "([\w.+-]+)": Expected an? (.+?)\. Got value: (.*)', message)
+    wrong = re.search(r'Parser key "([\w.+-]+)": Expected an? (.+?)\. Got value: ?(.*)', message)
     if wrong:
         key, kind, value = wrong.groups()
         choices = re.findall(r"'([^']*)'", kind)
         wanted = f"one of {', '.join(choices)}" if "Literal" in kind else KINDS.get(choices[0] if choices else "", kind)
-        return f"{key} is {value}: give {wanted}"
+        return f"{key} is {value or 'empty'}: give {wanted}"
     unknown = (
         re.search(r"unrecognized arguments: --([\w.+-]+)", message)
         or re.search(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.]+)'", message)
@@ -236,7 +239,7 @@ def _with_overrides(parser: ArgumentParser, namespace: Namespace, label: str, ce
         f"cells.{label} sets {', '.join(strange)}: a cell may set its method and methods' own sections only",
     )
     try:
-        return _with_whole_sections(parser.parse_object(overrides, namespace.clone()))
+        return _checked(parser, parser.parse_object(overrides, namespace.clone()))
     except ArgumentError as error:
         raise UserError(f"cells.{label}: {explain(str(error), parser)}") from None
 

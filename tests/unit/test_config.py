@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from harness.config import (
+    AutoencoderConfig,
     BudgetConfig,
     DataConfig,
     EmaConfig,
@@ -33,6 +34,21 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (DataConfig, {"name": "digits", "split_seed": -1}, "data.split_seed is -1: give 0 or more"),
     (DataConfig, {"name": "digits", "path": "images"}, "data.path has no meaning for digits"),
     (DataConfig, {"name": "imagefolder"}, "data.path is empty: name a folder"),
+    (
+        DataConfig,
+        {"name": "digits", "split_seed": 2**63},
+        "data.split_seed is a number of 64 bits: give one of at most",
+    ),
+    (DataConfig, {"path": "a\nb"}, "data.path is 'a\\nb': a path holds no control characters"),
+    (DataConfig, {"path": "a\x00b"}, "data.path is 'a\\x00b': a path holds no control characters"),
+    (DataConfig, {"path": "x" * 256}, "data.path is 256 letters long: give a path of at most 4000 bytes"),
+    (DataConfig, {"path": "é/" * 2000}, "data.path is 4000 letters long: give a path of at most 4000 bytes"),
+    (AutoencoderConfig, {"path": "a\x1bb"}, "autoencoder.path is 'a\\x1bb'"),
+    (
+        OptimizerConfig,
+        {"micro_batch": 10**400},
+        "optimizer.micro_batch is a number of 1329 bits: give one of at most 63",
+    ),
     (OptimizerConfig, {"lr": 0.0}, "optimizer.lr is 0.0: give a rate above 0"),
     (OptimizerConfig, {"lr": math.inf}, "optimizer.lr is inf: give a finite number"),
     (OptimizerConfig, {"beta1": 1.0}, "optimizer.beta1 is 1.0"),
@@ -67,7 +83,13 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     ],
     (EvaluationConfig, {"num_samples": -1}, "evaluation.num_samples is -1"),
     (EvaluationConfig, {"seed": -1}, "evaluation.seed is -1"),
-    (RuntimeConfig, {"threads": -1}, "runtime.threads is -1"),
+    (EvaluationConfig, {"seed": 2**64}, "evaluation.seed is a number of 65 bits"),
+    (EvaluationConfig, {"points": 10_001}, "evaluation.points is 10001: give 1 to 10000"),
+    (RuntimeConfig, {"threads": -1}, "runtime.threads is -1: give 0 to 1024"),
+    (RuntimeConfig, {"threads": 1025}, "runtime.threads is 1025"),
+    (OutputConfig, {"cache": "\x7f"}, "output.cache is '\\x7f': a path holds no control characters"),
+    (OutputConfig, {"mlflow_uri": "a\nb"}, "output.mlflow_uri holds control characters"),
+    (OutputConfig, {"log_every": 2**63}, "output.log_every is a number of 64 bits"),
     (OutputConfig, {"runs": ""}, "output.runs is empty"),
     (OutputConfig, {"log_every": 0}, "output.log_every is 0"),
     (OutputConfig, {"checkpoint_every": -1}, "output.checkpoint_every is -1"),
@@ -77,11 +99,13 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (RunConfig, {"data": DIGITS, "cell": "..\\up"}, "cell is "),
     (RunConfig, {"data": DIGITS, "cell": ".hidden"}, "cell is '.hidden'"),
     (RunConfig, {"data": DIGITS, "seed": -1}, "seed is -1"),
+    (RunConfig, {"data": DIGITS, "seed": 2**63}, "seed is a number of 64 bits: give one of at most 63"),
 ]
 
 ACCEPTED: list[tuple[type, dict[str, Any]]] = [
     (DataConfig, {"name": "digits", "image_size": 8}),
     (DataConfig, {"path": "images", "image_size": 2048}),
+    (DataConfig, {"path": "/home/é/" + "x" * 255, "split_seed": 2**63 - 1}),
     (OptimizerConfig, {"beta1": 0.0, "clip_norm": 0.0, "label_drop": 0.0, "batch_size": 1}),
     (EmaConfig, {"decay": 0.0}),
     (SamplerConfig, {"kind": "ode-euler", "num_steps": 1, "cfg_scale": 0.0}),

@@ -197,11 +197,35 @@ def test_wrong_values_are_named(words: list[str], expected: str) -> None:
 def test_a_file_that_is_no_yaml(tmp_path: Path) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text("optimizer: [1, 2")
-    assert refusal(["--config", str(path)]).startswith(f"--config {path} cannot be read as YAML: while parsing")
+    assert refusal(["--config", str(path)]).startswith(
+        f"--config {path} cannot be read as YAML, line 1: expected ',' or ']', but got "
+    )
     path.write_bytes(bytes(range(128, 256)))
     assert refusal(["--config", str(path)]).startswith(f"--config {path} cannot be read as YAML: ")
     path.write_text("just words")
-    refusal(["--config", str(path)])
+    assert refusal(["--config", str(path)]).startswith(f"--config {path} is no mapping of keys to values")
+    path.write_text("optimizer:\n  lr: 1.0\n  lr: 2.0")
+    assert refusal(["--config", str(path)]) == f"--config {path} cannot be used, line 2: optimizer.lr is given twice"
+
+
+@pytest.mark.parametrize(
+    "key", ["study", "seed", "model.name", "data.image_size", "evaluation.sampler.kind", "sra.beta"]
+)
+def test_a_key_with_nothing_behind_it(tmp_path: Path, key: str) -> None:
+    content: Any = None
+    for name in reversed(key.split(".")):
+        content = {name: content}
+    line = refusal([*DIGITS, "--config", written(tmp_path / "empty.yaml", content)])
+    assert line == f"{key} is empty: give it a value, or leave the key out for its default"
+
+
+def test_words_that_hold_far_too_much() -> None:
+    assert refusal([*DIGITS, "--optimizer.lr", "[" * 5000]) == "optimizer.lr is nested too deep: give a plain value"
+    assert refusal([*DIGITS, "--optimizer.lr=&a [*a]"]).startswith("optimizer.lr cannot be used, line 1: ")
+
+
+def test_an_empty_word_is_named() -> None:
+    assert refusal([*DIGITS, "--optimizer.lr", " "]) == "optimizer.lr is empty: give a number"
 
 
 @pytest.mark.parametrize(
@@ -216,7 +240,8 @@ def test_a_file_that_is_no_yaml(tmp_path: Path) -> None:
         ({"optimizer": 3}, "optimizer is 3: it is a section, so set the keys in it"),
         ({"repa": "weight"}, 'Parser key "repa": Unable to load config'),
         ({"cells": {"a": {"method": "repa", "repa": 1}}}, "repa is 1: it is a section"),
-        (["sit"], "Unexpected config"),
+        ({"evaluation": {"sampler": 3}}, "evaluation.sampler is 3: it is a section"),
+        (["sit"], "is no mapping of keys to values"),
     ],
 )
 def test_a_file_with_values_of_the_wrong_kind(tmp_path: Path, content: Any, expected: str) -> None:
