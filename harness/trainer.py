@@ -379,6 +379,8 @@ def train(run: Run, evaluator: Evaluator, recorder: Recorder) -> Iterator[Event]
             save_checkpoint(run, recorder)
         run.counters = run.watch.book(run.counters, "io")
         chain, logged = [chain[-1]], run.counters
+        if is_over:
+            break
     yield end_run(run, recorder, "finished", {})
 
 

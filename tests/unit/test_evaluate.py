@@ -15,7 +15,9 @@ from harness.config import EvaluationConfig, RuntimeConfig, SamplerConfig
 from harness.data import ImageSet
 from harness.errors import UserError
 from harness.evaluate import Evaluator, resolve, spread, velocity_draws, velocity_errors
+from harness.generate import generate_together
 from harness.prepare import PreparedData
+from harness.processes import open_accelerator
 from harness.records import digest, metric
 from harness.rng import global_state_kept, stream
 from harness.sit import SiT
@@ -81,7 +83,7 @@ RUNTIME = RuntimeConfig(device="cpu", precision="fp32", tf32=False, threads=1)
 
 def make_evaluator(cache, prepared=None, runtime=RUNTIME, **fields) -> Evaluator:
     config = EvaluationConfig(**{**SETTINGS, **fields})
-    return Evaluator(config, runtime, prepared or make_data(), CPU, cache)
+    return Evaluator(config, runtime, prepared or make_data(), open_accelerator(RUNTIME), cache)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +148,9 @@ def test_bad_images_are_counted(evaluator):
     backbone = make_backbone()
     with torch.no_grad():
         backbone.y_embedder.embedding_table.weight[1] = float("nan")
-    images, bad_images = evaluator._generate(backbone)
+    images, bad_images = generate_together(
+        backbone, evaluator.prepared.autoencoder, evaluator.config, 24, open_accelerator(RUNTIME)
+    )
     assert bad_images == 8 and np.all(images[1::3] == 0) and not np.all(images[0::3] == 0)
 
 
@@ -210,10 +214,15 @@ def test_lines_score_held_out_images_and_their_reconstructions(evaluator):
 def test_lines_are_cached(evaluator, monkeypatch):
     lines = evaluator.lines()
     (path,) = evaluator.cache.glob("floor-*.json")
-    assert path.name == f"floor-{evaluator.digest[:12]}.json" and json.loads(path.read_text()) == lines
+    assert path.name == f"floor-{evaluator.digest[:12]}.json" and json.loads(path.read_text())["value"] == lines
     other = make_evaluator(evaluator.cache)
-    monkeypatch.setattr(other, "score", None)
-    assert other.lines() == lines
+    with monkeypatch.context() as patched:
+        patched.setattr(other, "score", None)
+        assert other.lines() == lines
+    # A flipped digit is noticed, and the lines are computed again.
+    content = path.read_text()
+    path.write_text(content.replace("0.", "1.", 1))
+    assert other.lines() == lines and path.read_text() == content
 
 
 def test_a_shared_cache_does_not_mix_references(tmp_path):

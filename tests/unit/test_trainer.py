@@ -3,7 +3,6 @@
 Shapes: N images, C channels, H W latent height and width, T tokens, P numbers of a token's patch.
 """
 
-import copy
 import hashlib
 import itertools
 import json
@@ -397,6 +396,69 @@ def test_measuring_leaves_training_as_it_was(bench: Bench, tmp_path: Path) -> No
     assert_bitwise(*states)
 
 
+@pytest.mark.parametrize(
+    ("unit", "amount", "stops"), [("images", 100, [4, 7]), ("train_gflops", None, [4, 7]), ("seconds", 1e-9, [1])]
+)
+def test_budgets_end_where_their_unit_says(
+    bench: Bench, tmp_path: Path, unit: str, amount: float | None, stops: list[int]
+) -> None:
+    """16 images a step, two evaluations; 6.5 steps' worth of GFLOPs; a budget of no time is one step."""
+    cost = bench.start(settings(bench, "sra")).cost.train_gflops_per_image
+    words = ("--budget.unit", unit, "--budget.amount", repr(amount or 6.5 * 16 * cost))
+    run = bench.start(settings(bench, "sra", *words, log_every=50))
+    folder = open_folder(tmp_path / "run")
+    happened = list(events(run, folder))
+    assert [line["step"] for line in folder.lines("train")] == stops
+    assert [(line["step"], line["point"]) for line in folder.lines("eval")] == list(
+        zip(stops, (1, 2) if len(stops) == 2 else (2,), strict=True)
+    )
+    assert happened[-1].kind == "end" and happened[-1].share == 1.0
+    shares = [event.share for event in happened if event.kind == "step"]
+    assert shares == sorted(shares) and all(0 < share <= 1 for share in shares)
+
+
+def test_a_budget_in_seconds_goes_on_where_it_stopped(bench: Bench, tmp_path: Path) -> None:
+    """The time before the interruption counts, and no point is evaluated twice."""
+    config = settings(bench, "sit", "--budget.unit", "seconds", "--budget.amount", "1.5", points=3, log_every=10_000)
+    folder = open_folder(tmp_path / "run")
+    stopped = events(bench.start(config), folder)
+    next(event for event in stopped if event.kind == "eval")
+    next(event for event in stopped if event.kind == "step")
+    stopped.close()
+    run = bench.start(config)
+    step = resume(run, recorder_of(run, folder))
+    assert step == folder.lines("eval")[0]["step"] and 0.5 <= run.counters.train_seconds < 1.0
+    list(events(run, folder))
+    lines = folder.lines("eval")
+    assert [line["point"] for line in lines] == [1, 2, 3]
+    assert 1.5 <= lines[-1]["train_seconds"] < 2.5
+
+
+def test_time_is_booked_to_what_took_it(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that runs only inside training steps, evaluations and writing, at 1, 100 and 10,000 seconds a call."""
+    now = [0.0]
+    monkeypatch.setattr(trainer.time, "perf_counter", lambda: now[0])
+
+    def slow(function: Any, seconds: float) -> Any:
+        def slowed(*arguments: Any) -> Any:
+            now[0] += seconds
+            return function(*arguments)
+
+        return slowed
+
+    monkeypatch.setattr(trainer, "train_step", slow(trainer.train_step, 1))
+    monkeypatch.setattr(StandIn, "evaluate", slow(StandIn.evaluate, 100))
+    monkeypatch.setattr(checkpoint, "save", slow(checkpoint.save, 10_000))
+    run = bench.start(settings(bench, "sit", "--budget.amount", "4", log_every=1))
+    folder = open_folder(tmp_path / "run")
+    list(events(run, folder))
+    clocks = ("train_seconds", "evaluation_seconds", "io_seconds")
+    found = [tuple(line[clock] for clock in clocks) for line in folder.lines("train")]
+    assert found == [(1, 0, 0), (2, 0, 0), (3, 100, 10_000), (4, 100, 10_000)]
+    assert [tuple(line[clock] for clock in clocks) for line in folder.lines("eval")] == [(2, 100, 0), (4, 200, 10_000)]
+    assert [line["images_per_s"] for line in folder.lines("train")] == [16.0] * 4
+
+
 # -- divergence -----------------------------------------------------------------------------------------------------
 
 
@@ -458,6 +520,26 @@ def restore(run: Run, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
     run.method.heads.load_state_dict(groups["heads"])
     run.ema.backbone.load_state_dict(groups["ema"])
     checkpoint.restore_optimizer(run.optimizer, groups["optimizer"])
+
+
+def test_samples_that_are_not_finite_end_the_run(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training may stay finite while the sampler does not: the state that made the samples is kept."""
+    run = bench.start(settings(bench, "vae_repa", "--budget.amount", "8", log_every=3))
+
+    def evaluate(self: StandIn, backbone: torch.nn.Module) -> Evaluation:
+        return Evaluation(metrics={"velocity_loss": 1.0}, grid=np.zeros((3, 4, 4, 3), np.uint8), bad_images=2)
+
+    monkeypatch.setattr(StandIn, "evaluate", evaluate)
+    folder = open_folder(tmp_path / "run")
+    happened = list(events(run, folder))
+    assert [(event.kind, event.step) for event in happened[-2:]] == [("eval", 4), ("end", 4)]
+    name = "checkpoints/diverged_00000004"
+    assert folder.manifest()["status"] == "diverged"
+    assert folder.manifest()["status_detail"] == {"step": 4, "parts": ["samples"], "checkpoint": name}
+    assert [line["bad_images"] for line in folder.lines("eval")] == [2]
+    groups, counters = checkpoint.load(folder.path / name)
+    assert (counters.step, counters.trace) == (4, folder.lines("train")[-1]["trace"])
+    assert_bitwise(groups["ema"], run.ema.backbone.state_dict())
 
 
 def test_a_gradient_that_is_not_finite_is_found_as_well(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
