@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from harness.records import METRICS, metric
+from reports.endings import one_line
 from reports.style import FONT, FONT_SIZE, Look, rc
 from reports.tables import CellResult
 from reports.units import short_number
@@ -28,6 +29,9 @@ LOG_RANGE = 20
 
 CONNECTOR = {"arrowstyle": "-", "linewidth": 0.6, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 0}
 """How a direct label is joined to its line."""
+
+TITLE_CHARS, PANEL_CHARS = 44, 26
+"""Longest name in the title of a figure and of one of its panels."""
 
 LINE_HEIGHT = 1.25
 """Least distance of two direct labels, in font sizes."""
@@ -61,9 +65,10 @@ def plot_curves(ax: Axes, frame: pd.DataFrame, look: Look, width: float = 2, has
     x = look.unit.clock
     for value in frame.loc[frame["series"] == "line", "value"].astype(float):
         ax.axhline(value, color=look.theme.muted, linewidth=1, dashes=(4, 3), zorder=1)
+    by_cell = dict(iter(frame.groupby("cell")))
     for cell, style in look.styles.items():
         colour = style.colour(look.theme)
-        own = frame[frame["cell"] == cell]
+        own = by_cell.get(cell, frame[:0])
         marker = style.marker if has_points else ""
         for _, seed in own[own["series"] == "seed"].groupby("seed", sort=True):
             line = ax.plot(seed[x], seed["value"], color=colour, linewidth=0.4 * width, alpha=0.5, zorder=2)[0]
@@ -180,11 +185,15 @@ def cell_ends(frame: pd.DataFrame, look: Look) -> list[End]:
 def line_ends(frame: pd.DataFrame, look: Look) -> list[End]:
     """The reference lines."""
     lines = frame[frame["series"] == "line"]
-    return [End(v, n, look.theme.muted) for v, n in zip(lines["value"].astype(float), lines["cell"], strict=True)]
+    return [
+        End(value, _shorten(name, _max_chars(look)), look.theme.muted)
+        for value, name in zip(lines["value"].astype(float), lines["cell"], strict=True)
+    ]
 
 
 def _shorten(text: str, max_chars: int) -> str:
-    """The text with its middle left out where it is too long: labels of one study differ at their ends."""
+    """One line, its middle left out where it is too long: labels of one study differ at their ends."""
+    text = one_line(text)
     if len(text) <= max_chars:
         return text
     tail = max_chars // 3
@@ -306,7 +315,7 @@ def _title(ax: Axes, name: str, look: Look) -> None:
     """The metric's title, its recorded name and its better direction."""
     family = metric(name)
     ax.set_title(family.title, color=look.theme.text)
-    text = _arrow(name) if look.is_narrow else f"{name}, {family.direction} is better"
+    text = _arrow(name) if look.is_narrow else f"{_shorten(name, TITLE_CHARS)}, {family.direction} is better"
     ax.set_title(text, loc="right", color=look.theme.muted, fontsize=8, fontweight="normal", parse_math=False)
 
 
@@ -352,7 +361,7 @@ def _panel_title(ax: Axes, name: str, look: Look) -> None:
         ax.set_title(metric(name).title, color=look.theme.text, fontsize=9)
         ax.set_title(_arrow(name), loc="right", color=look.theme.muted, fontsize=7, fontweight="normal")
     else:
-        ax.set_title(name, color=look.theme.text, fontsize=9, parse_math=False)
+        ax.set_title(_shorten(name, PANEL_CHARS), color=look.theme.text, fontsize=9, parse_math=False)
 
 
 def _key_columns(look: Look) -> int:
@@ -392,7 +401,9 @@ def differences_figure(frame: pd.DataFrame, look: Look, baseline: str) -> Figure
         title = f"Difference to {_shorten(baseline, 18)}, paired by seed"
         ax.set_title(title, color=look.theme.text, parse_math=False)
         better = "left" if metric(name).direction == "lower" else "right"
-        ax.set_xlabel(f"{better} of 0 is better" if look.is_narrow else f"{name}: {better} of 0 is better")
+        ax.set_xlabel(
+            f"{better} of 0 is better" if look.is_narrow else f"{_shorten(name, TITLE_CHARS)}: {better} of 0 is better"
+        )
         ax.xaxis.label.set_parse_math(False)
     return figure
 
