@@ -1,14 +1,15 @@
 """A comparison: every cell at every seed under one budget, one data stream, one evaluator."""
 
 import os
-import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.config import RunConfig, require
-from harness.errors import UserError
 from studies.display import Display
-from studies.run import Lab, check_cell, folder_of, open_lab, run_cell
+from studies.messages import Begins, Failed, Happened, Message, Over, Prepares, Waits
+from studies.plan import Plan
 from studies.settings import Comparison
 
 
@@ -20,23 +21,83 @@ class Failure:
     message: str
 
 
-def run_comparison(comparison: Comparison) -> list[Failure]:
-    """Run what is missing of a comparison, and return the runs that failed.
+class Board:
+    """What a command knows of its runs: which go on here, and which are over and how. Shows all it hears."""
+
+    def __init__(self, runs: Sequence[RunConfig], display: Display) -> None:
+        self._runs, self._display = runs, display
+        self._here: set[int] = set()
+        self.over: dict[int, str] = {}
+        """The message of each run that failed, "" for each that came to its end, by number."""
+
+    def hear(self, message: Message) -> None:
+        """Take note of what a worker says. What several workers find over is said once."""
+        match message:
+            case Prepares(what, done, total):
+                self._display.report(what, done, total)
+            case Begins(number):
+                self._here.add(number)
+                self._display.begin(number)
+            case Happened(number, event):
+                self._display.event(number, event)
+                if event.kind == "end":
+                    self._end(number, "")
+            case Over(number, status) if number not in self.over:
+                self._end(number, "")
+                self._display.over(number, status)
+            case Failed(number, reason) if number not in self.over:
+                self._end(number, reason)
+                self._display.failed(number, reason)
+            case Waits(holders):
+                for number, holder in holders:
+                    if number not in self._here and number not in self.over:
+                        self._display.waits(number, holder)
+
+    def _end(self, number: int, failure: str) -> None:
+        self._here.discard(number)
+        self.over[number] = failure
+
+    @property
+    def all_over(self) -> bool:
+        return len(self.over) == len(self._runs)
+
+    def failures(self) -> list[Failure]:
+        """The runs that failed, in their order."""
+        failed = [(number, message) for number, message in sorted(self.over.items()) if message]
+        named = [(self._runs[number - 1], message) for number, message in failed]
+        return [Failure(f"{config.label}/seed{config.seed}", message) for config, message in named]
+
+
+def run_here(comparison: Comparison) -> list[Failure]:
+    """Run what is missing of a comparison in this process, or process group, and return the runs that failed.
 
     Every cell is checked before the first one trains, so that a typo in the last cell costs no hours. An unwritable
-    folder of studies is refused before the data is read.
+    folder of studies is refused before the data is read. A group of processes ends with the first run that fails.
     """
-    runs = comparison.runs()
+    from studies.run import check_cell, open_lab
+    from studies.work import Task, work
+
+    started, runs = datetime.now(UTC), comparison.runs()
     check_writable(Path(runs[0].output.runs))
-    with Display(len(runs), runs[0].budget) as display:
+    with Display(runs) as display:
+        board = Board(runs, display)
         lab = open_lab(runs[0], display.report)
         for config in comparison.cells:
             check_cell(lab, config, comparison.seeds)
-        failures = []
-        for number, config in enumerate(runs, start=1):
-            display.begin(number, config)
-            failures += _guarded(lab, config, comparison.baseline, display)
-    return failures
+        work(lab, Task(comparison=comparison, started=started, tell=board.hear))
+    return board.failures()
+
+
+def run_in_workers(comparison: Comparison, plan: Plan) -> list[Failure]:
+    """As `run_here`, but in processes of their own; this one starts them, shows what they do and uses no device."""
+    from studies.workers import Crew
+
+    started, runs = datetime.now(UTC), comparison.runs()
+    check_writable(Path(runs[0].output.runs))
+    with Display(runs) as display:
+        board = Board(runs, display)
+        Crew(comparison, plan, board, started).run()
+    return board.failures()
 
 
 def check_writable(folder: Path) -> None:
@@ -44,22 +105,3 @@ def check_writable(folder: Path) -> None:
     standing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     ok = standing.is_dir() and os.access(standing, os.W_OK)
     require(ok, f"output.runs is {str(folder)!r}: {standing} cannot be written to; name a folder you may write to")
-
-
-def _guarded(lab: Lab, config: RunConfig, baseline: str, display: Display) -> list[Failure]:
-    """Run one cell; an error is recorded with its trace and returned, so that the other cells go on."""
-    folder = folder_of(config)
-    try:
-        for event in run_cell(lab, config, baseline):
-            display.event(event)
-        return []
-    except UserError:
-        raise
-    except Exception as error:
-        if folder.exists():
-            folder.update_manifest(
-                status="failed", status_detail={"error": str(error), "trace": traceback.format_exc()}
-            )
-        message = " ".join(f"{type(error).__name__}: {error}".split())
-        display.failed(message)
-        return [Failure(run=f"{config.label}/seed{config.seed}", message=message)]

@@ -16,6 +16,7 @@ LIBRARY_SETTINGS = {
     "HF_HUB_OFFLINE": "1",
     "KINETO_LOG_LEVEL": "5",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
     # MLflow's own settings would hold up a run for four minutes when its server is away.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",

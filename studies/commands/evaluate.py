@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     from studies.run import open_lab
     from studies.tables import console, print_table
 
-    with Display(1) as display:
+    with Display() as display:
         lab = open_lab(saved.recorded_config(folder, parser, namespace), display.report)
     backbone, step = saved.load_backbone(folder, lab, namespace.step)
     evaluation = lab.evaluator.evaluate(backbone)

@@ -34,7 +34,7 @@ def _build_caches(cells: Sequence, verify: bool) -> int:
     from studies.run import build_method, open_lab, resolve_run
     from studies.tables import console
 
-    with Display(1) as display:
+    with Display() as display:
         lab = open_lab(cells[0], display.report)
         for cell in cells:
             needs = build_method(lab, resolve_run(lab, cell)).needs()
@@ -60,7 +60,7 @@ def _train_autoencoder(config, recipe, out: Path) -> int:
 
     runtime = environment.resolve_runtime(config.runtime)
     environment.apply_runtime(runtime)
-    with Display(1) as display:
+    with Display() as display:
         images = load_images(config.data, cache_folder(config.output), display.report)
         rows, _ = split(len(images), config.data.holdout, config.data.split_seed)
         train_autoencoder(images, rows, out, recipe, environment.resolve_device(runtime.device), display.report)

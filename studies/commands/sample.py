@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     from studies.run import open_lab
     from studies.tables import console
 
-    with Display(1) as display:
+    with Display() as display:
         config = saved.recorded_config(folder, parser, namespace)
         lab = open_lab(config, display.report)
         backbone, step = saved.load_backbone(folder, lab, namespace.step)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from studies.commands.common import print_config, quiet_libraries
+from studies.commands.common import is_main_process, print_config, quiet_libraries
 from studies.settings import Comparison, build_parser, parse, run_config
 
 
@@ -13,10 +13,10 @@ def main(argv: Sequence[str]) -> int:
     config = run_config(parser, parse(parser, [word for word in argv if word != "--print_config"]))
     if "--print_config" in argv:
         return print_config([config])
-    from studies.compare import run_comparison
+    from studies.compare import run_here
     from studies.tables import console
 
-    failures = run_comparison(Comparison(cells=(config,), seeds=(config.seed,), baseline=""))
-    for failure in failures:
+    failures = run_here(Comparison(cells=(config,), seeds=(config.seed,), baseline=""))
+    for failure in failures if is_main_process() else ():
         console(stderr=True).print(f"failed: {failure.run}: {failure.message}")
     return 1 if failures else 0

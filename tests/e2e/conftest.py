@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,8 @@ class Place:
 
 
 def run_process(command: Sequence[str], folder: Path, root: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(root), "COLUMNS": "200"}
+    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "200"}
     return subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, cwd=folder)
 
 
@@ -95,6 +97,85 @@ def ditbench(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str
         return status, printed.out, printed.err
 
     return run
+
+
+FAULTY = """
+import os, signal, time
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.method import Disclosure, Method, Term
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaultyConfig:
+    weight: float = 1.0
+
+
+class Faulty(Method):
+    Config = FaultyConfig
+    disclosure = Disclosure(summary="Does what a test asks for.", paper="none")
+
+    def taps(self, progress):
+        return (1,)
+
+    def terms(self, view, hidden):
+        folder, step = Path(os.environ["FAULTY"]), view.progress.step
+        with (folder / "steps").open("a") as steps:
+            steps.write(f"{step} ")
+        fault = (folder / "fault").read_text() if step >= 4 else ""
+        if fault == "raise":
+            raise RuntimeError("no space [left]\\non the device")
+        if fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        while fault == "wait":
+            (folder / "waits").write_text(str(os.getpid()))
+            time.sleep(0.1)
+        factor = float("nan") if fault == "nan" else 0.0
+        return {"faulty": Term(hidden[1].float().mean() * factor, self.config.weight)}
+"""
+"""A third-party method that breaks as `$FAULTY/fault` says when four steps are made, and notes the steps it sees."""
+
+
+@dataclass(frozen=True)
+class Faults:
+    """How the method `faulty` breaks, and what it saw."""
+
+    folder: Path
+
+    def are(self, fault: str) -> None:
+        """nan, raise, kill, wait, or "" for none."""
+        (self.folder / "steps").write_text("")
+        (self.folder / "fault").write_text(fault)
+
+    def steps(self) -> set[int]:
+        """Steps seen since, from 0."""
+        return {int(step) for step in (self.folder / "steps").read_text().split()}
+
+    def waiting(self) -> int:
+        """Process that waits for ever within its fifth step, once there is one."""
+        path, deadline = self.folder / "waits", time.monotonic() + 120
+        while not (path.is_file() and path.read_text()):
+            assert time.monotonic() < deadline, "no process got to its fifth step"
+            time.sleep(0.05)
+        return int(path.read_text())
+
+
+@pytest.fixture
+def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Faults:
+    """Installs the method `faulty` for this process and those that it starts."""
+    folder = tmp_path / "faulty"
+    metadata = folder / "faulty-1.dist-info"
+    metadata.mkdir(parents=True)
+    (folder / "faulty.py").write_text(FAULTY)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text("[ditbench.methods]\nfaulty = faulty:Faulty\n")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("FAULTY", str(folder))
+    faults = Faults(folder)
+    faults.are("")
+    return faults
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -15,12 +15,10 @@ from PIL import Image
 
 import methods
 from harness import trainer
-from harness.method import Term
 from harness.records import RunFolder, number
-from methods.vae_repa import VaeRepa
 from studies.cli import main
 from studies.commands import report
-from tests.e2e.conftest import STUDY, FinishedStudy, Place, contents
+from tests.e2e.conftest import STUDY, Faults, FinishedStudy, Place, contents
 
 Ditbench = Callable[..., tuple[int, str, str]]
 MAIN = "fd_efficientnet_lite0_48"
@@ -60,7 +58,7 @@ def test_a_comparison_leaves_whole_records(finished: FinishedStudy, cell: str) -
         assert Image.open(folder.path / line["samples"]).size == (320, 96)
     assert manifest["config"]["sections"].keys() == {cell}
     names = {path.name for path in folder.path.iterdir()}
-    assert names == {"manifest.json", "train.jsonl", "eval.jsonl", "cost.json", "checkpoints", "samples"}
+    assert names == {"manifest.json", "train.jsonl", "eval.jsonl", "cost.json", "log.txt", "checkpoints", "samples"}
 
 
 def test_cells_of_a_comparison_share_weights_stream_data_and_protocol(finished: FinishedStudy) -> None:
@@ -281,92 +279,78 @@ def test_train_runs_one_method_on_a_folder_of_images(place: Place, ditbench: Dit
 # -- one bad cell ---------------------------------------------------------------------------------------------------
 
 
-def broken(step: int, value: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From a step on VAE-REPA's term is `value`, or an error where that is None."""
-    terms = VaeRepa.terms
-
-    def bad(self: VaeRepa, view: Any, hidden: Any) -> dict[str, Term]:
-        made = terms(self, view, hidden)
-        if view.progress.step < step:
-            return made
-        if value is None:
-            raise RuntimeError("no space [left]\non the device")
-        return {name: Term(term.value * value, term.weight) for name, term in made.items()}
-
-    monkeypatch.setattr(VaeRepa, "terms", bad)
-
-
 SHORT = (
-    *("--study", "short", "--methods", "vae_repa,sit", "--seeds", "0", "--budget.amount", "6"),
+    *("--study", "short", "--methods", "faulty,sit", "--seeds", "0", "--budget.amount", "6"),
     *("--evaluation.points", "2", "--output.log_every", "1", "--output.mlflow", "false"),
 )
 
 
 def test_a_cell_that_diverges_is_a_result_and_the_others_go_on(
-    place: Place, ditbench: Ditbench, monkeypatch: pytest.MonkeyPatch
+    place: Place, ditbench: Ditbench, faults: Faults
 ) -> None:
     words = place.words("compare", *SHORT)
-    broken(4, math.nan, monkeypatch)
+    faults.are("nan")
     status, out, err = ditbench(*words)
     assert (status, err) == (0, "")
-    assert "cell 1 of 2: vae_repa seed 0: diverged" in out
+    assert "cell 1 of 2: faulty seed 0: diverged" in out
     assert "cell 2 of 2: sit seed 0: finished" in out
-    bad, good = (RunFolder(place.runs / "short" / cell / "seed0") for cell in ("vae_repa", "sit"))
+    bad, good = (RunFolder(place.runs / "short" / cell / "seed0") for cell in ("faulty", "sit"))
     assert good.status() == "finished"
     detail = bad.manifest()["status_detail"]
-    assert (detail["step"], detail["parts"]) == (4, ["loss", "terms/vae_repa", "grad_norm"])
+    assert (detail["step"], detail["parts"]) == (4, ["loss", "terms/faulty", "grad_norm"])
     assert (bad.path / detail["checkpoint"] / "state.json").is_file()
     assert [line["step"] for line in bad.lines("eval")] == [3]
     table = out[out.index("after 6 steps") :]
     assert "diverged" in table
 
     before = contents(bad.path)
-    monkeypatch.setattr(report, "write_and_print", lambda study: None)
+    faults.are("")
     status, out, _ = ditbench(*words)
     assert status == 0
     assert contents(bad.path) == before, "a diverged run is over"
 
 
 def test_a_cell_that_fails_is_said_and_goes_on_later(
-    place: Place, ditbench: Ditbench, monkeypatch: pytest.MonkeyPatch
+    place: Place, ditbench: Ditbench, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = place.words("compare", *SHORT)
-    with monkeypatch.context() as patched:
-        broken(4, None, patched)
-        status, out, err = ditbench(*words)
+    faults.are("raise")
+    status, out, err = ditbench(*words)
     assert status == 1
-    assert err == "failed: vae_repa/seed0: RuntimeError: no space [left] on the device\n"
+    assert err == "failed: faulty/seed0: RuntimeError: no space [left] on the device\n"
     assert "cell 2 of 2: sit seed 0: finished" in out
-    bad = RunFolder(place.runs / "short" / "vae_repa" / "seed0")
+    bad = RunFolder(place.runs / "short" / "faulty" / "seed0")
     assert bad.status() == "failed"
-    assert "Traceback" in bad.manifest()["status_detail"]["trace"]
+    detail = bad.manifest()["status_detail"]
+    assert detail["error"] == "RuntimeError: no space [left] on the device"
+    assert "Traceback" in detail["trace"]
+    assert 'raise RuntimeError("no space [left]' in (bad.path / detail["log"]).read_text()
     assert [line["step"] for line in bad.lines("train")] == [1, 2, 3, 4]
 
-    made: list[int] = []
-    step = trainer.train_step
-
-    def counted(run: Any, batch: Any) -> None:
-        made.append(batch.step)
-        step(run, batch)
-
-    monkeypatch.setattr(trainer, "train_step", counted)
+    faults.are("")
     monkeypatch.setattr(report, "write_and_print", lambda study: None)
     status, out, err = ditbench(*words)
     assert (status, err) == (0, "")
-    assert made == [3, 4, 5], "it went on from its evaluation after step 3"
+    assert faults.steps() - {0} == {3, 4, 5}, "it went on from its evaluation after step 3"
     assert bad.status() == "finished"
     assert bad.manifest()["status_detail"] == {}
 
 
-def test_when_no_cell_gets_anywhere_the_status_says_so(
-    place: Place, ditbench: Ditbench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    broken(0, None, monkeypatch)
-    status, _, err = ditbench(*place.words("compare", *SHORT, "--methods", "vae_repa"))
+def test_when_no_cell_gets_anywhere_the_status_says_so(place: Place, ditbench: Ditbench, faults: Faults) -> None:
+    """It fails before its only evaluation, so there is nothing to report on."""
+    faults.are("raise")
+    words = place.words("compare", *SHORT, "--methods", "faulty", "--evaluation.points", "1")
+    status, _, err = ditbench(*words)
     assert status == 1
     failed, no_report = err.splitlines()
-    assert failed == "failed: vae_repa/seed0: RuntimeError: no space [left] on the device"
+    assert failed == "failed: faulty/seed0: RuntimeError: no space [left] on the device"
     assert no_report.startswith("no report: ")
+
+
+ONE = (
+    *("--study", "short", "--method", "sit", "--budget.amount", "6"),
+    *("--evaluation.points", "2", "--output.log_every", "1", "--output.mlflow", "false"),
+)
 
 
 def test_an_interrupt_leaves_a_run_that_goes_on(
@@ -379,8 +363,7 @@ def test_an_interrupt_leaves_a_run_that_goes_on(
             raise KeyboardInterrupt
         step(run, batch)
 
-    monkeypatch.setattr(report, "write_and_print", lambda study: None)
-    words = place.words("compare", *SHORT, "--methods", "sit")
+    words = place.words("train", *ONE)
     with monkeypatch.context() as patched:
         patched.setattr(trainer, "train_step", interrupted)
         assert main(words) == 130

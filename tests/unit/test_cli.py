@@ -188,7 +188,7 @@ def test_every_command_explains_its_options(name: str, capsys: pytest.CaptureFix
     assert printed.startswith(f"usage: ditbench {name} ")
     if name in ("train", "compare", "prepare"):
         text = " ".join(printed.split())
-        for expected in ("Learning rate, constant.", "Budget of a cell in that unit.", "Weight of the term."):
+        for expected in ("Learning rate, constant.", "Budget of a cell in that unit;", "Weight of the term."):
             assert expected in text
     if name == "compare":
         assert "--methods" in printed

@@ -45,14 +45,19 @@ def lines(capsys: pytest.CaptureFixture[str]) -> Callable[[], list[str]]:
     return lambda: capsys.readouterr().out.splitlines()
 
 
+def named(*cells: str, seed: int = 0) -> list[RunConfig]:
+    """Runs of these cells."""
+    return [replace(CONFIG, cell=cell, seed=seed) for cell in cells]
+
+
 def train_event(step: int) -> Event:
-    return Event("train", step, {"loss": 1.25, "images_per_s": 640.4})
+    return Event("train", step, {"loss": 1.25, "images_per_s": 640.4}, step / BUDGET)
 
 
-def steps(shown: Display, clock: Clock, start: int, stop: int, seconds: float) -> None:
+def steps(shown: Display, clock: Clock, number: int, start: int, stop: int, seconds: float) -> None:
     for step in range(start, stop):
         clock.now += seconds
-        shown.event(Event("step", step + 1))
+        shown.event(number, Event("step", step + 1, {}, (step + 1) / BUDGET))
 
 
 @pytest.mark.parametrize(
@@ -64,14 +69,14 @@ def test_durations(seconds: float, expected: str) -> None:
 
 
 def test_plain_lines_of_a_run(clock: Clock, lines: Callable[[], list[str]]) -> None:
-    with Display(8, BUDGET) as shown:
-        shown.begin(3, replace(CONFIG, cell="repa,block=2", seed=1))
-        shown.event(Event("start", 0))
+    with Display(named(*"ab", "repa,block=2", *"defgh", seed=1)) as shown:
+        shown.begin(3)
+        shown.event(3, Event("start", 0))
         clock.now = 20
-        steps(shown, clock, 0, 20, 0.5)
-        shown.event(train_event(20))
-        shown.event(Event("eval", 20, {"metrics": METRICS}))
-        shown.event(Event("end", 100, {"status": "finished"}))
+        steps(shown, clock, 3, 0, 20, 0.5)
+        shown.event(3, train_event(20))
+        shown.event(3, Event("eval", 20, {"metrics": METRICS}, 0.2))
+        shown.event(3, Event("end", 100, {"status": "finished"}, 1.0))
     name = "cell 3 of 8: repa,block=2 seed 1"
     # 20 steps in 30 s; 8 runs of 100 steps less 20 remain: 780 x 1.5 s = 19:30
     assert lines() == [
@@ -81,75 +86,130 @@ def test_plain_lines_of_a_run(clock: Clock, lines: Callable[[], list[str]]) -> N
     ]
 
 
+def test_a_budget_in_another_unit_is_shown_beside_the_step(clock: Clock, lines: Callable[[], list[str]]) -> None:
+    runs = [replace(CONFIG, cell="a", budget=BudgetConfig(unit="train_gflops", amount=2500.0))]
+    with Display(runs) as shown:
+        shown.begin(1)
+        shown.event(1, Event("eval", 30, {"metrics": {"kd_x_898": 1.0, "fd_x_898": 2.0}}, 0.5))
+    assert lines() == ["cell 1 of 1: a seed 0: step 30, 1,250 of 2,500 train_gflops  fd_x_898 2"]
+
+
+def test_what_a_run_has_to_say_at_its_start(clock: Clock, lines: Callable[[], list[str]]) -> None:
+    with Display(named("a")) as shown:
+        shown.begin(1)
+        shown.event(1, Event("start", 3, {"notices": ["step_00000004 is damaged"]}))
+    assert lines() == ["cell 1 of 1: a seed 0: step_00000004 is damaged"]
+
+
 def test_training_lines_come_at_most_every_ten_seconds(clock: Clock, lines: Callable[[], list[str]]) -> None:
-    with Display(1, BUDGET) as shown:
-        shown.begin(1, CONFIG)
+    with Display(named("a")) as shown:
+        shown.begin(1)
         for step in range(1, 31):
-            steps(shown, clock, step - 1, step, 1.0)
-            shown.event(train_event(step))
+            steps(shown, clock, 1, step - 1, step, 1.0)
+            shown.event(1, train_event(step))
     printed = [line.split(": ")[2].split(" of")[0] for line in lines()]
     assert printed == ["step 11", "step 22"]
 
 
 def test_skipped_and_resumed_steps_do_not_shorten_the_time_left(clock: Clock, lines: Callable[[], list[str]]) -> None:
-    with Display(3, BUDGET) as shown:
-        shown.begin(1, CONFIG)
-        shown.event(Event("end", BUDGET, {"status": "finished"}))  # finished by an earlier command
-        shown.begin(2, replace(CONFIG, seed=1))
-        shown.event(Event("start", 60))  # went on from its checkpoint
-        steps(shown, clock, 60, 80, 1.0)
-        shown.event(train_event(80))
+    with Display(named("a", "b", "c")) as shown:
+        shown.over(1, "finished")  # by an earlier command
+        shown.begin(2)
+        shown.event(2, Event("start", 60, {}, 0.6))  # went on from its checkpoint
+        steps(shown, clock, 2, 60, 80, 1.0)
+        shown.event(2, train_event(80))
     # 20 steps took 20 s; 20 of this run and 100 of the next remain
     assert lines()[-1].endswith("2:00 left")
 
 
+def test_steps_that_are_left_out_count_with_the_next_one(clock: Clock, lines: Callable[[], list[str]]) -> None:
+    with Display(named("a")) as shown:
+        shown.begin(1)
+        shown.event(1, Event("start", 0))
+        clock.now = 20
+        shown.event(1, train_event(20))
+    assert lines()[-1].endswith("1:20 left")
+
+
 def test_no_time_left_before_the_first_step(clock: Clock, lines: Callable[[], list[str]]) -> None:
-    with Display(1, BUDGET) as shown:
-        shown.begin(1, CONFIG)
-        shown.event(Event("start", 99))
+    with Display(named("a")) as shown:
+        shown.begin(1)
+        shown.event(1, Event("start", 99, {}, 0.99))
         clock.now = 100
-        shown.event(train_event(99))
+        shown.event(1, train_event(99))
     assert lines()[-1].endswith("? left")
 
 
 def test_a_failed_run_is_said_and_counts_as_over(clock: Clock, lines: Callable[[], list[str]]) -> None:
-    with Display(2, BUDGET) as shown:
-        shown.begin(1, CONFIG)
-        steps(shown, clock, 0, 10, 1.0)
-        shown.failed("RuntimeError: [Errno 28] no space [red]")
-        shown.begin(2, replace(CONFIG, seed=1))
-        steps(shown, clock, 0, 30, 1.0)
-        shown.event(train_event(30))
+    with Display(named("a", "b")) as shown:
+        shown.begin(1)
+        steps(shown, clock, 1, 0, 10, 1.0)
+        shown.failed(1, "RuntimeError: [Errno 28] no space [red]")
+        shown.begin(2)
+        steps(shown, clock, 2, 0, 30, 1.0)
+        shown.event(2, train_event(30))
     failed, trained = lines()
-    assert failed == "cell 1 of 2: sit seed 0: failed: RuntimeError: [Errno 28] no space [red]"
+    assert failed == "cell 1 of 2: a seed 0: failed: RuntimeError: [Errno 28] no space [red]"
     assert trained.endswith("1:10 left")  # 40 steps took 40 s, 70 remain
 
 
+def test_runs_side_by_side_share_the_time_left(clock: Clock, lines: Callable[[], list[str]]) -> None:
+    with Display(named("a", "b", "c")) as shown:
+        for number in (1, 2):
+            shown.begin(number)
+            shown.event(number, Event("start", 0))
+        clock.now = 30
+        shown.event(1, Event("step", 20, {}, 0.2))
+        shown.event(2, train_event(40))
+    # 60 steps in 30 s; of 300 steps 240 remain
+    assert lines() == ["cell 2 of 3: b seed 0: step 40 of 100  loss 1.2500  640 images/s  2:00 left"]
+
+
+def test_a_run_of_another_command_is_said(clock: Clock, lines: Callable[[], list[str]]) -> None:
+    with Display(named("a", "b")) as shown:
+        shown.waits(1, "host, process 12")
+        shown.waits(2, "")
+    assert lines() == [
+        "cell 1 of 2: a seed 0: trained by another command (host, process 12)",
+        "cell 2 of 2: b seed 0: trained by another command",
+    ]
+
+
 def test_preparation_is_reported_now_and_then_and_at_its_end(clock: Clock, lines: Callable[[], list[str]]) -> None:
-    with Display(1, BUDGET) as shown:
+    with Display() as shown:
         for done in range(1, 26):
             clock.now += 1
             shown.report("latents", done, 25)
     assert lines() == ["latents: 11 of 25", "latents: 22 of 25", "latents: 25 of 25"]
 
 
-def test_a_terminal_gets_one_live_line(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+def test_a_terminal_gets_one_live_line_a_run(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setenv("TERM", "xterm-256color")
-    with Display(2, BUDGET) as shown:
+    with Display(named("a", "b")) as shown:
         shown.report("latents", 1, 2)
-        shown.begin(1, CONFIG)
-        steps(shown, clock, 0, 10, 1.0)
-        shown.event(train_event(10))
-        live = shown._progress.tasks[0]
-        assert (live.description, live.completed, live.total) == ("cell 1 of 2: sit seed 0", 10, BUDGET)
-        assert live.fields["facts"] == "loss 1.2500  640 images/s  3:10 left"
-        shown.event(Event("end", BUDGET, {"status": "diverged"}))
-    assert "cell 1 of 2: sit seed 0: diverged" in terminal.getvalue()
+        assert [task.description for task in shown._progress.tasks] == ["latents"]
+        shown.report("latents", 2, 2)
+        for number in (1, 2):
+            shown.begin(number)
+            shown.event(number, Event("start", 0))
+        steps(shown, clock, 1, 0, 10, 1.0)
+        shown.event(1, train_event(10))
+        shown.event(2, Event("step", 30, {}, 0.3))
+        first, second = shown._progress.tasks
+        assert (first.description, first.completed, first.total) == ("cell 1 of 2: a seed 0", 10, BUDGET)
+        assert first.fields["facts"] == "loss 1.2500  640 images/s  3:10 left"
+        # 40 steps in 10 s; of 200 steps 160 remain
+        assert (second.description, second.completed) == ("cell 2 of 2: b seed 0", 30)
+        assert second.fields["facts"].strip() == "0:40 left"
+        shown.event(1, Event("end", BUDGET, {"status": "diverged"}, 1.0))
+        assert [task.description for task in shown._progress.tasks] == ["cell 2 of 2: b seed 0"]
+    assert "cell 1 of 2: a seed 0: diverged" in terminal.getvalue()
     assert "step 10 of 100" not in terminal.getvalue(), "training is the live line, not one more line each time"

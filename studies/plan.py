@@ -1,0 +1,94 @@
+"""How many cells of a comparison run side by side, with how many threads, and on which devices."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from harness import environment
+from harness.config import RunConfig, require
+from harness.records import RunFolder, run_path
+from studies.settings import Comparison
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Workers, and what each of them uses."""
+
+    workers: int
+    processes: int = 1
+    """Processes that train one cell together."""
+    gpus: tuple[str, ...] = ()
+    """CUDA devices, as CUDA_VISIBLE_DEVICES names them; none on the CPU."""
+    shares_device: bool = False
+    """Whether some device serves more than one worker."""
+
+    def devices(self, worker: int) -> Mapping[str, str]:
+        """The environment that shows a worker (from 0) its devices and no others: more workers take turns on them."""
+        if not self.gpus:
+            return {}
+        mine = [self.gpus[(worker * self.processes + place) % len(self.gpus)] for place in range(self.processes)]
+        return {"CUDA_VISIBLE_DEVICES": ",".join(mine)}
+
+
+def in_group() -> bool:
+    """Whether a launcher such as torchrun started several processes of this command."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def check_group(jobs: int, gpus_per_cell: int) -> None:
+    """Refuse workers where a launcher has started the processes."""
+    require(
+        jobs in (0, 1) and gpus_per_cell == 1,
+        f"--jobs is {jobs} and --gpus_per_cell is {gpus_per_cell}: under torchrun or accelerate launch all processes "
+        "train one cell at a time; leave them out, or start the command without a launcher",
+    )
+
+
+def make_plan(comparison: Comparison, jobs: int, gpus_per_cell: int) -> tuple[Comparison, Plan]:
+    """The plan, and the comparison with the threads of each cell, when the CPU's are divided.
+
+    Raises:
+        UserError: for numbers that make no sense, alone or with the device or the budget.
+    """
+    shared = comparison.cells[0]
+    require(jobs >= 0, f"--jobs is {jobs}: give the number of cells to run side by side, or 0 for the machine's own")
+    require(gpus_per_cell >= 1, f"--gpus_per_cell is {gpus_per_cell}: give 1 or more")
+    device, by_clock = environment.resolve_device(shared.runtime.device), shared.budget.unit == "seconds"
+    require(
+        jobs < 2 or not by_clock,
+        f"--jobs is {jobs} with budget.unit seconds: cells side by side slow each other; give --jobs 1",
+    )
+    gpus = visible_gpus() if device.type == "cuda" else ()
+    require(
+        gpus_per_cell == 1 or gpus_per_cell <= len(gpus),
+        f"--gpus_per_cell is {gpus_per_cell}: this command sees {len(gpus)} CUDA devices; give at most as many",
+    )
+    places = max(1, len(gpus) // gpus_per_cell)
+    jobs = min(jobs or (1 if by_clock else places), len(comparison.runs()))
+    left = sum(not is_over(run) for run in comparison.runs())
+    workers = max(1, min(jobs, left))
+    plan = Plan(workers=workers, processes=gpus_per_cell, gpus=gpus, shares_device=workers > places)
+    return with_threads(comparison, jobs * gpus_per_cell), plan
+
+
+def is_over(run: RunConfig) -> bool:
+    """Whether a run came to its end."""
+    return RunFolder(run_path(run.output.runs, run.study, run.label, run.seed)).status() in ("finished", "diverged")
+
+
+def with_threads(comparison: Comparison, processes: int) -> Comparison:
+    """Every cell with its part of the threads; one process keeps them all."""
+    if processes == 1:
+        return comparison
+    threads = comparison.cells[0].runtime.threads or torch.get_num_threads()
+    runtime = replace(comparison.cells[0].runtime, threads=max(1, threads // processes))
+    return replace(comparison, cells=tuple(replace(cell, runtime=runtime) for cell in comparison.cells))
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The CUDA devices that this command may use. Asking makes no context on them."""
+    count = torch.cuda.device_count()
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return tuple(named[:count]) or tuple(str(index) for index in range(count))
