@@ -224,6 +224,20 @@ def test_words_that_hold_far_too_much() -> None:
     assert refusal([*DIGITS, "--optimizer.lr=&a [*a]"]).startswith("optimizer.lr cannot be used, line 1: ")
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--budget.amount", "x"], "budget.amount is x: give a whole number or a number"),
+        (["--data", "3"], "data is '3': it is a section, so set the keys in it, as in --help"),
+        (["--ema.decay", "-1e-9"], "ema.decay has no value: give one, and write --ema.decay=VALUE where it begins "
+         "with a dash"),
+        (["--ema.decay=-1e-9"], "ema.decay is -1e-09: give 0 or more and less than 1"),
+    ],
+)  # fmt: skip
+def test_words_that_the_parser_does_not_take(words: list[str], line: str) -> None:
+    assert refusal([*DIGITS, *words]) == line
+
+
 def test_an_empty_word_is_named() -> None:
     assert refusal([*DIGITS, "--optimizer.lr", " "]) == "optimizer.lr is empty: give a number"
 
@@ -238,7 +252,7 @@ def test_an_empty_word_is_named() -> None:
         ({"cells": ["sit"]}, "['sit'] is not a mapping of labels to settings"),
         ({"ema": None}, "ema is None: it is a section"),
         ({"optimizer": 3}, "optimizer is 3: it is a section, so set the keys in it"),
-        ({"repa": "weight"}, 'Parser key "repa": Unable to load config'),
+        ({"repa": "weight"}, "repa is 'weight': it is a section"),
         ({"cells": {"a": {"method": "repa", "repa": 1}}}, "repa is 1: it is a section"),
         ({"evaluation": {"sampler": 3}}, "evaluation.sampler is 3: it is a section"),
         (["sit"], "is no mapping of keys to values"),
