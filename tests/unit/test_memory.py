@@ -175,8 +175,12 @@ def test_what_fits_is_not_refused(free: Callable[[int], None]) -> None:
 @pytest.mark.parametrize(
     ("sections", "model", "message"),
     [
-        ({"optimizer": OptimizerConfig(batch_size=10**30)}, "SiT-nano/2", "lower optimizer.micro_batch"),
-        ({"optimizer": OptimizerConfig(batch_size=10**30, micro_batch=1)}, "SiT-nano/2", "lower optimizer.batch_size"),
+        ({"optimizer": OptimizerConfig(batch_size=2**63 - 1)}, "SiT-nano/2", "lower optimizer.micro_batch"),
+        (
+            {"optimizer": OptimizerConfig(batch_size=2**63 - 1, micro_batch=1)},
+            "SiT-nano/2",
+            "lower optimizer.batch_size",
+        ),
         ({}, "SiT-XL/2", "weights and moments take 13.5 GB: choose a smaller model.name"),
         ({"evaluation": EvaluationConfig(num_samples=10**7, chunk=1)}, "SiT-nano/2", "lower evaluation.num_samples"),
         ({"evaluation": EvaluationConfig(num_samples=10**5, chunk=10**5)}, "SiT-nano/2", "lower evaluation.chunk"),
@@ -197,6 +201,25 @@ def test_what_does_not_fit_names_the_setting(
     ) as caught:
         memory.check_run(run_of(model, **sections), method_of(shape_of(model)), 1, CPU)
     assert message in str(caught.value)
+
+
+def test_an_accelerator_has_a_memory_of_its_own(free: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    free(2 * GB)
+    monkeypatch.setattr(memory, "free_on_device", lambda device: 3 * GB)
+    here = memory.Part(name="samples", num_bytes=2 * GB, way_out="lower a")
+    there = memory.Part(name="weights", num_bytes=3 * GB, way_out="lower b", on_device=True)
+    device = torch.device("cuda")
+    memory.check([here, there], device)
+    with pytest.raises(
+        UserError, match=r"4\.0 GB of RAM are needed and 2\.0 GB are free; samples take 2\.0 GB: lower a$"
+    ):
+        memory.check([here, here, there], device)
+    with pytest.raises(
+        UserError, match=r"6\.0 GB of cuda are needed and 3\.0 GB are free; weights take 3\.0 GB: lower b$"
+    ):
+        memory.check([here, there, there], device)
+    with pytest.raises(UserError, match=r"5\.0 GB of RAM are needed"):
+        memory.check([here, there], CPU)
 
 
 def test_heads_are_part_of_the_run(free: Callable[[int], None]) -> None:
