@@ -227,19 +227,20 @@ class RunFolder:
                 raise
 
     def lines(self, name: Literal["train", "eval"]) -> list[dict[str, Any]]:
-        """All whole records of `<name>.jsonl`, oldest first; a line cut short by a crash is left out."""
+        """All whole records of `<name>.jsonl`, oldest first; a last line cut short by a crash is left out.
+
+        `UserError` names a line that is damaged.
+        """
         path = self.path / f"{name}.jsonl"
         if not path.is_file():
             return []
-        records = []
-        for line in path.read_text().splitlines(keepends=True):
-            if not line.endswith("\n"):
-                break
-            records.append(json.loads(line))
-        return records
+        *whole, _ = path.read_bytes().split(b"\n")
+        return [_record(line, f"{path}, line {number}") for number, line in enumerate(whole, start=1)]
 
     def truncate(self, step: int) -> None:
-        """Drop records after `step`, so that a continued run does not write a point twice."""
+        """Drop records after `step`, so that a continued run does not write a point twice, and half-written files."""
+        for leftover in (*self.path.glob(".*.tmp"), *self.samples.glob(".*.tmp")):
+            leftover.unlink()
         for name in ("train", "eval"):
             path = self.path / f"{name}.jsonl"
             if path.is_file():
@@ -253,6 +254,16 @@ class RunFolder:
         tile_picture(images_NHWC).save(buffer, format="PNG")
         write_atomic(path, buffer.getvalue())
         return path
+
+
+def _record(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise UserError(f"{where}, is damaged: remove the folder and run the cell again")
+    return record
 
 
 TILES_A_ROW = 10

@@ -59,8 +59,10 @@ class Display:
         self._progress.stop()
 
     def report(self, what: str, done: int, total: int) -> None:
-        """Progress of preparing data: `done` of `total` rows of `what`."""
-        if self._live:
+        """Progress of preparing data: `done` of `total` rows of `what`. A single one, such as a notice, stays shown."""
+        if total == 1:
+            self._print(what)
+        elif self._live:
             self._show(0, what, done, total, "")
             if done >= total:
                 self._hide(0)

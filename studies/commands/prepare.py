@@ -29,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _build_caches(cells: Sequence, verify: bool) -> int:
+    from harness.cache import Sharded
     from harness.prepare import prepare
     from studies.display import Display
     from studies.run import build_method, open_lab, resolve_run
@@ -39,8 +40,8 @@ def _build_caches(cells: Sequence, verify: bool) -> int:
         for cell in cells:
             needs = build_method(lab, resolve_run(lab, cell)).needs()
             prepared = prepare(lab.config, needs, lab.accelerator.device, display.report)
-            for cached in (prepared.moments, *prepared.tokens.values()):
-                if verify:
+            for cached in (prepared.images.images, prepared.moments, *prepared.tokens.values()):
+                if verify and isinstance(cached, Sharded):
                     cached.verify()
     checked = ", every shard checked" if verify else ""
     console().print(

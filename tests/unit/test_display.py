@@ -183,6 +183,19 @@ def test_preparation_is_reported_now_and_then_and_at_its_end(clock: Clock, lines
     assert lines() == ["latents: 11 of 25", "latents: 22 of 25", "latents: 25 of 25"]
 
 
+@pytest.mark.parametrize("live", [False, True])
+def test_a_notice_stays_on_the_screen(
+    clock: Clock, lines: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch, live: bool
+) -> None:
+    if live:
+        monkeypatch.setattr(sys, "stdout", Terminal())
+    with Display() as shown:
+        shown.report("shard-00000.npy is made again", 1, 1)
+        shown.report("latents", 1, 25)
+    printed = sys.stdout.getvalue().splitlines() if live else lines()
+    assert any(line.endswith("shard-00000.npy is made again") for line in printed), printed
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

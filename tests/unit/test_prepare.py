@@ -1,5 +1,6 @@
 """Preparation: rows agree across caches, sizes are checked, a second start makes nothing."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,3 +133,27 @@ def test_missing_weights_are_found_before_any_work(
     with pytest.raises(UserError, match="weights of dinov2_vitb14 are not on this machine"):
         prepare(config, Needs(encoders=("dinov2_vitb14",)), "cpu")
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("kind", ["images", "moments", "tokens"])
+def test_any_damaged_file_of_the_caches_is_made_again_to_the_same_bytes(config: RunConfig, kind: str) -> None:
+    """Damaged after the caches were opened, and touched by another thread, as batches are drawn in one."""
+    needs = Needs(encoders=(ENCODER,))
+    prepare(config, needs, "cpu")
+    cache = Path(config.output.cache)
+    whole = {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()}
+    (shard,) = cache.glob(f"{kind}-*/shard-00000.npy")
+    told: list[str] = []
+    opened = prepare(config, needs, "cpu", lambda what, done, total: told.append(what))
+    shard.write_bytes(whole[shard][:-1])
+    everything = np.arange(11)
+    with ThreadPoolExecutor(1) as thread:
+        for rows in (opened.images.rows, opened.moments.rows, opened.tokens[ENCODER].rows):
+            thread.submit(rows, everything).result()
+    assert told[0] == f"{shard} is missing or damaged and is made again"
+    for path in (*cache.glob("files-*.json"), *cache.glob(f"{kind}-*/index.json")):
+        path.write_bytes(path.read_bytes().replace(b"0", b"1", 1))
+        told.clear()
+        prepare(config, needs, "cpu", lambda what, done, total: told.append(what))
+        assert told[0] == f"{path} is damaged and is made again"
+    assert {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()} == whole

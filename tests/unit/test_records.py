@@ -190,6 +190,27 @@ def test_truncate_drops_later_steps_from_both_files(run: RunFolder) -> None:
     assert names_in(run.path) == {"checkpoints", "samples", "train.jsonl", "eval.jsonl"}
 
 
+@pytest.mark.parametrize("damaged", [b'{"step": 1', b"\xff", b"", b"3", b'{"step":1}{"step":2}'])
+def test_a_damaged_line_is_named(run: RunFolder, damaged: bytes) -> None:
+    run.append("train", {"step": 1})
+    with (run.path / "train.jsonl").open("ab") as file:
+        file.write(damaged + b"\n")
+    run.append("train", {"step": 3})
+    for read in (lambda: run.lines("train"), lambda: run.truncate(5)):
+        with pytest.raises(
+            UserError, match=r"train\.jsonl, line 2, is damaged: remove the folder and run the cell again"
+        ):
+            read()
+
+
+def test_truncate_removes_half_written_files(run: RunFolder) -> None:
+    run.write_manifest({"status": "running"})
+    for path in (run.path / ".manifest.json.99.tmp", run.samples / ".step_00000004.png.99.tmp"):
+        path.write_bytes(b"half")
+    run.truncate(0)
+    assert names_in(run.path) == {"checkpoints", "samples", "manifest.json"} and not names_in(run.samples)
+
+
 def test_find_runs_sorts_by_cell_then_seed(tmp_path: Path) -> None:
     for cell, seed in (("b", 0), ("a", 10), ("a", 2)):
         folder = RunFolder(records.run_path(tmp_path, "study", cell, seed))
