@@ -158,10 +158,9 @@ class Session:
 
 
 def open_session(output: OutputConfig, study: str, name: str, tags: Mapping[str, str], run_id: str) -> Session:
-    """Start a run, or continue `run_id` when it is not empty."""
+    """Start a run in a prepared store, or continue `run_id` when it is not empty."""
     from mlflow import MlflowClient
 
-    prepare_store(output, study)
     client = MlflowClient(tracking_uri(output))
     if run_id:
         set_status(client, run_id, "running")
@@ -201,7 +200,10 @@ class Tracker:
         if output.mlflow:
             import mlflow  # noqa: F401 -- a matter of seconds, which is not the store's fault
 
-            self._session = self._guarded(lambda: open_session(output, study, name, tags, run_id))
+            # Two calls: one that is given up may end later, and should not leave a run in MLflow then.
+            self._guarded(lambda: prepare_store(output, study))
+            if not self.failure:
+                self._session = self._guarded(lambda: open_session(output, study, name, tags, run_id))
         if self._session:
             self.run_id, self._logged = self._session.run_id, set(self._session.points)
 

@@ -17,9 +17,11 @@ LIBRARY_SETTINGS = {
     "KINETO_LOG_LEVEL": "5",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
-    # MLflow's own settings would hold up a run for four minutes when its server is away.
+    # MLflow's own settings would hold up a run for four minutes when its server is away, and print among our lines.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 """Set for the libraries of a command where the environment does not set them."""
 

@@ -371,6 +371,7 @@ def test_a_store_that_never_answers_costs_its_time_once(
         answers.append("late")
         return Session(MlflowClient("sqlite://"), "late", 0, frozenset())
 
+    monkeypatch.setattr(tracking, "prepare_store", lambda *arguments: None)
     monkeypatch.setattr(tracking, "open_session", hang)
     monkeypatch.setattr(tracking, "PATIENCE_S", 0.2)
     monkeypatch.setattr(tracking, "QUICK_S", 0.1)
