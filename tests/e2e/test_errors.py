@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness import memory
 from tests.e2e.conftest import STUDY, FinishedStudy, Place, contents, run_process
 
 Ditbench = Callable[..., tuple[int, str, str]]
@@ -79,10 +80,28 @@ def test_words_that_are_wrong(refused: Callable[..., str], words: list[str], exp
         (["--runtime.device", "tpu"], "runtime.device is 'tpu': give auto, cpu, cuda or mps"),
         (["--autoencoder.path", "nowhere"], "autoencoder.path is 'nowhere': give a folder"),
         (["--data.name", "imagefolder"], "data.path is empty: name a folder"),
+        (["--optimizer.batch_size", str(2**62)], "not enough memory: at least more than 1000 TB of RAM are needed and"),
+        (["--methods", "sit,vae_repa", "--vae_repa.head_width", str(2**31)], "heads of vae_repa cannot be built ("),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_fit(refused: Callable[..., str], words: list[str], expected: str) -> None:
     assert refused("compare", "--seeds", "0", *words).startswith(expected)
+
+
+def test_images_that_cannot_fit_are_refused_before_they_are_made(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free_ram", lambda: 23 * 10**9)
+    line = refused("train", "--data.image_size", "2048")
+    assert line.startswith("not enough memory: at least 30.1 GB of RAM are needed and 23.0 GB are free; the images")
+    assert line.endswith(": lower data.image_size")
+
+
+def test_a_long_value_is_cut_in_the_middle(refused: Callable[..., str]) -> None:
+    line = refused("train", "--study", "x" * 5000 + "\x1b[31m")
+    assert re.match("study is 'x{250,} ... x*.*: it names a folder, so leave out slashes, a leading dot and ", line)
+    assert len(line) < 450
+    assert line.isprintable()
 
 
 def test_missing_weights_are_found_before_anything_trains(
