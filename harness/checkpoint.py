@@ -65,15 +65,19 @@ def save(folder: Path, name: str, tensors: Mapping[str, Mapping[str, Tensor]], c
     """Write a whole checkpoint `folder/name`, replacing one of that name. `StorageError` when the disk refuses."""
     with replaced(folder / name) as temporary:
         for group in GROUPS:
-            _write_tensors(temporary / f"{group}.safetensors", tensors[group])
+            _write_tensors(temporary / f"{group}.safetensors", _plain(tensors[group]))
         digests = {group: file_digest(temporary / f"{group}.safetensors") for group in GROUPS}
         state = {"counters": asdict(counters), "sha256": digests}
         # The state carries a digest of its own: a flipped digit of a counter would be trained on.
         write_json(temporary / "state.json", {**state, "digest": digest(state)})
 
 
-def _write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    plain = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as they are written."""
+    return {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
+
+
+def _write_tensors(file: Path, plain: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     try:
         save_file(plain, file, metadata)
     except SafetensorError as error:
@@ -194,10 +198,10 @@ def ema_path(folder: Path, step: int) -> Path:
 def save_ema(folder: Path, step: int, backbone: Mapping[str, Tensor]) -> None:
     """Write the EMA backbone alone, with a checksum in the file. `StorageError` when the disk refuses."""
     path = ema_path(folder, step)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary, plain = path.with_name(f".{path.name}.tmp"), _plain(backbone)
     with storing(path):
         try:
-            _write_tensors(temporary, backbone, {CHECKSUM: tensors_digest(backbone)})
+            _write_tensors(temporary, plain, {CHECKSUM: tensors_digest(plain)})
             sync_path(temporary)
             temporary.replace(path)
         except BaseException:
@@ -211,12 +215,11 @@ CHECKSUM = "sha256"
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of tensors, 64 hex digits; their order does not matter."""
+    """SHA-256 over names, types, shapes and bytes of tensors on the CPU, as hex; their order does not matter."""
     found = hashlib.sha256()
     for name, value in sorted(tensors.items()):
-        plain = value.detach().cpu().contiguous()
-        found.update(canonical([name, str(plain.dtype), list(plain.shape)]).encode())
-        found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+        found.update(canonical([name, str(value.dtype), list(value.shape)]).encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
