@@ -11,6 +11,9 @@ from reports.units import UNITS, number_text
 PARTS = {"base": "velocity loss", "grad_norm": "gradient norm", "loss": "total loss"}
 """Names of what was not finite, where the record's own name is short; `terms/x` is the term x."""
 
+ERROR_CHARS = 300
+"""Letters of an error that are quoted; the log holds all."""
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -71,7 +74,8 @@ def _why(run: Run) -> str:
     if run.status == "diverged":
         parts = [PARTS.get(part, part.replace("terms/", "term ")) for part in run.detail.get("parts", [])]
         return f"{', '.join(parts)} not finite" if parts else ""
-    return one_line(run.detail.get("error", ""))
+    error = one_line(run.detail.get("error", ""))
+    return error if len(error) <= ERROR_CHARS else f"{error[:ERROR_CHARS]}…"
 
 
 def _file(run: Run) -> str:

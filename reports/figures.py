@@ -30,9 +30,6 @@ LOG_RANGE = 20
 CONNECTOR = {"arrowstyle": "-", "linewidth": 0.6, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 0}
 """How a direct label is joined to its line."""
 
-TITLE_CHARS, PANEL_CHARS = 44, 26
-"""Longest name in the title of a figure and of one of its panels."""
-
 LINE_HEIGHT = 1.25
 """Least distance of two direct labels, in font sizes."""
 
@@ -176,7 +173,7 @@ def cell_ends(frame: pd.DataFrame, look: Look) -> list[End]:
         own = frame[frame["cell"] == cell]
         mean = own[own["series"] == "mean"].dropna(subset=["value"])
         if len(mean) or (own["series"] == "stop").any():
-            name = _shorten(cell, _max_chars(look))
+            name = _shorten(cell, _label_width(look))
             value = float(mean["value"].iloc[-1]) if len(mean) else math.nan
             ends.append(End(value, name if len(mean) else f"{name}: no value", look.colour(cell)))
     return ends
@@ -186,23 +183,25 @@ def line_ends(frame: pd.DataFrame, look: Look) -> list[End]:
     """The reference lines."""
     lines = frame[frame["series"] == "line"]
     return [
-        End(value, _shorten(name, _max_chars(look)), look.theme.muted)
+        End(value, _shorten(name, _label_width(look)), look.theme.muted)
         for value, name in zip(lines["value"].astype(float), lines["cell"], strict=True)
     ]
 
 
-def _shorten(text: str, max_chars: int) -> str:
-    """One line, its middle left out where it is too long: labels of one study differ at their ends."""
+def _shorten(text: str, inches: float) -> str:
+    """One line, its middle left out where it is too wide: labels of one study differ at their ends."""
     text = one_line(text)
-    if len(text) <= max_chars:
-        return text
-    tail = max_chars // 3
-    return f"{text[: max_chars - tail - 1]}…{text[-tail:]}"
+    short, num_chars = text, len(text)
+    while num_chars > 4 and _text_width([short]) > inches:
+        num_chars = min(num_chars, 200) - 1  # nothing of 200 letters fits anywhere
+        tail = num_chars // 3
+        short = f"{text[: num_chars - tail - 1]}…{text[-tail:]}"
+    return short
 
 
-def _max_chars(look: Look) -> int:
-    """Longest name that a figure has room for."""
-    return 16 if look.is_narrow else 38
+def _label_width(look: Look) -> float:
+    """Width that a figure has for the longest name, in inches."""
+    return 1.3 if look.is_narrow else 2.9
 
 
 def _text_width(names: Iterable[str]) -> float:
@@ -280,7 +279,7 @@ def plot_differences(ax: Axes, frame: pd.DataFrame, look: Look) -> Axes:
             zorder=4,
         )
     ax.set_yticks(range(len(cells)))
-    labels = ax.set_yticklabels([_shorten(cell, _max_chars(look)) for cell in reversed(cells)])
+    labels = ax.set_yticklabels([_shorten(cell, _label_width(look)) for cell in reversed(cells)])
     for label, cell in zip(labels, reversed(cells), strict=True):
         label.set(color=look.colour(cell), parse_math=False)
     ax.set_ylim(-0.6, len(cells) - 0.4)
@@ -315,7 +314,10 @@ def _title(ax: Axes, name: str, look: Look) -> None:
     """The metric's title, its recorded name and its better direction."""
     family = metric(name)
     ax.set_title(family.title, color=look.theme.text)
-    text = _arrow(name) if look.is_narrow else f"{_shorten(name, TITLE_CHARS)}, {family.direction} is better"
+    better = f", {family.direction} is better"
+    # Both titles share a line; the left one is larger and bold.
+    left = ax.bbox.width / ax.figure.dpi - 1.3 * _text_width([family.title]) - _text_width([better])
+    text = _arrow(name) if look.is_narrow else f"{_shorten(name, left)}{better}"
     ax.set_title(text, loc="right", color=look.theme.muted, fontsize=8, fontweight="normal", parse_math=False)
 
 
@@ -361,12 +363,12 @@ def _panel_title(ax: Axes, name: str, look: Look) -> None:
         ax.set_title(metric(name).title, color=look.theme.text, fontsize=9)
         ax.set_title(_arrow(name), loc="right", color=look.theme.muted, fontsize=7, fontweight="normal")
     else:
-        ax.set_title(_shorten(name, PANEL_CHARS), color=look.theme.text, fontsize=9, parse_math=False)
+        ax.set_title(_shorten(name, ax.bbox.width / ax.figure.dpi), color=look.theme.text, fontsize=9, parse_math=False)
 
 
 def _key_columns(look: Look) -> int:
     """As many columns as the longest name leaves room for."""
-    width = 0.6 + _text_width(_shorten(cell, _max_chars(look)) for cell in look.styles)
+    width = 0.6 + _text_width(_shorten(cell, _label_width(look)) for cell in look.styles)
     return max(1, min(len(look.styles), int((4.2 if look.is_narrow else 8.4) / width)))
 
 
@@ -385,7 +387,7 @@ def _key(figure: Figure, look: Look) -> None:
         handles, numbers, loc="upper left", ncols=_key_columns(look), borderaxespad=0.2, handlelength=1.6
     )
     for text, cell in zip(legend.get_texts(), look.styles, strict=True):
-        text.set(text=_shorten(cell, _max_chars(look)), parse_math=False, color=look.theme.text)
+        text.set(text=_shorten(cell, _label_width(look)), parse_math=False, color=look.theme.text)
 
 
 def differences_figure(frame: pd.DataFrame, look: Look, baseline: str) -> Figure:
@@ -394,16 +396,14 @@ def differences_figure(frame: pd.DataFrame, look: Look, baseline: str) -> Figure
     num_cells = frame["cell"].nunique()
     with matplotlib.rc_context(rc(look.theme)):
         width, height = 4.2 if look.is_narrow else 8.4, 1.0 + 0.42 * num_cells
-        left = 0.15 + _text_width(_shorten(cell, _max_chars(look)) for cell in frame["cell"])
+        left = 0.15 + _text_width(_shorten(cell, _label_width(look)) for cell in frame["cell"])
         figure = Figure(figsize=(width, height))
         ax = figure.add_axes((left / width, 0.5 / height, 1 - (left + 0.1) / width, 1 - 0.86 / height))
         plot_differences(ax, frame, look)
-        title = f"Difference to {_shorten(baseline, 18)}, paired by seed"
+        title = f"Difference to {_shorten(baseline, 1.4)}, paired by seed"
         ax.set_title(title, color=look.theme.text, parse_math=False)
-        better = "left" if metric(name).direction == "lower" else "right"
-        ax.set_xlabel(
-            f"{better} of 0 is better" if look.is_narrow else f"{_shorten(name, TITLE_CHARS)}: {better} of 0 is better"
-        )
+        better = f"{'left' if metric(name).direction == 'lower' else 'right'} of 0 is better"
+        ax.set_xlabel(better if look.is_narrow else f"{_shorten(name, 4)}: {better}")
         ax.xaxis.label.set_parse_math(False)
     return figure
 

@@ -141,12 +141,13 @@ def _bias(study: Study, rows: Sequence[CellResult]) -> list[str]:
 
 
 def _warnings(study: Study) -> list[str]:
-    """Every warning once, with the runs that gave it where not all did."""
+    """Every warning once, with the runs that gave it where not all did; those that failed early had no say."""
     given: dict[str, list[str]] = {}
-    for run in study.runs:
-        for warning in run.manifest.get("warnings", []):
+    asked = [run for run in study.runs if "warnings" in run.manifest]
+    for run in asked:
+        for warning in run.manifest["warnings"]:
             given.setdefault(warning, []).append(run.label)
-    return [w if len(labels) == len(study.runs) else f"{w} ({_listed(labels)})" for w, labels in given.items()]
+    return [w if len(labels) == len(asked) else f"{w} ({_listed(labels)})" for w, labels in given.items()]
 
 
 def _differs(setting: Setting) -> str:

@@ -68,6 +68,7 @@ def render(study: Study, checks: Sequence[Check], styles: Mapping[str, CellStyle
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=one_direction,
     )
     rows, settings = tables.results(study), environment(study)
     templates.filters["breakable"] = breakable
@@ -96,9 +97,19 @@ def render(study: Study, checks: Sequence[Check], styles: Mapping[str, CellStyle
     )
 
 
+TURNING = {ord(mark): "\ufffd" for mark in "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"}
+"""Characters that turn the direction of all text after them."""
+
+
+def one_direction(value: Any) -> Any:
+    """A value of the page; text without marks that would turn around what stands beside it."""
+    return value.translate(TURNING) if type(value) is str else value
+
+
 def breakable(text: str) -> markupsafe.Markup:
     """Escaped text that may break after the separators of labels and metric names."""
-    return markupsafe.Markup("<wbr>").join(markupsafe.escape(part) for part in re.split(r"(?<=[_+,=/.])", text))
+    parts = re.split(r"(?<=[_+,=/.])", one_direction(text))
+    return markupsafe.Markup("<wbr>").join(markupsafe.escape(part) for part in parts)
 
 
 def _link(study: Study, file: str) -> str:

@@ -143,7 +143,12 @@ def test_names_change_no_tag_of_the_page(reports):
 
 def test_names_stand_in_the_page_as_they_are(reports):
     text = Page(reports("hostile").page.read_text()).text
-    assert [label for label in LABELS if label not in text] == []
+    assert [label for label in LABELS if label.replace("\u202e", "\ufffd") not in text] == []
+
+
+def test_no_name_turns_the_text_beside_it_around(reports):
+    assert "\u202e" not in reports("hostile").page.read_text()
+    assert "\u202e" in reports("hostile").table_csv.read_text(), "data stay as they are"
 
 
 def test_links_lead_beside_the_page_and_to_the_study(reports):

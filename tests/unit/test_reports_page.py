@@ -2,10 +2,12 @@
 
 import base64
 import io
+import json
 import re
 import shutil
 import subprocess
 import sys
+import urllib.parse
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,13 +15,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from records_factory import MAIN, TILE, diverge, edit_lines, edit_manifest, run_folder, tile_level, write_study
+from records_factory import MAIN, TILE, diverge, edit_lines, edit_manifest, fail, run_folder, tile_level, write_study
 
 import reports
 from harness.records import UserError
 from reports import samples
 from reports.load import load_study
 from reports.report import write_report
+from reports.verify import short_text
 
 HOSTILE = "<script>alert(1)<|script>&\"'"
 CELLS = {"sit": "sit", "repa+vae_repa": "repa+vae_repa", "repa,block=3": "repa", "sra": "sra", HOSTILE: "vae_repa"}
@@ -134,6 +137,52 @@ def test_what_did_not_finish_is_said(page):
     assert "sra seed 1 diverged at step 312 of 800: velocity loss not finite" in text
     assert "repa,block=3 seed 1 not finished yet at step 800 of 800." in text
     assert "Means of sra are over 1 of 2 seeds" in text
+
+
+def test_runs_that_are_not_finished_stand_in_a_table_with_their_files(page):
+    assert "../sra/seed1/checkpoints/diverged_00000312" in page.attributes("a", "href")
+    text = "".join(page.text)
+    table = text[text.index("Runs that are not finished") : text.index("Other metrics\n")]
+    assert [line.strip() for line in table.splitlines() if line.strip()][2:] == [
+        *("repa,block=3", "1", "running", "step 800 of 800", "–", "–"),
+        *("sra", "1", "diverged", "step 312 of 800", "velocity loss not finite"),
+        "sra/seed1/checkpoints/diverged_00000312",
+    ]
+
+
+def test_a_log_is_linked_where_it_is(tmp_path):
+    study = write_study(tmp_path, {"sit": "sit", "repa#1 %": "repa"}, seeds=(0,))
+    fail(run_folder(study, "repa#1 %", 0), "no memory")
+    page = Page(write_report(study).page.read_text())
+    (link,) = [href for href in page.attributes("a", "href") if href.startswith("../")]
+    assert (study / "report" / urllib.parse.unquote(link)).is_file()
+    assert "no memory" in "".join(page.text)
+    run_folder(study, "repa#1 %", 0).path.joinpath("log.txt").unlink()
+    page = Page(write_report(study).page.read_text())
+    assert not [href for href in page.attributes("a", "href") if href.startswith("../")]
+    assert "repa#1 %/seed0/log.txt" in "".join(page.text)
+
+
+def test_the_checks_are_on_the_page_and_beside_it(page, written):
+    paths = written[1]
+    table = pd.read_csv(paths.checks_csv).fillna("")
+    assert json.loads(paths.checks_json.read_text()) == table.to_dict("records")
+    assert table["what"].tolist()[:2] == ["data digest", "autoencoder digest"]
+    assert set(table.loc[table["what"] == "initial weights digest", "scope"]) == {"seed 0", "seed 1"}
+    assert table["value"].str.len().max() == 64
+    text = "".join(page.text)
+    for what, value in zip(table["what"], table["value"].astype(str), strict=True):
+        assert what in text and short_text(value) in text
+
+
+@pytest.mark.parametrize(("unit", "amount"), [("train_gflops", 1500.0), ("seconds", 30)])
+def test_steps_are_shown_where_cells_make_different_numbers(tmp_path, unit, amount):
+    study = write_study(tmp_path, {"sit": "sit", "repa": "repa"}, seeds=(0,), unit=unit, amount=amount)
+    page = Page(write_report(study).page.read_text())
+    text = " ".join("".join(page.text).split())
+    steps = [f"{run.evaluation(8)['step']:,}" for run in load_study(study).runs]
+    assert "Steps" in text and all(number in text for number in steps) and steps[0] != steps[1]
+    assert f"A{load_study(study).after[1:]}" in text
 
 
 def test_numbers_on_the_page_are_those_of_the_table(page, written):

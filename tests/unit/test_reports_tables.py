@@ -200,6 +200,12 @@ def test_a_run_that_failed_after_training_says_where_and_why(study):
     assert not any("Traceback" in note for note in notes)
 
 
+def test_long_errors_are_cut(study):
+    fail(run_folder(study, "sra", 0), "x" * 5000)
+    (ending,) = endings(load_study(study))
+    assert ending.why == "x" * 300 + "…"
+
+
 def test_samples_that_are_not_finite_end_a_run_as_diverged(study):
     diverge(run_folder(study, "sra", 0), 400, "samples", kept=3)
     (ending,) = endings(load_study(study))
