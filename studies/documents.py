@@ -16,7 +16,8 @@ DEEPEST = 50
 def check_file(path: Path) -> None:
     """`UserError` with the line for a file that is no YAML, no mapping, gives a key twice, or is far too large."""
     try:
-        documents = list(yaml.compose_all(path.read_bytes(), yaml.SafeLoader))
+        text = path.read_text(encoding="utf-8")
+        documents = list(yaml.compose_all(text, yaml.SafeLoader))
     except OSError as error:
         raise UserError(f"--config {path} cannot be read ({error.strerror}): name a file you may read") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -25,7 +26,7 @@ def check_file(path: Path) -> None:
         raise UserError(f"--config {path} is no mapping of keys to values: write one, such as seed: 1")
     try:
         _count(documents[0], "")
-        yaml.safe_load(path.read_bytes())
+        yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"--config {path} cannot be used{_reason(error)}") from None
 
