@@ -4,13 +4,17 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-full lint bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/ditbench compare --config digits
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not full"
+
+# The kill and fuzz tests at their whole numbers as well.
+test-full: $(INSTALLED)
+	DITBENCH_FULL=1 $(BIN)/python -m pytest
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
