@@ -38,7 +38,7 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True)
 class Mirrored:
-    """A run as it stands in MLflow."""
+    """A run as it stands in MLflow; `run_id` is empty where there is none yet."""
 
     run_id: str
     points: int
@@ -74,6 +74,8 @@ class Mirror:
         manifest, wanted = folder.manifest(), recorded_points(folder)
         tags = {**place_of(folder), "method": manifest["method"]}
         found = self._runs_of(tags, manifest.get("mlflow_run", ""))
+        if in_progress and not (found or wanted):
+            return Mirrored("", 0, "unchanged")  # its process is about to start the run in MLflow
         held = self._values(found[0]) if found else {}
         rebuilt = bool(found) and not in_progress and not agree(held, wanted)
         superfluous = [] if in_progress else found[0 if rebuilt else 1 :]

@@ -37,15 +37,18 @@ def main(argv: Sequence[str]) -> int:
 
 
 def sync_study(study: Path, mlflow_uri: str) -> list[dict[str, Any]]:
-    """Sync every run; returns a row for each."""
+    """Sync every run, after waiting for another sync of the study; returns a row for each."""
     from harness.config import OutputConfig
     from harness.records import find_runs
+    from studies.lease import held, study_lock
 
+    study = study.absolute()
     mirrors: dict[OutputConfig, Mirror] = {}
-    rows = []
-    for folder in find_runs(study.absolute()):
-        uri = mlflow_uri or folder.manifest()["config"]["output"].get("mlflow_uri", "")
-        rows.append(sync_run(folder, OutputConfig(runs=str(study.absolute().parent), mlflow_uri=uri), mirrors))
+    folders, rows = find_runs(study), []
+    with held(study_lock(study.parent, study.name, "sync")):
+        for folder in folders:
+            uri = mlflow_uri or folder.manifest()["config"]["output"].get("mlflow_uri", "")
+            rows.append(sync_run(folder, OutputConfig(runs=str(study.parent), mlflow_uri=uri), mirrors))
     return rows
 
 

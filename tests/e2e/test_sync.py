@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,9 +17,9 @@ from mlflow.entities import Metric, Run
 from harness.config import OutputConfig
 from harness.mirror import recorded_points
 from harness.records import RunFolder
-from harness.tracking import Tracker, tracking_uri
+from harness.tracking import Tracker, prepare_store, tracking_uri
 from studies.lease import claim, lease_path
-from tests.e2e.conftest import contents, run_process
+from tests.e2e.conftest import ROOT, contents, run_process
 from tests.unit.records_factory import edit_lines, edit_manifest, fail, write_study
 
 Ditbench = Callable[..., tuple[int, str, str]]
@@ -34,11 +35,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(runs: Path) -> MlflowClient:
-    return MlflowClient(tracking_uri(OutputConfig(runs=str(runs))))
+    output = OutputConfig(runs=str(runs))
+    prepare_store(output, "other")
+    return MlflowClient(tracking_uri(output))
 
 
 @pytest.fixture
-def study(runs: Path, request: pytest.FixtureRequest) -> Path:
+def another(runs: Path, client: MlflowClient, tmp_path: Path) -> str:
+    """The URI of a second store; a copy has its tables already."""
+    shutil.copyfile(runs / "mlflow.db", tmp_path / "another.db")
+    return f"sqlite:///{tmp_path}/another.db"
+
+
+@pytest.fixture
+def study(runs: Path, client: MlflowClient, request: pytest.FixtureRequest) -> Path:
     """A study of this test's own: two cells, one of them a sum, whose records hold what JSON cannot."""
     path = write_study(runs, {"sit": "sit", "a'b,c=1": "repa+vae_repa"}, seeds=(3,), study=request.node.name)
     for cell in path.iterdir():
@@ -333,6 +343,38 @@ def test_a_run_in_progress_is_brought_up_to_date_and_not_ended(
     assert len(runs_of(client, study)) == 3, "nothing that the other process may write to is deleted"
 
 
+@pytest.mark.usefixtures("in_progress")
+def test_a_run_that_has_recorded_nothing_is_left_to_its_own_process(
+    study: Path, client: MlflowClient, ditbench: Ditbench
+) -> None:
+    (folder_of(study).path / "train.jsonl").unlink()
+    row = sync(ditbench, study)["sit"]
+    assert (row["points"], row["action"], row["mlflow_run"]) == (0, "unchanged", "")
+    assert [run.data.tags["cell"] for run in runs_of(client, study)] == ["a'b,c=1"]
+
+
+@pytest.mark.usefixtures("in_progress")
+def test_a_run_in_progress_whose_tracker_has_failed_gets_a_run(
+    study: Path, client: MlflowClient, ditbench: Ditbench
+) -> None:
+    folder = folder_of(study)
+    before = folder.manifest_path.read_bytes()
+    assert [sync(ditbench, study)["sit"]["action"] for _ in range(2)] == ["added", "unchanged"]
+    run = run_of(client, study)
+    assert (points_of(client, run), run.info.status) == (wanted_points(folder), "RUNNING")
+    assert folder.manifest_path.read_bytes() == before
+
+
+def test_two_at_once_make_each_run_once(study: Path, client: MlflowClient) -> None:
+    command = [sys.executable, "-m", "studies.cli", "sync", str(study), "--format", "json"]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    printed = [process.communicate(timeout=120) for process in both]
+    assert [errors for _, errors in printed] == [b"", b""]
+    done = [[row["action"] for row in json.loads(out)] for out, _ in printed]
+    assert sorted(done) == [["added", "added"], ["unchanged", "unchanged"]]
+    assert len(runs_of(client, study)) == 2
+
+
 @pytest.mark.parametrize(
     ("recorded", "ours", "theirs"),
     [
@@ -378,19 +420,17 @@ def test_a_copy_of_a_study_is_a_study_of_its_own(study: Path, client: MlflowClie
 # -- where to -------------------------------------------------------------------------------------------------------
 
 
-def test_another_store_can_be_named(study: Path, tmp_path: Path, ditbench: Ditbench) -> None:
-    uri = f"sqlite:///{tmp_path}/other.db"
-    assert {row["mlflow_uri"] for row in sync(ditbench, study, "--mlflow_uri", uri).values()} == {uri}
-    assert folder_of(study).manifest()["mlflow_uri"] == uri
-    run = run_of(MlflowClient(uri), study)
-    assert points_of(MlflowClient(uri), run) == wanted_points(folder_of(study))
+def test_another_store_can_be_named(study: Path, another: str, ditbench: Ditbench) -> None:
+    assert {row["mlflow_uri"] for row in sync(ditbench, study, "--mlflow_uri", another).values()} == {another}
+    assert folder_of(study).manifest()["mlflow_uri"] == another
+    run = run_of(MlflowClient(another), study)
+    assert points_of(MlflowClient(another), run) == wanted_points(folder_of(study))
 
 
-def test_the_store_of_the_runs_is_the_default(study: Path, tmp_path: Path, ditbench: Ditbench) -> None:
-    uri = f"sqlite:///{tmp_path}/configured.db"
-    edit_manifest(folder_of(study), config={"output": {"mlflow_uri": uri}})
+def test_the_store_of_the_runs_is_the_default(study: Path, another: str, ditbench: Ditbench) -> None:
+    edit_manifest(folder_of(study), config={"output": {"mlflow_uri": another}})
     rows = sync(ditbench, study)
-    assert rows["sit"]["mlflow_uri"] == uri
+    assert rows["sit"]["mlflow_uri"] == another
     assert rows["a'b,c=1"]["mlflow_uri"] == f"sqlite:///{study.parent}/mlflow.db"
 
 
