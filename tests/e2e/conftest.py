@@ -123,7 +123,8 @@ class Faulty(Method):
         folder, step = Path(os.environ["FAULTY"]), view.progress.step
         with (folder / "steps").open("a") as steps:
             steps.write(f"{step} ")
-        fault = (folder / "fault").read_text() if step >= 4 else ""
+        read = (folder / "fault").read_text
+        fault = read() if step >= 4 else ""
         if fault == "raise":
             raise RuntimeError("no space [left]\\non the device")
         if fault == "kill":
@@ -131,6 +132,7 @@ class Faulty(Method):
         while fault == "wait":
             (folder / "waits").write_text(str(os.getpid()))
             time.sleep(0.1)
+            fault = read()
         factor = float("nan") if fault == "nan" else 0.0
         return {"faulty": Term(hidden[1].float().mean() * factor, self.config.weight)}
 """
@@ -144,7 +146,7 @@ class Faults:
     folder: Path
 
     def are(self, fault: str) -> None:
-        """nan, raise, kill, wait, or "" for none."""
+        """nan, raise, kill, wait (until there is another fault), or "" for none."""
         (self.folder / "steps").write_text("")
         (self.folder / "fault").write_text(fault)
 
@@ -153,7 +155,7 @@ class Faults:
         return {int(step) for step in (self.folder / "steps").read_text().split()}
 
     def waiting(self) -> int:
-        """Process that waits for ever within its fifth step, once there is one."""
+        """Process that waits within its fifth step, once there is one."""
         path, deadline = self.folder / "waits", time.monotonic() + 120
         while not (path.is_file() and path.read_text()):
             assert time.monotonic() < deadline, "no process got to its fifth step"

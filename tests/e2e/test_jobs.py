@@ -1,0 +1,296 @@
+"""Cells in worker processes: shared between commands, side by side, killed, interrupted, and under launchers."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.records import RunFolder
+from studies import lease
+from studies.commands import report
+from studies.commands.compare import command_parser
+from studies.compare import run_in_workers
+from studies.plan import Plan
+from studies.settings import comparison, parse
+from tests.e2e.conftest import ROOT, STUDY, TIMES, Faults, FinishedStudy, Place, run_process
+
+Ditbench = Callable[..., tuple[int, str, str]]
+Start = Callable[..., "subprocess.Popen[str]"]
+
+SHORT = (
+    *("--study", "short", "--methods", "faulty,sit", "--seeds", "0", "--budget.amount", "6"),
+    *("--evaluation.points", "2", "--output.log_every", "1", "--output.mlflow", "false"),
+)
+
+
+@pytest.fixture
+def start(place: Place, faults: Faults) -> Iterator[Start]:
+    """`start(*words)`: a command in a process group of its own, as a terminal would start it."""
+    running: list[subprocess.Popen[str]] = []
+
+    def run(*words: str) -> "subprocess.Popen[str]":
+        path = os.pathsep.join([str(ROOT), str(faults.folder)])
+        process = subprocess.Popen(
+            [sys.executable, "-m", "studies.cli", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=place.folder,
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,
+        )
+        running.append(process)
+        return process
+
+    yield run
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended; one that nobody has waited for is over too."""
+    try:
+        return ") Z " in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return True
+
+
+def short_run(place: Place, cell: str) -> RunFolder:
+    return RunFolder(place.runs / "short" / cell / "seed0")
+
+
+def begins(folder: RunFolder) -> list[int]:
+    """The processes that worked on a run, from its log."""
+    return [int(pid) for pid in re.findall(r"process (\d+): begins$", (folder.path / "log.txt").read_text(), re.M)]
+
+
+def same_records(folder: RunFolder, other: RunFolder, *ignored: str) -> bool:
+    """Whether two runs recorded the same, times and the named fields apart."""
+
+    def lines(run: RunFolder, name: Any) -> list[dict[str, Any]]:
+        apart = {*TIMES, *ignored}
+        return [{key: value for key, value in line.items() if key not in apart} for line in run.lines(name)]
+
+    assert folder.lines("eval"), f"{folder.path} holds no evaluation"
+    return all(lines(folder, name) == lines(other, name) for name in ("train", "eval"))
+
+
+# -- two commands ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_commands_at_once_share_the_work(place: Place, faults: Faults, start: Start) -> None:
+    """One waits within the first cell; the other trains the second, waits for the first, and both see all end."""
+    faults.are("wait")
+    commands = [start(*place.words("compare", *SHORT)) for _ in range(2)]
+    faulty, sit = short_run(place, "faulty"), short_run(place, "sit")
+    waiting = faults.waiting()
+    until(lambda: sit.status() == "finished", "nobody trained the second cell")
+    assert faulty.status() == "running"
+    faults.are("")
+    results = [command.communicate(timeout=120) for command in commands]
+    assert [command.returncode for command in commands] == [0, 0], results
+    assert (begins(faulty), len(begins(sit))) == ([waiting], 1)
+    assert begins(sit) != begins(faulty)
+    for out, err in results:
+        assert err == ""
+        for number, cell in enumerate(("faulty", "sit"), start=1):
+            assert f"cell {number} of 2: {cell} seed 0: finished" in out
+        assert "report: " in out.splitlines()[-1]
+    told = [
+        out for out, _ in results if f"trained by another command ({os.uname().nodename}, process {waiting})" in out
+    ]
+    assert len(told) == 1
+    assert same_records(faulty, sit, "terms", "gradient_norms", "samples", "diagnostics")
+    assert sit.manifest()["shared_device"], "the other command was within a cell all the time"
+
+
+@pytest.mark.slow
+def test_what_a_killed_command_leaves_is_taken_over_by_the_other(place: Place, faults: Faults, start: Start) -> None:
+    faults.are("wait")
+    first = start(*place.words("compare", *SHORT))
+    worker = faults.waiting()
+    first.kill()
+    until(lambda: is_gone(worker), "the worker outlived its command", 10)
+    faults.are("")
+    result = start(*place.words("compare", *SHORT))
+    _, err = result.communicate(timeout=120)
+    assert (result.returncode, err) == (0, "")
+    assert faults.steps() - {0} == {3, 4, 5}, "it went on from the evaluation after step 3"
+    assert same_records(short_run(place, "faulty"), short_run(place, "sit"), "terms", "gradient_norms", "samples")
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_workers_too(place: Place, faults: Faults, start: Start) -> None:
+    faults.are("wait")
+    command = start(*place.words("compare", *SHORT))
+    worker = faults.waiting()
+    os.killpg(command.pid, signal.SIGINT)
+    _, err = command.communicate(timeout=60)
+    assert err == "ditbench: interrupted; the same command goes on from the last checkpoint\n"
+    assert command.returncode == 130
+    assert is_gone(worker)
+    assert short_run(place, "faulty").status() == "running"
+
+
+# -- side by side ---------------------------------------------------------------------------------------------------
+
+
+def test_cells_side_by_side_give_the_same_records(
+    place: Place, finished: FinishedStudy, ditbench: Ditbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "write_and_print", lambda study: None)
+    words = place.words("compare", *STUDY, "--output.mlflow", "false", "--runtime.threads", "2", "--jobs", "2")
+    status, out, err = ditbench(*words)
+    assert (status, err) == (0, "")
+    workers = set()
+    for number, cell in enumerate(("sit", "vae_repa"), start=1):
+        assert f"cell {number} of 2: {cell} seed 0: finished" in out
+        folder, alone = RunFolder(place.runs / "small" / cell / "seed0"), RunFolder(finished.run(cell))
+        assert same_records(folder, alone)
+        manifest = folder.manifest()
+        assert (manifest["config"]["runtime"]["threads"], manifest["environment"]["threads"]) == (1, 1)
+        assert manifest["shared_device"]
+        workers |= set(begins(folder))
+    assert len(workers) == 2
+
+
+def test_a_killed_worker_is_a_failed_cell_and_the_same_command_mends_it(
+    place: Place, faults: Faults, ditbench: Ditbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "write_and_print", lambda study: None)
+    faults.are("kill")
+    status, out, err = ditbench(*place.words("compare", *SHORT))
+    message = "its process was killed by SIGKILL (often: out of memory)"
+    assert (status, err) == (1, f"failed: faulty/seed0: {message}\n")
+    assert f"cell 1 of 2: faulty seed 0: failed: {message}" in out
+    assert "cell 2 of 2: sit seed 0: finished" in out
+    faulty, sit = short_run(place, "faulty"), short_run(place, "sit")
+    detail = faulty.manifest()["status_detail"]
+    assert (faulty.status(), detail["error"], detail["log"], detail["trace"]) == ("failed", message, "log.txt", "")
+    assert len(begins(faulty)) == 1
+
+    faults.are("")
+    status, _, err = ditbench(*place.words("compare", *SHORT))
+    assert (status, err) == (0, "")
+    assert faults.steps() - {0} == {3, 4, 5}
+    assert len(begins(faulty)) == 2
+    assert same_records(faulty, sit, "terms", "gradient_norms", "samples", "diagnostics")
+
+
+ONE = (
+    *("--study", "one", "--budget.amount", "6", "--evaluation.points", "2", "--output.log_every", "1"),
+    *("--output.mlflow", "false", "--method"),
+)
+
+
+def test_a_run_that_had_company_on_its_device_stays_marked(
+    place: Place, faults: Faults, ditbench: Ditbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "registry", lambda: place.folder / "devices")
+    words = place.words("train", "--runtime.device", "cpu", *ONE)
+    faults.are("raise")
+    with lease.presence("cpu", "another run"):
+        status, _, err = ditbench(*words, "faulty")
+    assert (status, err) == (1, "failed: faulty/seed0: RuntimeError: no space [left] on the device\n")
+    run, alone = (RunFolder(place.runs / "one" / cell / "seed0") for cell in ("faulty", "sit"))
+    assert (run.status(), run.manifest()["shared_device"]) == ("failed", True)
+    assert "no space [left]" in (run.path / "log.txt").read_text()
+
+    faults.are("")
+    for method in ("faulty", "sit"):
+        assert ditbench(*words, method)[::2] == (0, "")
+    assert (run.status(), run.manifest()["shared_device"]) == ("finished", True)
+    assert not alone.manifest()["shared_device"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--jobs", "-1"], "--jobs is -1: give the number of cells to run side by side"),
+        (["--jobs", "two"], "jobs is two: give a whole number"),
+        (["--gpus_per_cell", "0"], "--gpus_per_cell is 0: give 1 or more"),
+        (["--gpus_per_cell", "2"], "--gpus_per_cell is 2: this command sees 0 CUDA devices"),
+        (["--jobs", "2", "--budget.unit", "seconds"], "--jobs is 2 with budget.unit seconds: cells side by side slow"),
+    ],
+)
+def test_wrong_numbers(place: Place, ditbench: Ditbench, words: list[str], expected: str) -> None:
+    status, out, err = ditbench(*place.words("compare", *STUDY, "--runtime.device", "cpu"), *words)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"ditbench: {expected}")
+    assert not place.runs.exists()
+
+
+def test_launchers_take_no_jobs(place: Place, ditbench: Ditbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, _, err = ditbench(*place.words("compare", *STUDY, "--jobs", "2"))
+    assert status == 2
+    assert err.startswith("ditbench: --jobs is 2 and --gpus_per_cell is 1: under torchrun or accelerate launch ")
+
+
+# -- several processes a cell -----------------------------------------------------------------------------------------
+
+TOGETHER = (
+    *("--study", "small", "--methods", "sit,vae_repa", "--seeds", "0", "--budget.amount", "6"),
+    *("--evaluation.points", "2", "--output.log_every", "1", "--output.checkpoint_every", "2"),
+    *("--output.mlflow", "false", "--runtime.device", "cpu"),
+)
+"""The study of `finished`."""
+
+
+def assert_trained_together(place: Place, finished: FinishedStudy) -> None:
+    """The records are those of one process, up to the order of sums, and were written once."""
+    for cell in ("sit", "vae_repa"):
+        folder, alone = RunFolder(place.runs / "small" / cell / "seed0"), RunFolder(finished.run(cell))
+        assert folder.status() == "finished"
+        for name in ("train", "eval"):
+            ours, theirs = folder.lines(name), alone.lines(name)
+            assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+            for mine, other in zip(ours, theirs, strict=True):
+                assert mine.get("trace") == other.get("trace")
+                assert mine.get("loss", 0) == pytest.approx(other.get("loss", 0), rel=1e-4)
+        assert folder.manifest()["digests"] == alone.manifest()["digests"]
+
+
+def test_a_worker_of_two_processes(place: Place, finished: FinishedStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `--gpus_per_cell 2` has them, on the CPU."""
+    parser = command_parser()
+    asked = comparison(parser, parse(parser, place.words("compare", *TOGETHER)[1:]))
+    assert run_in_workers(asked, Plan(workers=1, processes=2)) == []
+    assert capsys.readouterr().out.count("cell 1 of 2: sit seed 0: finished") == 1
+    assert_trained_together(place, finished)
+    # Both processes of a cell note in its log that they begin.
+    assert len(set(begins(RunFolder(place.runs / "small" / "sit" / "seed0")))) == 2
+
+
+LAUNCHERS = {
+    "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"],
+    "accelerate": ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "--main_process_port", "0"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", sorted(LAUNCHERS))
+def test_launchers_start_the_command_unchanged(place: Place, finished: FinishedStudy, launcher: str) -> None:
+    command = [sys.executable, *LAUNCHERS[launcher], "-m", "studies.cli", *place.words("compare", *TOGETHER)]
+    result = run_process(command, place.folder)
+    assert result.returncode == 0, result.stderr
+    for number, cell in enumerate(("sit", "vae_repa"), start=1):
+        assert result.stdout.count(f"cell {number} of 2: {cell} seed 0: finished") == 1
+    assert result.stdout.count("report: ") == 1
+    assert_trained_together(place, finished)
