@@ -118,7 +118,8 @@ def test_metrics_carry_extractor_and_count(evaluation):
 
 
 def test_grid_holds_the_first_images(evaluation, evaluator):
-    images, bad_images = evaluator._generate(make_backbone())
+    parts = (evaluator.prepared.autoencoder, evaluator.config, 24, open_accelerator(RUNTIME))
+    images, bad_images = generate_together(make_backbone(), *parts)
     assert images.shape == (24, 16, 16, 3) and bad_images == evaluation.bad_images == 0
     assert np.array_equal(evaluation.grid, images[:5])
 
