@@ -10,6 +10,7 @@ import fcntl
 import json
 import logging
 import re
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -109,8 +110,9 @@ def quiet() -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """An error in one line of at most 200 characters behind its name."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+    """An error in one line, its text cut to 160 characters."""
+    text = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {textwrap.shorten(text, 160, placeholder=' …')}"
 
 
 def mark(output: OutputConfig, run_id: str, status: str) -> str:

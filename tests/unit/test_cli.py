@@ -79,7 +79,7 @@ def test_what_starts_without_torch() -> None:
     code = """
 import sys
 from studies.cli import main
-for words in (["--help"], ["nothing"], *([name, "--help"] for name in ("report", "methods", "doctor")), ["report"]):
+for words in (["--help"], ["nothing"], *([name, "--help"] for name in ("report", "methods", "doctor", "sync")), ["report"]):
     try:
         main(words)
     except SystemExit as end:
