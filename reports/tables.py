@@ -310,15 +310,21 @@ def footnotes(study: Study, metrics: Sequence[str]) -> list[str]:
             f"Differences to {study.baseline} are paired by seed, with a 95% Student-t interval; "
             "an interval that holds 0 reads “not separated”, and one pair has no interval."
         )
+    return notes + marks(study, metrics)
+
+
+def marks(study: Study, metrics: Sequence[str]) -> list[str]:
+    """What the marks beside numbers mean, those that a table of these metrics has."""
+    found = []
     if any(_is_favoured(study, cell, name) for cell in study.cells for name in metrics):
-        notes.append(
+        found.append(
             f"{BIAS_MARK} The method was trained towards features of the metric's own family "
             "of networks: the metric favours it."
         )
     if any(run.shared_device for run in study.runs):
         left_out = "" if len(study.timed) == len(study.runs) else ", and it is left out here"
-        notes.append(f"{SHARED_MARK} Shared its device with another run: its seconds do not count{left_out}.")
-    return notes
+        found.append(f"{SHARED_MARK} Shared its device with another run: its seconds do not count{left_out}.")
+    return found
 
 
 def _markdown_row(cells: Iterable[Any]) -> str:

@@ -21,9 +21,9 @@ def main(argv: Sequence[str]) -> int:
 def write_and_print(study: Path, form: str = "table") -> None:
     """Write the report; print the result tables, what was checked to agree, then the path of the page."""
     from reports.report import write_report
-    from reports.tables import final_table, means_rows, terminal_rows
+    from reports.tables import final_table, marks, means_rows, terminal_rows
     from reports.verify import compact
-    from studies.tables import print_table
+    from studies.tables import console, print_table
 
     paths = write_report(study)
     found = paths.study
@@ -36,6 +36,6 @@ def write_and_print(study: Path, form: str = "table") -> None:
     print_table(terminal_rows(found))
     print()
     print_table(means_rows(found))
-    print()
+    console().print("".join(f"{mark}\n" for mark in marks(found, found.main_metrics)))
     print_table(compact(paths.checks), justify="left")
     print(f"report: {paths.page}")

@@ -16,6 +16,7 @@ from PIL import Image
 import methods
 from harness import trainer
 from harness.records import RunFolder, number
+from reports.load import load_study
 from studies.cli import main
 from studies.commands import report
 from tests.e2e.conftest import STUDY, Faults, FinishedStudy, Place, contents
@@ -145,6 +146,7 @@ def test_evaluate_gives_the_recorded_numbers_again(finished: FinishedStudy, ditb
 def test_evaluate_under_another_protocol_is_another_digest(finished: FinishedStudy, ditbench: Ditbench) -> None:
     run = finished.run("sit")
     recorded = RunFolder(run).lines("eval")[-1]
+    reported = load_study(finished.path).runs
     status, out, _ = ditbench(
         "evaluate", str(run), "--evaluation.sampler.num_steps", "3", "--evaluation.classifier=false"
     )
@@ -155,6 +157,9 @@ def test_evaluate_under_another_protocol_is_another_digest(finished: FinishedStu
     (other,) = (json.loads((run / "evaluations" / d / "step_00000006.json").read_text()) for d in digests)
     assert other["settings"]["sampler"]["num_steps"] == 3
     assert other["metrics"][MAIN] != recorded["metrics"][MAIN]
+    assert load_study(finished.path).runs == reported, (
+        "no report shows it beside evaluations under the study's protocol"
+    )
 
 
 def test_samples_are_the_pictures_of_the_run(finished: FinishedStudy, ditbench: Ditbench, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def test_it_reports_a_study_elsewhere(wheel: Path, tmp_path: Path) -> None:
     result = run([sys.executable, "-c", REPORT, str(study), str(site)], tmp_path, site)
 
     assert result.stdout.splitlines()[0] == f"{MAIN} after 800 steps"
+    assert "† The method was trained towards features" in result.stdout
     assert result.stdout.splitlines()[-1] == f"report: {study / 'report' / 'index.html'}"
     assert (study / "report" / "index.html").is_file()
     assert (study / "report" / "figures" / "main.csv").is_file()
