@@ -372,6 +372,35 @@ def test_a_failed_run_is_ended_and_goes_on_as_one_run(
     assert capsys.readouterr().out.splitlines()[1].split()[-1] == "unchanged", "live and rebuilt are the same"
 
 
+def test_points_sent_before_a_checkpoint_that_never_came(
+    train: Callable[..., Trained],
+    store: Path,
+    fails_after_step_3: Callable[[], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Step 3 is made twice: MLflow keeps its first points, once; its seconds are others, until `sync`."""
+    monkeypatch.setattr(tracking, "BATCH", 1)
+    fails_after_step_3()
+    first = train("", status=1)
+    uri, run_id = f"sqlite:///{store}", first.folder.manifest()["mlflow_run"]
+    sent = values(uri, run_id)
+    assert {step for _, step in sent} == {1, 2, 3}
+
+    folder = train("").folder
+    recorded = {key: [stored(value)] for key, (value, _) in recorded_points(folder).items()}
+    kept = values(uri, run_id)
+    assert kept.keys() == recorded.keys()
+    assert {key: kept[key] for key in sent} == sent
+    changed = {key for key in kept if kept[key] != recorded[key]}
+    assert ("train_seconds", 3) in changed
+    assert changed <= {(name, 3) for name in TIMES}
+
+    assert cli.main(["sync", str(folder.path.parents[1])]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[-1] == "rebuilt"
+    assert values(uri, folder.manifest()["mlflow_run"]) == recorded
+
+
 def test_a_continued_run_sends_what_is_missing(
     train: Callable[..., Trained], store: Path, port: int, fails_after_step_3: Callable[[], None]
 ) -> None:
