@@ -197,11 +197,11 @@ def resolve(config: EvaluationConfig, prepared: PreparedData, device: torch.devi
     num_train, num_held_out = len(prepared.train_rows), len(prepared.holdout_rows)
     num_samples = config.num_samples or min(num_held_out, num_train)
     least = min(num_samples, num_held_out, num_train)
-    have = f"{num_samples} samples, {num_held_out} held-out and {num_train} training images"
+    have = f"{num_samples} samples, and data.holdout leaves {num_held_out} held-out and {num_train} training images"
     require(
         num_samples <= num_train,
         f"evaluation.num_samples is {num_samples}: precision and recall need as many training images and there are "
-        f"{num_train}; give at most {num_train}",
+        f"{num_train}; give at most {num_train}, or lower data.holdout",
     )
     require(
         least > NEIGHBOURS,
