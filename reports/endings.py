@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reports.load import CLOCKS, Run, Study
-from reports.units import UNITS, number_text
+from reports.units import UNITS, rounded_text
 
 PARTS = {"base": "velocity loss", "grad_norm": "gradient norm", "loss": "total loss"}
 """Names of what was not finite, where the record's own name is short; `terms/x` is the term x."""
@@ -67,7 +67,7 @@ def _where(run: Run, clocks: Mapping[str, Any]) -> str:
     unit, amount = UNITS[run.config["budget"]["unit"]], run.config["budget"]["amount"]
     if unit.name == "steps":
         return f"step {clocks['step']:,} of {amount:,}"
-    return f"step {clocks['step']:,}, {number_text(clocks[unit.clock])} of {unit.amount(amount)}"
+    return f"step {clocks['step']:,}, {rounded_text(clocks[unit.clock])} of {unit.amount(amount)}"
 
 
 def _why(run: Run) -> str:

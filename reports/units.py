@@ -41,6 +41,11 @@ def number_text(value: float) -> str:
     return f"{value:,.10g}" if abs(value) < 1e10 else f"{value:,.0f}"
 
 
+def rounded_text(value: float) -> str:
+    """A measured number with four significant digits, or without decimals where it has more before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def short_number(value: float) -> str:
     """A number for a tick of an axis: 20000 -> 20k, 4e6 -> 4M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):

@@ -252,7 +252,7 @@ def test_a_baseline_that_failed_is_said(study):
             "train_gflops",
             5000.0,
             "after 5,000 of 5,000 training GFLOPs,",
-            "step 312, 2,707.6608 of 5,000 training GFLOPs",
+            "step 312, 2,708 of 5,000 training GFLOPs",
         ),
         ("seconds", 60.0, "after 60 of 60 training seconds,", "step 312, 22.5 of 60 training seconds"),
     ],
