@@ -76,7 +76,7 @@ def contrast(a: Run, b: Run) -> Contrast:
         differences=_differences(a, b, {place for rule in broken for place in _places(rule, a, b)}),
         trace=trace,
         obstacles=[f"{rule.what} differs" for rule in broken] + _other_obstacles(a, b, trace if is_paired else None),
-        unknown=[rule.what for rule in applying if not rule.is_optional and None in (rule.value(a), rule.value(b))],
+        unknown=[rule.what for rule in applying if any(rule.applies(r) and rule.value(r) is None for r in (a, b))],
         seeds=(a.seed, b.seed),
     )
 

@@ -55,13 +55,28 @@ class Rule:
     """Name of the digest in the manifest, where it is one."""
     is_for_seed: bool = False
     """Whether only runs at one seed share it, not all runs of a study."""
-    is_optional: bool = False
-    """Whether a run may do without: one that reads no frozen encoder records none."""
+    applies: Callable[[Run], bool] = lambda run: True
+    """Whether a run must have recorded it: one that reads no frozen encoder has none on record."""
 
 
-def _digest(name: str, settings: Callable[[Run], Any], **kind: bool) -> Rule:
-    what = name.replace("initial_weights", "initial weights")  # an encoder keeps its name
-    return Rule(f"{what} digest", lambda run: run.digests.get(name), settings, digest=name, **kind)
+def _digest(name: str, settings: Callable[[Run], Any], is_for_seed: bool = False) -> Rule:
+    what = f"{name.replace('_', ' ')} digest"
+    return Rule(what, lambda run: run.digests.get(name), settings, digest=name, is_for_seed=is_for_seed)
+
+
+def _encoder(name: str) -> Rule:
+    """The same frozen encoder must be the same file in all runs that read it."""
+    return Rule(
+        f"{name} digest",
+        value=lambda run: run.digests.get(name),
+        settings=lambda run: {},
+        digest=name,
+        applies=lambda run: name in _encoders_read(run),
+    )
+
+
+def _encoders_read(run: Run) -> set[str]:
+    return {f"encoder/{name}" for name in run.facts.get("needs", {}).get("encoders", [])}
 
 
 def _setting(what: str, field: str) -> Rule:
@@ -97,8 +112,8 @@ RULES = (
 
 def rules(runs: Sequence[Run]) -> list[Rule]:
     """What these runs must share: the same for all, and a rule for every frozen encoder that one of them reads."""
-    encoders = sorted({name for run in runs for name in run.digests if name.startswith("encoder/")})
-    return [*RULES[:2], *(_digest(name, lambda run: {}, is_optional=True) for name in encoders), *RULES[2:]]
+    encoders = sorted(set[str]().union(*(_encoders_read(run) for run in runs)))
+    return [*RULES[:2], *map(_encoder, encoders), *RULES[2:]]
 
 
 def differing_pair(rule: Rule, runs: Sequence[Run]) -> tuple[Run, Run] | None:
@@ -157,7 +172,7 @@ def verify(study: Study) -> list[Check]:
 
 def _check(rule: Rule, scope: str, runs: Sequence[Run]) -> Check:
     known = [run for run in runs if rule.value(run) is not None]
-    lacking = [run.label for run in runs if run not in known and run.status in AGREED and not rule.is_optional]
+    lacking = [run.label for run in runs if run.status in AGREED and run not in known and rule.applies(run)]
     if lacking:
         raise UserError(f"{lacking[0]}: the manifest has no {rule.what}: run the cell again")
     if pair := differing_pair(rule, runs):

@@ -276,9 +276,22 @@ def test_cells_may_read_different_encoders(study):
     for seed in (0, 1):
         folder = run_folder(study, "repa", seed)
         digests = {k: v for k, v in folder.manifest()["digests"].items() if not k.startswith("encoder/")}
-        folder.write_manifest({**bare(folder), "digests": {**digests, "encoder/dinov2": "1" * 64}})
+        facts = {**folder.manifest()["method_facts"], "needs": {"images": False, "encoders": ["dinov2"], "ema": False}}
+        folder.write_manifest(
+            {**bare(folder), "digests": {**digests, "encoder/dinov2": "1" * 64}, "method_facts": facts}
+        )
     counted = {check.what: check.num_runs for check in verify(load_study(study))}
     assert (counted["encoder/dinov2 digest"], counted["encoder/efficientnet_lite2 digest"]) == (2, 2)
+
+
+def test_an_encoder_that_is_read_must_be_on_record(study):
+    for cell in ("repa", "both"):
+        for seed in (0, 1):
+            folder = run_folder(study, cell, seed)
+            digests = {k: v for k, v in folder.manifest()["digests"].items() if not k.startswith("encoder/")}
+            folder.write_manifest({**bare(folder), "digests": digests})
+    with pytest.raises(UserError, match="both seed 0: the manifest has no encoder/efficientnet_lite2 digest"):
+        verify(load_study(study))
 
 
 @pytest.mark.parametrize(
