@@ -11,6 +11,8 @@ MOST_VALUES = 10_000
 """Values of a document, those behind an alias counted wherever it stands."""
 DEEPEST = 50
 """Levels of lists and mappings inside one another."""
+TEXT_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+"""Kinds of keys: text, and `<<`, which merges a mapping in."""
 
 
 def check_file(path: Path) -> None:
@@ -46,19 +48,12 @@ def check_word(word: str, option: str) -> None:
 
 
 def _count(node: Any, key: str, depth: int = 0) -> int:
-    """Values below the node at `key`, aliases written out; YAML errors for too many, and for keys given twice."""
+    """Values below the node at `key`, aliases written out; YAML errors for too many, and for bad keys."""
     if depth > DEEPEST:
         raise yaml.MarkedYAMLError(problem=f"{key} has more than {DEEPEST} levels", problem_mark=node.start_mark)
     if not isinstance(node, yaml.CollectionNode):
         return 1
-    if isinstance(node, yaml.SequenceNode):
-        inside = [(key, part) for part in node.value]
-    else:
-        names = [f"{key}.{name.value}".removeprefix(".") for name, _ in node.value]
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise yaml.MarkedYAMLError(problem=f"{twice[0]} is given twice", problem_mark=node.start_mark)
-        inside = list(zip(names, (part for _, part in node.value), strict=True))
+    inside = [(key, part) for part in node.value] if isinstance(node, yaml.SequenceNode) else _named(node, key)
     total = 1
     for name, part in inside:
         total += _count(part, name, depth + 1)
@@ -67,6 +62,24 @@ def _count(node: Any, key: str, depth: int = 0) -> int:
                 problem=f"{name} holds more than {MOST_VALUES} values", problem_mark=node.start_mark
             )
     return total
+
+
+def _named(node: yaml.MappingNode, key: str) -> list[tuple[str, Any]]:
+    """What the mapping at `key` holds, by dotted key; YAML errors for keys given twice, and for keys that are no text.
+
+    `1` and `on` are a number and a truth value in YAML: only the labels of cells may be such.
+    """
+    found: dict[str, Any] = {}
+    for name, part in node.value:
+        dotted = f"{key}.{name.value if isinstance(name, yaml.ScalarNode) else '?'}".removeprefix(".")
+        if isinstance(name, yaml.ScalarNode) and name.tag not in TEXT_TAGS and key != "cells":
+            raise yaml.MarkedYAMLError(
+                problem=f"{dotted} ends in no text: put it in quotes", problem_mark=name.start_mark
+            )
+        if dotted in found:
+            raise yaml.MarkedYAMLError(problem=f"{dotted} is given twice", problem_mark=name.start_mark)
+        found[dotted] = part
+    return list(found.items())
 
 
 def _reason(error: Exception) -> str:

@@ -34,6 +34,7 @@ def checked(tmp_path: Path) -> Callable[[bytes | str], str]:
     [
         "seed: 1",
         "---\nseed: 1\n",
+        "cells: {1: {method: sit}, on: {method: repa}}",
         "\ufeffseed: 1",
         '{"seed": 1, "optimizer": {"lr": 0.1}}',
         "optimizer: &o {lr: 1.0}\nema: {decay: 0.5}\nmine: *o",
@@ -49,8 +50,8 @@ def test_good_files_pass(checked: Callable[[bytes | str], str], content: str) ->
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("seed: 1\nseed: 2", "cannot be used, line 1: seed is given twice"),
-        ("seed: 1\noptimizer:\n  lr: 1\n  lr: 2", "cannot be used, line 3: optimizer.lr is given twice"),
+        ("seed: 1\nseed: 2", "cannot be used, line 2: seed is given twice"),
+        ("seed: 1\noptimizer:\n  lr: 1\n  lr: 2", "cannot be used, line 4: optimizer.lr is given twice"),
         ("cell: [{a: 1, a: 2}]", "cannot be used, line 1: cell.a is given twice"),
         ("seed: 1\ncell: &a [*a]", f"cannot be used, line 2: cell has more than {DEEPEST} levels"),
         ("cell: " + "[" * 60 + "]" * 60, f"cannot be used, line 1: cell has more than {DEEPEST} levels"),
@@ -63,6 +64,8 @@ def test_good_files_pass(checked: Callable[[bytes | str], str], content: str) ->
             "cell: !!python/object/apply:os.getcwd []",
             "cannot be used, line 1: could not determine a constructor for the ",
         ),
+        ("1: 2", "cannot be used, line 1: 1 ends in no text: put it in quotes"),
+        ("ema:\n  on: 2", "cannot be used, line 2: ema.on ends in no text"),
         ("[1, 2]: 3", "cannot be used, line 1: found unhashable key"),
         ("day: 2026-13-45", "cannot be used: month must be in 1..12"),
         ("", "is no mapping of keys to values: write one, such as seed: 1"),

@@ -366,7 +366,7 @@ def test_auto_and_zero_are_resolved():
     [
         (
             {"kid_subset": 25},
-            r"kid_subset is 25: there are 24 samples, and data\.holdout leaves 24 held-out and 24 training .*; give 2 to 24",
+            r"kid_subset is 25: there are 24 samples, and data\.holdout leaves 24 held-out and 24 .*; give 2 to 24",
         ),
         ({"kid_subset": 20, "num_samples": 19}, r"kid_subset is 20: there are 19 samples.*give 2 to 19"),
         ({"kid_subset": 1}, r"kid_subset is 1: .* give 2 to 24"),

@@ -205,7 +205,7 @@ def test_a_file_that_is_no_yaml(tmp_path: Path) -> None:
     path.write_text("just words")
     assert refusal(["--config", str(path)]).startswith(f"--config {path} is no mapping of keys to values")
     path.write_text("optimizer:\n  lr: 1.0\n  lr: 2.0")
-    assert refusal(["--config", str(path)]) == f"--config {path} cannot be used, line 2: optimizer.lr is given twice"
+    assert refusal(["--config", str(path)]) == f"--config {path} cannot be used, line 3: optimizer.lr is given twice"
 
 
 @pytest.mark.parametrize(
