@@ -127,6 +127,8 @@ class Faulty(Method):
         fault = read() if step >= 4 else ""
         if fault == "raise":
             raise RuntimeError("no space [left]\\non the device")
+        if fault == "raise on rank 1" and os.environ["RANK"] == "1":
+            raise RuntimeError("rank 1 is out of order")
         if fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         while fault == "wait":
@@ -146,7 +148,7 @@ class Faults:
     folder: Path
 
     def are(self, fault: str) -> None:
-        """nan, raise, kill, wait (until there is another fault), or "" for none."""
+        """nan, raise, raise on rank 1, kill, wait (until there is another fault), or "" for none."""
         (self.folder / "steps").write_text("")
         (self.folder / "fault").write_text(fault)
 

@@ -121,18 +121,22 @@ def test_two_commands_at_once_share_the_work(place: Place, faults: Faults, start
 
 
 @pytest.mark.slow
-def test_what_a_killed_command_leaves_is_taken_over_by_the_other(place: Place, faults: Faults, start: Start) -> None:
+def test_what_a_killed_command_leaves_is_taken_over(
+    place: Place, faults: Faults, start: Start, ditbench: Ditbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "write_and_print", lambda study: None)
     faults.are("wait")
     first = start(*place.words("compare", *SHORT))
     worker = faults.waiting()
     first.kill()
     until(lambda: is_gone(worker), "the worker outlived its command", 10)
+    faulty, sit = short_run(place, "faulty"), short_run(place, "sit")
+    assert faulty.status() == "running"
     faults.are("")
-    result = start(*place.words("compare", *SHORT))
-    _, err = result.communicate(timeout=120)
-    assert (result.returncode, err) == (0, "")
+    status, _, err = ditbench(*place.words("compare", *SHORT))
+    assert (status, err) == (0, "")
     assert faults.steps() - {0} == {3, 4, 5}, "it went on from the evaluation after step 3"
-    assert same_records(short_run(place, "faulty"), short_run(place, "sit"), "terms", "gradient_norms", "samples")
+    assert same_records(faulty, sit, "terms", "gradient_norms", "samples", "diagnostics")
 
 
 @pytest.mark.slow
@@ -279,18 +283,37 @@ def test_a_worker_of_two_processes(place: Place, finished: FinishedStudy, capsys
 
 
 LAUNCHERS = {
-    "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"],
-    "accelerate": ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "--main_process_port", "0"],
+    "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"],
+    # On a machine without GPUs this means several processes on the CPU; with --cpu accelerate starts a single one.
+    "accelerate": ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"],
 }
 
 
+def launched(launcher: str, place: Place, *words: str) -> "subprocess.CompletedProcess[str]":
+    return run_process([sys.executable, *LAUNCHERS[launcher], "-m", "studies.cli", *words], place.folder)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", sorted(LAUNCHERS))
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.full)])
 def test_launchers_start_the_command_unchanged(place: Place, finished: FinishedStudy, launcher: str) -> None:
-    command = [sys.executable, *LAUNCHERS[launcher], "-m", "studies.cli", *place.words("compare", *TOGETHER)]
-    result = run_process(command, place.folder)
+    result = launched(launcher, place, *place.words("compare", *TOGETHER))
     assert result.returncode == 0, result.stderr
     for number, cell in enumerate(("sit", "vae_repa"), start=1):
         assert result.stdout.count(f"cell {number} of 2: {cell} seed 0: finished") == 1
     assert result.stdout.count("report: ") == 1
     assert_trained_together(place, finished)
+    assert len(set(begins(RunFolder(place.runs / "small" / "vae_repa" / "seed0")))) == 2
+
+
+@pytest.mark.full
+def test_a_failed_process_ends_its_group(place: Place, faults: Faults) -> None:
+    """One of two processes breaks; the other would wait for it for ever."""
+    faults.are("raise on rank 1")
+    result = launched("torchrun", place, *place.words("train", "--runtime.device", "cpu", *ONE, "faulty"))
+    assert result.returncode == 1
+    run = RunFolder(place.runs / "one" / "faulty" / "seed0")
+    assert (run.status(), run.manifest()["status_detail"]["error"]) == (
+        "failed",
+        "RuntimeError: rank 1 is out of order",
+    )
+    assert "rank 1 is out of order" in (run.path / "log.txt").read_text()
