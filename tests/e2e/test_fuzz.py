@@ -334,7 +334,8 @@ def problem(case: Case, outcome: Outcome) -> str:
 def names_in(case: Case) -> list[str]:
     """What a refusal may name: a changed key, its section, the text that it was given, or the damaged file."""
     keys = [part for key in case.changed for part in (key, key.split(".")[0], key.rpartition(".")[2])]
-    texts = [value for value in (*case.in_file.values(), *case.on_line.values()) if isinstance(value, str)]
+    texts = [value for value in case.in_file.values() if isinstance(value, str)]
+    texts += [word_of(value) for value in case.on_line.values()]
     given = [text if len(text) > 5 else repr(text) for text in texts]
     return [*keys, *given, *(["--config"] if case.text else [])]
 
