@@ -107,12 +107,12 @@ class FrozenEncoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: Any, name: str, grid: int) -> None:
+    def __init__(self, network: Any, name: str, grid: int, digest: str) -> None:
         super().__init__()
         self.network = network
         self.name = name
         self.grid = grid
-        self.digest = encoder_digest(name, grid)
+        self.digest = digest
         mean, std = spec(name).normalisation
         self.register_buffer("mean", torch.tensor(mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(3, 1, 1), persistent=False)
@@ -125,7 +125,14 @@ class FrozenEncoder(nn.Module):
             raise UserError(f"encoder {name}: a grid of {grid} x {grid} tokens cannot be matched; give 1 or more")
         build = _load_dinov2 if family(name) == "dinov2" else _load_efficientnet
         with rng.global_state_kept():
-            return cls(build(name, grid), name, grid).to(device)
+            return cls(build(name, grid), name, grid, encoder_digest(name, grid)).to(device)
+
+    @classmethod
+    def untrained(cls, name: str, grid: int, device: str | torch.device) -> "FrozenEncoder":
+        """The architecture of a named encoder with random weights, where only its cost matters; it has no digest."""
+        build = _build_dinov2 if family(name) == "dinov2" else _build_efficientnet
+        with rng.global_state_kept():
+            return cls(build(name, grid), name, grid, "").to(device)
 
     @torch.no_grad()
     def forward(self, images_NCHW: Tensor) -> Tensor:
@@ -151,12 +158,17 @@ class FrozenEncoder(nn.Module):
             return torch.cat([self(part) for part in images_NCHW.split(PASS_IMAGES[device.type == "cpu"])])
 
 
+def _build_efficientnet(name: str, grid: int) -> Any:
+    """timm's network, which takes any grid."""
+    network = timm.create_model(spec(name).timm_name, pretrained=False)
+    return network.to(memory_format=torch.channels_last)  # depthwise convolutions on a CPU are faster so
+
+
 def _load_efficientnet(name: str, grid: int) -> Any:
     """timm's network with the packaged tensors, which stand in the same order under other names."""
-    network = timm.create_model(spec(name).timm_name, pretrained=False)
-    file = weights.find(name)
+    network, file = _build_efficientnet(name, grid), weights.find(name)
     network.load_state_dict(_renamed(weights.load_tensors(file.path), network.state_dict(), file))
-    return network.to(memory_format=torch.channels_last)  # depthwise convolutions on a CPU are faster so
+    return network
 
 
 def _renamed(tensors: dict[str, Tensor], names: dict[str, Tensor], file: weights.WeightsFile) -> dict[str, Tensor]:
@@ -169,6 +181,12 @@ def _renamed(tensors: dict[str, Tensor], names: dict[str, Tensor], file: weights
     if not fits:
         raise UserError(f"{file.path} does not hold the weights of {file.name}: replace it by the packaged file")
     return {new: theirs for (_, theirs), (new, _) in pairs}
+
+
+def _build_dinov2(name: str, grid: int) -> Any:
+    """timm's network for the grid."""
+    line = spec(name)
+    return timm.create_model(line.timm_name, pretrained=False, img_size=line.stride * grid, num_classes=0)
 
 
 def _load_dinov2(name: str, grid: int) -> Any:

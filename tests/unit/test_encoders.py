@@ -39,6 +39,23 @@ def random_dinov2(name: str) -> Any:
     return network
 
 
+# -- no weights -----------------------------------------------------------------------------------------------------
+
+
+def test_an_untrained_encoder_is_the_architecture_without_a_file(folder: Path) -> None:
+    before = torch.get_rng_state()
+    encoder = FrozenEncoder.untrained("dinov2_vits14", 8, "cpu")
+    width, block = 384, 12 * 384**2 + 15 * 384  # qkv, projection, MLP, two norms, two layer scales
+    parts = (3 * 14**2 + 1) * width, (8 * 8 + 1) * width + width, 12 * block, 2 * width
+    assert sum(p.numel() for p in encoder.parameters()) == sum(parts)
+    assert encoder.tokens(noise_images(2, 128)).shape == (2, 64, 384)
+    assert FrozenEncoder.untrained("efficientnet_lite0", 2, "cpu").tokens(noise_images(2, 64)).shape == (2, 4, 1280)
+    assert not any(p.requires_grad for p in encoder.parameters()) and not encoder.training
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(UserError, match="weights of dinov2_vits14 are not on this machine"):
+        FrozenEncoder.load("dinov2_vits14", 8, "cpu")
+
+
 # -- the table ------------------------------------------------------------------------------------------------------
 
 
