@@ -160,6 +160,8 @@ class BudgetConfig:
             self.amount >= least and self.amount > 0,
             f"budget.amount is {self.amount}: give {'1 or more' if whole else 'more than 0'} {self.unit}",
         )
+        # Above it steps have no exact double, so that no step would be found to end the budget.
+        require(self.amount <= 1e15, f"budget.amount is {self.amount}: give at most 1e15 {self.unit}")
         require(
             not whole or self.amount == int(self.amount),
             f"budget.amount is {self.amount}: give a whole number of {self.unit}",

@@ -64,6 +64,7 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (EmaConfig, {"decay": 1.0}, "ema.decay is 1.0"),
     (EmaConfig, {"decay": math.nan}, "ema.decay is nan"),
     (EmaConfig, {"warmup": -1}, "ema.warmup is -1"),
+    (BudgetConfig, {"unit": "train_gflops", "amount": 1e30}, "budget.amount is 1e+30: give at most 1e15 train_gflops"),
     (BudgetConfig, {"amount": 0}, "budget.amount is 0: give 1 or more steps"),
     (
         SamplerConfig,
