@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from studies.settings import comparison, parse
 from tests.e2e.conftest import ROOT, STUDY, TIMES, Faults, FinishedStudy, Place, run_process
 
 Ditbench = Callable[..., tuple[int, str, str]]
-Start = Callable[..., "subprocess.Popen[str]"]
 
 SHORT = (
     *("--study", "short", "--methods", "faulty,sit", "--seeds", "0", "--budget.amount", "6"),
@@ -30,29 +30,52 @@ SHORT = (
 )
 
 
+@dataclass(frozen=True)
+class Command:
+    """A running command, with its output in files."""
+
+    process: "subprocess.Popen[bytes]"
+    folder: Path
+
+    def out(self) -> str:
+        return (self.folder / "out").read_text()
+
+    def err(self) -> str:
+        return (self.folder / "err").read_text()
+
+    def status(self) -> int:
+        """Its exit status, once it ended."""
+        return self.process.wait(timeout=120)
+
+
+Start = Callable[..., Command]
+
+
 @pytest.fixture
 def start(place: Place, faults: Faults) -> Iterator[Start]:
     """`start(*words)`: a command in a process group of its own, as a terminal would start it."""
-    running: list[subprocess.Popen[str]] = []
+    running: list[Command] = []
 
-    def run(*words: str) -> "subprocess.Popen[str]":
+    def run(*words: str) -> Command:
+        folder = place.folder / f"command{len(running)}"
+        folder.mkdir()
         path = os.pathsep.join([str(ROOT), str(faults.folder)])
-        process = subprocess.Popen(
-            [sys.executable, "-m", "studies.cli", *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=place.folder,
-            env={**os.environ, "PYTHONPATH": path},
-            start_new_session=True,
-        )
-        running.append(process)
-        return process
+        with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "studies.cli", *words],
+                stdout=out,
+                stderr=err,
+                cwd=place.folder,
+                env={**os.environ, "PYTHONPATH": path},
+                start_new_session=True,
+            )
+        running.append(Command(process, folder))
+        return running[-1]
 
     yield run
-    for process in running:
-        process.kill()
-        process.communicate()
+    for command in running:
+        command.process.kill()
+        command.process.wait()
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = 120) -> None:
@@ -102,20 +125,18 @@ def test_two_commands_at_once_share_the_work(place: Place, faults: Faults, start
     waiting = faults.waiting()
     until(lambda: sit.status() == "finished", "nobody trained the second cell")
     assert faulty.status() == "running"
+    told = f"cell 1 of 2: faulty seed 0: trained by another command ({os.uname().nodename}, process {waiting})\n"
+    until(lambda: any(told in command.out() for command in commands), "nobody said whom it waits for")
     faults.are("")
-    results = [command.communicate(timeout=120) for command in commands]
-    assert [command.returncode for command in commands] == [0, 0], results
+    assert [command.status() for command in commands] == [0, 0], [command.err() for command in commands]
+    assert [told in command.out() for command in commands].count(True) == 1
     assert (begins(faulty), len(begins(sit))) == ([waiting], 1)
     assert begins(sit) != begins(faulty)
-    for out, err in results:
-        assert err == ""
+    for command in commands:
+        assert command.err() == ""
         for number, cell in enumerate(("faulty", "sit"), start=1):
-            assert f"cell {number} of 2: {cell} seed 0: finished" in out
-        assert "report: " in out.splitlines()[-1]
-    told = [
-        out for out, _ in results if f"trained by another command ({os.uname().nodename}, process {waiting})" in out
-    ]
-    assert len(told) == 1
+            assert f"cell {number} of 2: {cell} seed 0: finished" in command.out()
+        assert command.out().splitlines()[-1].startswith("report: ")
     assert same_records(faulty, sit, "terms", "gradient_norms", "samples", "diagnostics")
     assert sit.manifest()["shared_device"], "the other command was within a cell all the time"
 
@@ -128,7 +149,7 @@ def test_what_a_killed_command_leaves_is_taken_over(
     faults.are("wait")
     first = start(*place.words("compare", *SHORT))
     worker = faults.waiting()
-    first.kill()
+    first.process.kill()
     until(lambda: is_gone(worker), "the worker outlived its command", 10)
     faulty, sit = short_run(place, "faulty"), short_run(place, "sit")
     assert faulty.status() == "running"
@@ -144,10 +165,9 @@ def test_ctrl_c_ends_the_workers_too(place: Place, faults: Faults, start: Start)
     faults.are("wait")
     command = start(*place.words("compare", *SHORT))
     worker = faults.waiting()
-    os.killpg(command.pid, signal.SIGINT)
-    _, err = command.communicate(timeout=60)
-    assert err == "ditbench: interrupted; the same command goes on from the last checkpoint\n"
-    assert command.returncode == 130
+    os.killpg(command.process.pid, signal.SIGINT)
+    assert command.status() == 130
+    assert command.err() == "ditbench: interrupted; the same command goes on from the last checkpoint\n"
     assert is_gone(worker)
     assert short_run(place, "faulty").status() == "running"
 
