@@ -1,7 +1,6 @@
 """The final table and its renderings: numbers for CSV, text for Markdown, the terminal and the page."""
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from harness.records import metric
-from reports.endings import one_line
+from reports.formats import latex_table, markdown_table, markdown_text
 from reports.load import Study
 from reports.statistics import PairedDifference, paired_difference
 from reports.verify import flatten
@@ -294,11 +293,14 @@ def whole_text(value: float) -> str:
 
 def markdown(study: Study) -> str:
     """The final table in Markdown, with what one needs to read it."""
-    rows = display_rows(study)
-    lines = [_markdown_row(rows[0]), _markdown_row("---" for _ in rows[0])]
-    lines += [_markdown_row(row.values()) for row in rows]
-    notes = [f"\n{_markdown_cell(note)}" for note in footnotes(study, study.main_metrics)]
-    return "\n".join([f"# {_markdown_cell(study.name)} {study.after}", "", *lines, *notes]) + "\n"
+    notes = [f"\n{markdown_text(note)}" for note in footnotes(study, study.main_metrics)]
+    title = f"# {markdown_text(study.name)} {study.after}"
+    return "\n".join([title, "", markdown_table(display_rows(study)), *notes]) + "\n"
+
+
+def latex(study: Study) -> str:
+    """The final table in LaTeX: the main metric alone, so that it fits a page."""
+    return latex_table(terminal_rows(study), footnotes(study, study.main_metrics[:1]))
 
 
 def footnotes(study: Study, metrics: Sequence[str]) -> list[str]:
@@ -325,16 +327,6 @@ def marks(study: Study, metrics: Sequence[str]) -> list[str]:
         left_out = "" if len(study.timed) == len(study.runs) else ", and it is left out here"
         found.append(f"{SHARED_MARK} Shared its device with another run: its seconds do not count{left_out}.")
     return found
-
-
-def _markdown_row(cells: Iterable[Any]) -> str:
-    return "| " + " | ".join(_markdown_cell(str(cell)) for cell in cells) + " |"
-
-
-def _markdown_cell(text: str) -> str:
-    """Text that cannot end its cell or become markup; an underscore inside a word is none."""
-    text = re.sub("[<>&]", lambda found: f"&#{ord(found[0])};", one_line(text))
-    return re.sub(r"[\\|*`$~\[]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
 
 
 # -- methods side by side ----------------------------------------------------------------------------------------------
