@@ -16,6 +16,8 @@ LIBRARY_SETTINGS = {
     "HF_HUB_OFFLINE": "1",
     "KINETO_LOG_LEVEL": "5",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Asking whether there is a GPU must not start CUDA in the process that workers are forked from.
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     # The last one: a worker that was killed leaves semaphores, which are cleaned up after it.
     "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning,ignore:resource_tracker:UserWarning",
     # MLflow's own settings would hold up a run for four minutes when its server is away, and print among our lines.
