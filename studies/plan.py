@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from harness import environment
-from harness.config import RunConfig, require
-from harness.records import RunFolder, run_path
+from harness.config import require
+from studies.folders import folder_of, is_done
 from studies.settings import Comparison
 
 
@@ -67,15 +67,10 @@ def make_plan(comparison: Comparison, jobs: int, gpus_per_cell: int) -> tuple[Co
     )
     places = max(1, len(gpus) // gpus_per_cell)
     jobs = min(jobs or (1 if by_clock else places), len(comparison.runs()))
-    left = sum(not is_over(run) for run in comparison.runs())
+    left = sum(not is_done(folder_of(run)) for run in comparison.runs())
     workers = max(1, min(jobs, left))
     plan = Plan(workers=workers, processes=gpus_per_cell, gpus=gpus, shares_device=workers > places)
     return with_threads(comparison, jobs * gpus_per_cell), plan
-
-
-def is_over(run: RunConfig) -> bool:
-    """Whether a run came to its end."""
-    return RunFolder(run_path(run.output.runs, run.study, run.label, run.seed)).status() in ("finished", "diverged")
 
 
 def with_threads(comparison: Comparison, processes: int) -> Comparison:

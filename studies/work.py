@@ -25,9 +25,10 @@ from harness import tracking
 from harness.config import RunConfig
 from harness.errors import StorageError, UserError
 from harness.processes import from_main, is_main
-from studies.lease import Lease, claim, holder, lease_path, presence
+from studies.folders import folder_of, is_done, lease_of
+from studies.lease import Lease, claim, holder, presence
 from studies.messages import Begins, Failed, Happened, Over, Tell, Waits
-from studies.run import Lab, folder_of, is_done, run_cell
+from studies.run import Lab, run_cell
 from studies.settings import Comparison
 
 POLL_SECONDS = 1.0
@@ -93,9 +94,9 @@ class Turns:
         for number in tuple(self._open):
             try:
                 self._lease = self._claim(number, taken)
-            except UserError as error:
+            except (UserError, StorageError) as error:
                 self._close(number)
-                self._task.tell(Failed(number, str(error)))
+                self._task.tell(Failed(number, one_line(error)))
             if self._lease is not None:
                 self._looks = 0
                 self._task.tell(Begins(number))
@@ -104,7 +105,7 @@ class Turns:
             return ALL_OVER
         self._looks += 1
         if self._looks == 2:  # at the first look, another worker of this command may not have said that it began
-            self._task.tell(Waits(tuple((number, holder(self._path(number))) for number in taken)))
+            self._task.tell(Waits(tuple((number, holder(lease_of(self._runs[number]))) for number in taken)))
         return WAIT
 
     @contextlib.contextmanager
@@ -122,15 +123,18 @@ class Turns:
         """The lease on a run that is to be trained; notes in `taken` those that others hold."""
         if self._found_over(number):
             return None
-        lease = claim(self._path(number))
+        lease = claim(lease_of(self._runs[number]))
         if lease is None:
             taken.append(number)
             return None
-        # Its holder may have brought it to its end between the look and the claim.
-        if self._found_over(number) or self._took_baseline(number):
-            lease.release()
-            return None
-        return lease
+        is_ours = False
+        try:
+            # Its holder may have brought it to its end between the look and the claim.
+            is_ours = not (self._found_over(number) or self._took_baseline(number))
+        finally:
+            if not is_ours:
+                lease.release()
+        return lease if is_ours else None
 
     def _found_over(self, number: int) -> bool:
         """Whether the records say that a run is over; then it is told, and closed."""
@@ -163,10 +167,6 @@ class Turns:
     def _close(self, number: int) -> None:
         if number in self._open:
             self._open.remove(number)
-
-    def _path(self, number: int) -> Path:
-        config = self._runs[number]
-        return lease_path(config.output.runs, config.study, config.label, config.seed)
 
 
 # -- one run --------------------------------------------------------------------------------------------------------

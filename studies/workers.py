@@ -16,8 +16,9 @@ from typing import Any
 
 from harness.errors import StorageError, UserError
 from studies.compare import Board
+from studies.folders import lease_of
 from studies.fork_server import CONTEXT, start_server
-from studies.lease import claim, lease_path
+from studies.lease import claim
 from studies.messages import Begins, Broke, Failed, Happened, Ready, Refused
 from studies.plan import Plan
 from studies.settings import Comparison
@@ -182,7 +183,7 @@ class Crew:
         """Put on record that a run's process died; not if another process has taken the run over already."""
         config = self._runs[number - 1]
         try:
-            lease = claim(lease_path(config.output.runs, config.study, config.label, config.seed))
+            lease = claim(lease_of(config))
         except UserError:
             self._board.hear(Failed(number, message))
             return

@@ -16,9 +16,10 @@ from harness.records import RunFolder
 from harness.trainer import Event
 from studies.compare import Board, Failure
 from studies.display import Display
-from studies.lease import claim, holder, lease_path
+from studies.folders import folder_of, lease_of
+from studies.lease import claim, holder
 from studies.messages import Begins, Failed, Happened, Message, Over, Waits
-from studies.run import first_manifest, folder_of
+from studies.run import first_manifest
 from studies.settings import Comparison
 from studies.work import ALL_OVER, WAIT, Task, Turns, logged, one_line, record_failure
 from studies.workers import describe
@@ -55,10 +56,6 @@ def failure(ended: datetime, error: str = "RuntimeError: boom") -> dict[str, Any
     return {"status": "failed", "status_detail": {"error": error, "ended": ended.isoformat()}}
 
 
-def path_of(config: RunConfig) -> Path:
-    return lease_path(config.output.runs, config.study, config.label, config.seed)
-
-
 def finish(worker: Turns, config: RunConfig, number: int) -> None:
     with worker.finishing(number):
         record(config, status="finished")
@@ -71,9 +68,9 @@ def test_runs_come_in_order_and_are_let_go(asked: Comparison, turns: Callable[..
     worker = turns()
     for number, config in enumerate(asked.runs(), start=1):
         assert worker.take() == number
-        assert claim(path_of(config)) is None, "held while it is trained"
+        assert claim(lease_of(config)) is None, "held while it is trained"
         finish(worker, config, number)
-        lease = claim(path_of(config))
+        lease = claim(lease_of(config))
         assert lease is not None
         lease.release()
     assert worker.take() == ALL_OVER
@@ -85,7 +82,7 @@ def test_a_run_is_let_go_when_it_breaks(asked: Comparison, turns: Callable[..., 
     assert worker.take() == 1
     with pytest.raises(KeyboardInterrupt), worker.finishing(1):
         raise KeyboardInterrupt
-    lease = claim(path_of(asked.runs()[0]))
+    lease = claim(lease_of(asked.runs()[0]))
     assert lease is not None
     lease.release()
     assert worker.take() == 2, "tried by this worker"
@@ -120,7 +117,7 @@ def test_what_the_command_knows_to_be_over_is_left_out(turns: Callable[..., Turn
 def test_what_others_hold_is_waited_for(asked: Comparison, turns: Callable[..., Turns], told: list[Message]) -> None:
     """Until they bring it to its end, or leave it."""
     first, second, third = asked.runs()
-    leases = [claim(path_of(config)) for config in (first, second)]
+    leases = [claim(lease_of(config)) for config in (first, second)]
     worker = turns()
     assert worker.take() == 3
     finish(worker, third, 3)
@@ -134,7 +131,7 @@ def test_what_others_hold_is_waited_for(asked: Comparison, turns: Callable[..., 
         lease.release()
     assert worker.take() == 2, "its holder left it"
     assert told[2:] == [Over(1, "finished"), Begins(2)]
-    assert holder(path_of(first)) == ""
+    assert holder(lease_of(first)) == ""
 
 
 def test_a_run_that_ends_between_look_and_claim_is_not_trained(
@@ -147,7 +144,7 @@ def test_a_run_that_ends_between_look_and_claim_is_not_trained(
     monkeypatch.setattr("studies.work.claim", late)
     assert turns(over=(2, 3)).take() == ALL_OVER
     assert told == [Over(1, "finished")]
-    lease = claim(path_of(asked.runs()[0]))
+    lease = claim(lease_of(asked.runs()[0]))
     assert lease is not None, "it was let go"
     lease.release()
 
@@ -157,7 +154,7 @@ def test_another_baseline_needs_the_lease_and_no_training(
 ) -> None:
     runs = asked.runs()
     folders = [record(config, status="finished", baseline="b") for config in runs]
-    lease = claim(path_of(runs[2]))
+    lease = claim(lease_of(runs[2]))
     assert lease is not None
     worker = turns()
     assert worker.take() == WAIT
@@ -174,6 +171,25 @@ def test_a_run_that_cannot_be_claimed_is_a_failure(
     assert turns().take() == ALL_OVER
     assert [type(message) for message in told] == [Failed] * 3
     assert "output.runs: cannot write to " in str(told[0])
+
+
+def test_a_full_disk_holds_no_lease(
+    asked: Comparison, turns: Callable[..., Turns], told: list[Message], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found when another baseline is to be put on record."""
+    run = asked.runs()[0]
+    record(run, status="finished", baseline="b")
+
+    def full(self: RunFolder, **fields: Any) -> None:
+        raise StorageError(28, "No space left on device", "manifest.json")
+
+    monkeypatch.setattr(RunFolder, "update_manifest", full)
+    assert turns(over=(2, 3)).take() == ALL_OVER
+    assert [type(message) for message in told] == [Failed]
+    assert "cannot write manifest.json (No space left on device)" in str(told[0])
+    lease = claim(lease_of(run))
+    assert lease is not None
+    lease.release()
 
 
 # -- failures -------------------------------------------------------------------------------------------------------
