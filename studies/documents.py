@@ -53,7 +53,7 @@ def _count(node: Any, key: str, depth: int = 0) -> int:
         raise yaml.MarkedYAMLError(problem=f"{key} has more than {DEEPEST} levels", problem_mark=node.start_mark)
     if not isinstance(node, yaml.CollectionNode):
         return 1
-    inside = [(key, part) for part in node.value] if isinstance(node, yaml.SequenceNode) else _named(node, key)
+    inside = _named(node, key) if isinstance(node, yaml.MappingNode) else [(key, part) for part in node.value]
     total = 1
     for name, part in inside:
         total += _count(part, name, depth + 1)
