@@ -21,11 +21,12 @@ from harness.method import BackboneShape, DataShape, Method, Needs, Progress
 from harness.prepare import PreparedData, prepare
 from harness.processes import is_main, main_first, open_accelerator
 from harness.recorder import Recorder
-from harness.records import RunFolder, digest, run_path, write_json
+from harness.records import RunFolder, digest, write_json
 from harness.rng import global_state_kept
 from harness.sit import parse_name
 from harness.tracking import Tracker, tracking_uri
 from harness.trainer import Event, Run, check_split, resume, set_up, train
+from studies.folders import folder_of, is_done
 from studies.settings import SECTIONS, as_plain, resolve_sections, section_of, size_of
 
 
@@ -150,16 +151,6 @@ def with_notice(event: Event, tracker: Tracker, folder: RunFolder) -> Event:
     study = folder.path.parents[1]
     notice = f"MLflow lacks a part of this run ({tracker.failure}); send it with: ditbench sync {study}"
     return replace(event, record={**event.record, "notices": [notice]})
-
-
-def folder_of(config: RunConfig) -> RunFolder:
-    """The folder of a run."""
-    return RunFolder(run_path(config.output.runs, config.study, config.label, config.seed))
-
-
-def is_done(folder: RunFolder) -> bool:
-    """Whether the run came to its end."""
-    return folder.status() in ("finished", "diverged")
 
 
 def refuse_other_run(folder: RunFolder, config: RunConfig, digests: Mapping[str, str]) -> None:
