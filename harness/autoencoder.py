@@ -275,22 +275,32 @@ def train_autoencoder(
         raise UserError(f"cannot write to {out_folder} ({error.strerror}): name a folder you may write to") from None
 
 
+SD_RECIPE = AutoencoderRecipe(block_channels=(128, 256, 512, 512), layers_per_block=2, norm_groups=32)
+"""Shapes of Stable Diffusion's autoencoder, which the papers use (config.json of stabilityai/sd-vae-ft-ema); its
+training is not described here."""
+
+
 def _new_network(recipe: AutoencoderRecipe) -> Network:
     """An untrained network from the recipe's own stream; the global random state is left as it was."""
-    levels = len(recipe.block_channels)
     seed = int(torch.randint(2**62, (), generator=rng.stream(recipe.seed, "autoencoder")))
     with rng.global_state_kept():
         torch.manual_seed(seed)
-        return AutoencoderKL(
-            in_channels=3,
-            out_channels=3,
-            block_out_channels=recipe.block_channels,
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
-            layers_per_block=recipe.layers_per_block,
-            norm_num_groups=recipe.norm_groups,
-            latent_channels=recipe.latent_channels,
-        )
+        return build_network(recipe)
+
+
+def build_network(recipe: AutoencoderRecipe) -> Network:
+    """A network of the recipe's shapes; its random weights come from torch's global state."""
+    levels = len(recipe.block_channels)
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=recipe.block_channels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        layers_per_block=recipe.layers_per_block,
+        norm_num_groups=recipe.norm_groups,
+        latent_channels=recipe.latent_channels,
+    )
 
 
 def _learning_rate(recipe: AutoencoderRecipe, step: int) -> float:

@@ -21,7 +21,7 @@ from harness import checkpoint, flow
 from harness.batches import Batch, BatchSource, Shard
 from harness.checkpoint import Counters
 from harness.config import RunConfig, require
-from harness.cost import StepCost, step_cost
+from harness.cost import Passes, StepCost, step_cost
 from harness.divergence import Divergence, Guard
 from harness.ema import Ema
 from harness.evaluate import Evaluator
@@ -169,7 +169,7 @@ def set_up(config: RunConfig, method: Method, prepared: PreparedData, accelerato
     method.initialize(config.seed)
     method.heads.to(accelerator.device)
     backbone.to(accelerator.device)
-    cost = step_cost(backbone, method, method.data)
+    cost = step_cost(Passes(backbone), method)
     module = StepModule(backbone, method)
     ema = Ema(backbone, config.ema)
     if config.runtime.compile:

@@ -13,6 +13,7 @@ import methods
 from harness import environment
 from harness.cache import Report, cache_folder
 from harness.config import RunConfig, training_digest
+from harness.cost import cache_cost, cost_record
 from harness.encoders import encoder_width, family
 from harness.errors import UserError
 from harness.evaluate import Evaluator
@@ -138,7 +139,8 @@ def run_cell(lab: Lab, config: RunConfig, baseline: str) -> Iterator[Event]:
         kept = {"shared_device": previous.get("shared_device", False), "started": previous.get("started", now())}
         places = {"mlflow_run": tracker.run_id, "mlflow_uri": tracking_uri(config.output)}
         folder.write_manifest({**facts, **kept, **places})
-        write_json(folder.path / "cost.json", run.cost.record())
+        caches = cache_cost(prepared.autoencoder.network, method)
+        write_json(folder.path / "cost.json", cost_record(run.cost, caches, len(prepared.images)))
     yield Event("start", step, {"notices": run.notices}, share=run.share)
     for event in train(run, lab.evaluator, recorder):
         yield with_notice(event, tracker, folder) if event.kind == "end" else event
