@@ -11,6 +11,8 @@ MOST_VALUES = 10_000
 """Values of a document, those behind an alias counted wherever it stands."""
 DEEPEST = 50
 """Levels of lists and mappings inside one another."""
+MOST_DIGITS = 300
+"""Digits of a whole number."""
 TEXT_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 """Kinds of keys: text, and `<<`, which merges a mapping in."""
 
@@ -52,6 +54,9 @@ def _count(node: Any, key: str, depth: int = 0) -> int:
     if depth > DEEPEST:
         raise yaml.MarkedYAMLError(problem=f"{key} has more than {DEEPEST} levels", problem_mark=node.start_mark)
     if not isinstance(node, yaml.CollectionNode):
+        # The parser fails on whole numbers that are larger than any float.
+        if getattr(node, "tag", "") == "tag:yaml.org,2002:int" and len(node.value) > MOST_DIGITS:
+            raise yaml.MarkedYAMLError(problem=f"{key} has {len(node.value)} digits", problem_mark=node.start_mark)
         return 1
     inside = _named(node, key) if isinstance(node, yaml.MappingNode) else [(key, part) for part in node.value]
     total = 1

@@ -336,7 +336,7 @@ def names_in(case: Case) -> list[str]:
     keys = [part for key in case.changed for part in (key, key.split(".")[0], key.rpartition(".")[2])]
     texts = [value for value in case.in_file.values() if isinstance(value, str)]
     texts += [word_of(value) for value in case.on_line.values()]
-    given = [text if len(text) > 5 else repr(text) for text in texts]
+    given = [text[:100] if len(text) > 5 else repr(text) for text in texts]
     return [*keys, *given, *(["--config"] if case.text else [])]
 
 

@@ -64,6 +64,7 @@ def test_good_files_pass(checked: Callable[[bytes | str], str], content: str) ->
             "cell: !!python/object/apply:os.getcwd []",
             "cannot be used, line 1: could not determine a constructor for the ",
         ),
+        (f"ema: {{decay: 1{'0' * 400}}}", "cannot be used, line 1: ema.decay has 401 digits"),
         ("1: 2", "cannot be used, line 1: 1 ends in no text: put it in quotes"),
         ("ema:\n  on: 2", "cannot be used, line 2: ema.on ends in no text"),
         ("[1, 2]: 3", "cannot be used, line 1: found unhashable key"),
@@ -103,6 +104,7 @@ def test_words_pass(word: str) -> None:
     [
         ("[" * 5000, "ema.decay is nested too deep"),
         ("&a [*a]", f"ema.decay cannot be used, line 1: ema.decay has more than {DEEPEST} levels"),
+        ("1" + "0" * 400, "ema.decay cannot be used, line 1: ema.decay has 401 digits"),
         ("{a: 1, a: 2}", "ema.decay cannot be used, line 1: ema.decay.a is given twice"),
     ],
 )
