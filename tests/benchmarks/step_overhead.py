@@ -11,11 +11,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 
 import methods
@@ -29,15 +28,16 @@ from harness.config import (
     RunConfig,
     RuntimeConfig,
 )
+from harness.encoders import encoder_width
 from harness.evaluate import Evaluator
-from harness.method import BackboneShape, DataShape
-from harness.prepare import PreparedData
+from harness.method import DataShape
 from harness.processes import open_accelerator
 from harness.recorder import Recorder
 from harness.records import RunFolder
-from harness.sit import parse_name
 from harness.tracking import Tracker
-from harness.trainer import Run, build_backbone, build_optimizer, clip_gradients, set_up, step_views, train
+from harness.trainer import Run, build_backbone, build_optimizer, clip_gradients, step_views, train
+from studies.settings import resolve_sections
+from studies.synthetic import backbone_shape, synthetic_run
 from studies.tables import print_table
 
 PAIRS = 5
@@ -46,39 +46,15 @@ CASES = {"SiT-nano/2": (8, 200), "SiT-S/2": (32, 4)}
 """Model: latent size, and steps of one measurement."""
 
 
-class Latents:
-    """Posterior moments in memory, with what the trainer asks of a cache and of an autoencoder."""
-
-    def __init__(self, num: int, size: int) -> None:
-        self.shape = (num, 8, size, size)
-        self._moments = np.random.default_rng(0).random(self.shape, dtype=np.float32)
-
-    def rows(self, indices: np.ndarray) -> np.ndarray:
-        return self._moments[indices]
-
-    def latents(self, moments: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        mean, std = moments.chunk(2, dim=1)
-        return mean + std * noise
-
-    def latent_means(self, moments: torch.Tensor) -> torch.Tensor:
-        return moments.chunk(2, dim=1)[0]
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Labels alone: the benchmark reads no images."""
-
-    labels: np.ndarray
-    num_classes: int = 10
-
-
 def build_run(name: str, size: int, runs: Path) -> Run:
     """A vanilla run that would go on for ever, on random latents of real shapes."""
     runtime = environment.resolve_runtime(RuntimeConfig())
     environment.apply_runtime(runtime)
+    control = methods.control()
     config = RunConfig(
         study="bench",
-        method=methods.control(),
+        method=control,
+        sections={control: methods.load(control).Config()},
         model=ModelConfig(name=name),
         data=DataConfig(name="digits"),
         optimizer=OptimizerConfig(batch_size=BATCH),
@@ -86,22 +62,10 @@ def build_run(name: str, size: int, runs: Path) -> Run:
         runtime=runtime,
         output=OutputConfig(runs=str(runs), log_every=50),
     )
-    latents = Latents(1024, size)
-    prepared = cast(PreparedData, _Prepared(latents, Labels(np.arange(1024) % 10), np.arange(1024), latents))
-    shape = BackboneShape(
-        size=name.split("-")[1].split("/")[0], input_size=size, in_channels=4, num_classes=10, **parse_name(name)
-    )
-    kind = methods.load(config.method)
-    method = kind(kind.Config(), shape, DataShape(image_size=8 * size, num_classes=10, encoder_width=lambda name: 1))
-    return set_up(config, method, prepared, open_accelerator(runtime))
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    moments: Latents
-    images: Labels
-    train_rows: np.ndarray
-    autoencoder: Latents
+    shape = backbone_shape(config, size, 4, 10)
+    config = resolve_sections(config, shape)
+    data = DataShape(image_size=8 * size, num_classes=10, encoder_width=encoder_width)
+    return synthetic_run(config, shape, data, open_accelerator(runtime), 1024)
 
 
 def trainer_steps(run: Run, runs: Path) -> Iterator[None]:
