@@ -3,7 +3,7 @@
 A row is a value of one quantity. `series` says what it is: `seed`, a run's value; `mean`, over the seeds of a cell at
 one evaluation point (or one step of training), of values and clocks alike, where `num_seeds` < `of_seeds` is a mean
 over survivors or over the seeds that got that far; `line`, a reference line; `stop`, where a run ended before its
-time, with its last value. With a budget in seconds, runs that shared their device are left out.
+time, with its last value. Against seconds, runs that shared their device are left out.
 """
 
 import math
@@ -15,22 +15,44 @@ import pandas as pd
 from harness.records import number
 from reports.endings import stopped_at
 from reports.load import CLOCKS, Run, Study
+from reports.units import UNITS, Unit
 
 CURVE_COLUMNS = ["quantity", "series", "cell", "seed", "point", *CLOCKS, "value", "num_seeds", "of_seeds"]
 """Columns of a curve frame."""
 
 
-def metric_curves(study: Study, name: str) -> pd.DataFrame:
-    """A metric at every evaluation, as a curve frame with means, reference lines and stops."""
+def metric_curves(study: Study, name: str, unit: Unit | None = None) -> pd.DataFrame:
+    """A metric at every evaluation, as a curve frame with means, reference lines and stops.
+
+    Args:
+        study: where from.
+        name: of the metric.
+        unit: against whose clock the curves will be drawn, which decides the runs that count; the budget's by default.
+    """
+    runs = study.counted(unit or study.unit)
     points = [
         _point(name, run, line, number(line["metrics"][name])) | {"point": line["point"]}
-        for run in study.timed
+        for run in runs
         for line in run.evaluations
         if name in line["metrics"]
     ]
     lines = [{"quantity": name, "series": "line", "cell": k, "value": v} for k, v in study.lines(name).items()]
-    stops = [_point(name, run, stopped_at(run), math.nan) for run in study.timed if run.ended_early]
+    stops = [_point(name, run, stopped_at(run), math.nan) for run in runs if run.ended_early]
     return _curve_frame(study, points, stops, "point", lines)
+
+
+def clock_curves(study: Study, name: str) -> pd.DataFrame:
+    """A metric for every clock but the budget's: curve frames with a column `unit` in front, without reference lines.
+
+    A clock against which no evaluated run counts is left out.
+    """
+    frames = []
+    for unit in UNITS.values():
+        if unit is not study.unit and any(run.evaluations for run in study.counted(unit)):
+            frame = metric_curves(study, name, unit)
+            frame.insert(0, "unit", unit.name)
+            frames.append(frame[frame["series"] != "line"])
+    return pd.concat(frames, ignore_index=True)
 
 
 def training_curves(study: Study) -> pd.DataFrame:

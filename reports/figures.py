@@ -4,8 +4,8 @@ has beside it the CSV it was drawn from. Nothing here uses pyplot or its global 
 
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from harness.records import METRICS, metric
 from reports.endings import one_line
 from reports.style import FONT, FONT_SIZE, Look, rc
 from reports.tables import CellResult
-from reports.units import short_number
+from reports.units import UNITS, short_number
 
 DPI = 200
 LOG_RANGE = 20
@@ -335,12 +335,35 @@ def panels_figure(frame: pd.DataFrame, look: Look, has_points: bool = True) -> F
     return figure
 
 
-def _panels(num: int, look: Look) -> tuple[Figure, list[Axes]]:
-    """A figure with `num` panels below a key. Placed by hand: a layout engine takes longer than all the drawing."""
+def clocks_figure(frame: pd.DataFrame, look: Look, not_comparable: Collection[str]) -> Figure:
+    """One metric against several clocks, a panel for each, with one key for all.
+
+    Args:
+        frame: curve frames with a column `unit`.
+        look: theme and the cells' styles.
+        not_comparable: units against which the cells may not be compared, which their axes say.
+    """
+    units = [UNITS[name] for name in dict.fromkeys(frame["unit"])]
+    with matplotlib.rc_context(rc(look.theme)):
+        figure, axes = _panels(len(units), look, has_labels=True)
+        for ax, unit in zip(axes, units, strict=True):
+            own = frame[frame["unit"] == unit.name]
+            plot_curves(ax, own, replace(look, unit=unit), width=1.4)
+            _panel_title(ax, own["quantity"].iloc[0], look)
+            ax.set_xlabel(f"{unit.words}, not comparable" if unit.name in not_comparable else unit.words)
+        _key(figure, look)
+    return figure
+
+
+def _panels(num: int, look: Look, has_labels: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure with `num` panels below a key. Placed by hand: a layout engine takes longer than all the drawing.
+
+    The budget's unit stands below the last row, or there is room for a label below every panel.
+    """
     num_columns = 1 if look.is_narrow else min(3, num)
     num_rows = math.ceil(num / num_columns)
     width, panel_height, key_height = 4.2 if look.is_narrow else 8.4, 1.6, 0.22 * _key_rows(look) + 0.42
-    left, gap, row_gap, bottom = 0.5, 0.52, 0.62, 0.42
+    left, gap, row_gap, bottom = 0.5, 0.52, 0.82 if has_labels else 0.62, 0.42
     panel_width = (width - left - 0.14 - gap * (num_columns - 1)) / num_columns
     height = key_height + num_rows * panel_height + (num_rows - 1) * row_gap + bottom
     figure = Figure(figsize=(width, height))
@@ -349,7 +372,7 @@ def _panels(num: int, look: Look) -> tuple[Figure, list[Axes]]:
         x = left + column * (panel_width + gap)
         y = height - key_height - panel_height - row * (panel_height + row_gap)
         axes.append(figure.add_axes((x / width, y / height, panel_width / width, panel_height / height)))
-        if row == num_rows - 1:
+        if row == num_rows - 1 and not has_labels:
             axes[-1].set_xlabel(look.unit.words)
     return figure, axes
 

@@ -5,10 +5,12 @@ from collections.abc import Iterable, Sequence
 
 from harness.records import metric
 from reports.endings import endings
+from reports.equal_cost import unequal_timing
 from reports.load import Study
 from reports.tables import BIAS_MARK, SHARED_MARK, CellResult, difference_text, digits, seeds_text
 from reports.units import number_text
 from reports.verify import Setting
+from reports.words import be, count, listed
 
 
 def headline(study: Study, rows: Sequence[CellResult]) -> list[str]:
@@ -18,9 +20,9 @@ def headline(study: Study, rows: Sequence[CellResult]) -> list[str]:
 
 def _setup(study: Study) -> str:
     config = study.reference.config
-    seeds = f"{_count(len(study.seeds), 'seed')} each" if len(study.cells) > 1 else _count(len(study.seeds), "seed")
+    seeds = f"{count(len(study.seeds), 'seed')} each" if len(study.cells) > 1 else count(len(study.seeds), "seed")
     is_plain = len({run.manifest["method"] for run in study.runs}) == len(study.cells)
-    cells = _count(len(study.cells), "training method" if is_plain else "cell")
+    cells = count(len(study.cells), "training method" if is_plain else "cell")
     return (
         f"{cells} for {config['model']['name']} on {config['data']['name']}, "
         f"{seeds}, compared after {number_text(study.spent)} of {study.unit.amount(study.budget)}, "
@@ -58,7 +60,7 @@ def _separated(study: Study, rows: Sequence[CellResult]) -> str:
     for row in rows:
         if difference := row.metrics[name].difference:
             readings.setdefault(difference.reading, []).append(row.cell)
-    parts = [f"{_listed(readings[key])} {key}" for key in ("better", "worse", "not separated") if key in readings]
+    parts = [f"{listed(readings[key])} {key}" for key in ("better", "worse", "not separated") if key in readings]
     if parts and readings.keys().isdisjoint(("better", "worse")):
         return f"No 95% interval of a difference separates a method from {study.baseline}."
     if parts:
@@ -83,6 +85,8 @@ def notes(study: Study, rows: Sequence[CellResult], environment: Iterable[Settin
     if not study.baseline:
         found.append("No cell is the baseline of the others, so there are no differences: a study is compared as one.")
     found += [_differs(setting) for setting in environment if setting.differs]
+    if unequal_timing(study):
+        found.append("Seconds of runs on different devices or with different threads are not comparable.")
     return found
 
 
@@ -94,7 +98,7 @@ def _unfinished(study: Study) -> list[str]:
         how = f"{verb} at {ending.where}: {ending.why}" if ending.why else f"{verb} at {ending.where}"
         alike.setdefault((ending.cell, how), []).append(str(ending.seed))
     return [
-        f"{cell} {'seed' if len(seeds) == 1 else 'seeds'} {_listed(seeds)} {how}."
+        f"{cell} {'seed' if len(seeds) == 1 else 'seeds'} {listed(seeds)} {how}."
         for (cell, how), seeds in alike.items()
     ]
 
@@ -107,7 +111,7 @@ def _shared(study: Study) -> list[str]:
     left_out = "" if len(study.timed) == len(study.runs) else ", nor are the results at that time, which are left out"
     whose = "its" if len(labels) == 1 else "their"
     return [
-        f"{_listed(labels)} shared {whose} device with another run: {whose} seconds ({SHARED_MARK}) are no measure of "
+        f"{listed(labels)} shared {whose} device with another run: {whose} seconds ({SHARED_MARK}) are no measure of "
         f"cost{left_out}."
     ]
 
@@ -125,7 +129,7 @@ def _survivors(rows: Sequence[CellResult]) -> list[str]:
 def _bad_images(study: Study) -> list[str]:
     """Runs whose compared samples held images that were not finite."""
     counted = {run.label: line.get("bad_images", 0) for run in study.runs if (line := run.evaluation(study.point))}
-    return [f"{label}: {_count(num, 'sample')} had non-finite latents." for label, num in counted.items() if num]
+    return [f"{label}: {count(num, 'sample')} had non-finite latents." for label, num in counted.items() if num]
 
 
 def _bias(study: Study, rows: Sequence[CellResult]) -> list[str]:
@@ -135,8 +139,8 @@ def _bias(study: Study, rows: Sequence[CellResult]) -> list[str]:
     metrics = [name for name in study.main_metrics if any(row.metrics[name].favoured for row in rows)]
     family = study.first(cells[0]).manifest["extractor_family"]
     return [
-        f"{_listed(cells)} {_be(cells)} trained towards features of the {family} family, and {_listed(metrics)} "
-        f"{_be(metrics)} measured with a network of that family: the bias favours {_listed(cells)} ({BIAS_MARK})."
+        f"{listed(cells)} {be(cells)} trained towards features of the {family} family, and {listed(metrics)} "
+        f"{be(metrics)} measured with a network of that family: the bias favours {listed(cells)} ({BIAS_MARK})."
     ]
 
 
@@ -147,24 +151,9 @@ def _warnings(study: Study) -> list[str]:
     for run in asked:
         for warning in run.manifest["warnings"]:
             given.setdefault(warning, []).append(run.label)
-    return [w if len(labels) == len(asked) else f"{w} ({_listed(labels)})" for w, labels in given.items()]
+    return [w if len(labels) == len(asked) else f"{w} ({listed(labels)})" for w, labels in given.items()]
 
 
 def _differs(setting: Setting) -> str:
-    values = "; ".join(f"{value}: {_listed(labels)}" for value, labels in setting.values.items())
+    values = "; ".join(f"{value}: {listed(labels)}" for value, labels in setting.values.items())
     return f"Runs differ in {setting.name} ({values})."
-
-
-def _listed(names: Sequence[str], limit: int = 6) -> str:
-    """`a, b and c`, shortened where there are many."""
-    if len(names) > limit:
-        return f"{', '.join(names[:limit])} and {len(names) - limit} more"
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def _be(names: Sequence[str]) -> str:
-    return "is" if len(names) == 1 else "are"
-
-
-def _count(num: int, noun: str) -> str:
-    return f"{num} {noun}" if num == 1 else f"{num} {noun}s"

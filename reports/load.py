@@ -141,8 +141,12 @@ class Study:
 
     @cached_property
     def timed(self) -> tuple[Run, ...]:
-        """The runs whose clock counts: with a budget in seconds, not those that shared their device."""
-        return tuple(run for run in self.runs if not (self.unit.name == "seconds" and run.shared_device))
+        """The runs that count against the budget's clock."""
+        return self.counted(self.unit)
+
+    def counted(self, unit: Unit) -> tuple[Run, ...]:
+        """The runs that count against a clock: against seconds, not those that shared their device."""
+        return tuple(run for run in self.runs if not (unit.name == "seconds" and run.shared_device))
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
@@ -169,6 +173,10 @@ class Study:
     def first(self, cell: str) -> Run:
         """A run that speaks for its cell where seeds do not matter: one with method facts where there is one."""
         return next((run for run in self.of(cell) if run.facts), self.of(cell)[0])
+
+    def cost(self, cell: str) -> Mapping[str, Any]:
+        """What was counted for a cell, which is the same at every seed; empty where no run got that far."""
+        return next((run.cost for run in self.of(cell) if run.cost), {})
 
     def lines(self, name: str) -> dict[str, float]:
         """The reference lines of a metric, by label: what the floor half and its reconstructions score."""

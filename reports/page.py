@@ -13,7 +13,7 @@ import jinja2
 import markupsafe
 
 from harness.records import metric
-from reports import figures, findings, samples, tables
+from reports import costs, equal_cost, figures, findings, samples, tables
 from reports.endings import endings
 from reports.load import Study
 from reports.style import DARK, LIGHT, CellStyle, Look, Theme
@@ -85,7 +85,12 @@ def render(study: Study, checks: Sequence[Check], styles: Mapping[str, CellStyle
         footnotes=tables.footnotes(study, study.main_metrics[:1]),
         grids=[_grid(grid) for grid in samples.grids(study)],
         methods=tables.methods_table(study),
-        cost=tables.cost_rows(study),
+        equal=[_equal_table(study, equal) for equal in equal_cost.equal_costs(study)],
+        equal_notes=equal_cost.notes(study),
+        counted=costs.counted_rows(study),
+        measured=costs.measured_rows(study),
+        cost_notes=costs.NOTES,
+        time_notes=costs.time_notes(study),
         details=_details(study, rows),
         protocol=_settings(study.reference.manifest.get("protocol", {})),
         training=_settings({k: v for k, v in study.reference.config.items() if k not in ("sections", "evaluation")}),
@@ -132,6 +137,16 @@ def _main_table(study: Study, rows: Sequence[tables.CellResult]) -> list[dict[st
         }
         for row in rows
     ]
+
+
+def _equal_table(study: Study, equal: equal_cost.EqualCost) -> dict[str, Any]:
+    """The main metric at one amount of a clock, a row per cell."""
+    show = tables.shared_digits(equal.results.values())
+    rows = [
+        {"cell": cell, **_metric_texts(result, show), "steps": equal.steps_text(cell)}
+        for cell, result in equal.results.items()
+    ]
+    return {"title": equal_cost.title(equal), "rows": rows}
 
 
 def _other_table(study: Study, rows: Sequence[tables.CellResult]) -> list[dict[str, Any]]:

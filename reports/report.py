@@ -8,11 +8,13 @@ from pathlib import Path
 import pandas as pd
 
 from harness.records import metric, replaced, write_json
-from reports import figures, page, tables
-from reports.curves import metric_curves, training_curves
+from reports import costs, equal_cost, figures, page, tables
+from reports.curves import clock_curves, metric_curves, training_curves
 from reports.load import Study, load_study
 from reports.style import Look, cell_styles
+from reports.units import UNITS
 from reports.verify import Check, verify
+from reports.words import listed
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,7 @@ def write_report(study: Path) -> ReportPaths:
         folder.joinpath("figures").mkdir()
         files = [path for plan in plans for path in _save(plan, folder, look)]
         shown = [_shown(plan, look) for plan in plans]
-        tables.final_table(loaded).to_csv(folder / "final.csv", index=False)
-        (folder / "final.md").write_text(tables.markdown(loaded))
+        _save_tables(loaded, folder)
         _save_checks(checks, folder)
         (folder / "index.html").write_text(page.render(loaded, checks, look.styles, shown))
     report = study / "report"
@@ -78,6 +79,22 @@ def write_report(study: Path) -> ReportPaths:
 
 def _save(plan: Plan, folder: Path, look: Look) -> list[Path]:
     return figures.save(plan.drawn, plan.frame, folder / "figures" / plan.stem, look)
+
+
+def _save_tables(study: Study, folder: Path) -> None:
+    """The result, the result at equal cost, and the costs: as CSV, Markdown and LaTeX."""
+    equal = equal_cost.equal_costs(study)
+    saved = {
+        "final": (tables.final_table(study), tables.markdown(study), tables.latex(study)),
+        "cost": (costs.cost_table(study), costs.markdown(study), costs.latex(study)),
+    }
+    if equal:
+        numbers = equal_cost.equal_cost_table(study, equal)
+        saved["equal_cost"] = (numbers, equal_cost.markdown(study, equal), equal_cost.latex(study, equal))
+    for name, (table, markdown, latex) in saved.items():
+        table.to_csv(folder / f"{name}.csv", index=False)
+        (folder / f"{name}.md").write_text(markdown)
+        (folder / f"{name}.tex").write_text(latex)
 
 
 def _save_checks(checks: Sequence[Check], folder: Path) -> None:
@@ -107,6 +124,7 @@ def _plans(study: Study) -> list[Plan]:
                 caption + _stops(frame),
             )
         )
+    plans.append(_clocks_plan(study, main))
     differences = figures.difference_frame(tables.results(study), main)
     if len(differences):
         plans.append(_difference_plan(study, differences))
@@ -136,9 +154,27 @@ def _main_plan(study: Study, name: str, frame: pd.DataFrame) -> Plan:
             "autoencoder. They are there for orientation."
         )
     caption += _stops(frame)
+    if study.unit.name == "seconds":
+        caption += "".join(f" {remark}" for remark in equal_cost.seconds_remarks(study))
     return Plan(
         "main", frame, figures.metric_figure, f"{name} against {study.unit.words}, a line for every cell", caption
     )
+
+
+def _clocks_plan(study: Study, name: str) -> Plan:
+    """The main metric against the clocks that the budget does not count."""
+    frame = clock_curves(study, name)
+    units = [UNITS[unit].words for unit in dict.fromkeys(frame["unit"])]
+    caption = f"{name} against {listed(units)}. Thick lines are means, thin ones single seeds; "
+    caption += "dotted where not every seed has a value that counts."
+    if study.unit.name != "seconds":
+        caption += "".join(f" {remark}" for remark in equal_cost.seconds_remarks(study))
+    not_comparable = ("seconds",) if equal_cost.unequal_timing(study) else ()
+
+    def draw(frame: pd.DataFrame, look: Look) -> figures.Figure:
+        return figures.clocks_figure(frame, look, not_comparable)
+
+    return Plan("clocks", frame, draw, f"{name} against {listed(units)}", caption + _stops(frame))
 
 
 def _stops(frame: pd.DataFrame) -> str:

@@ -12,6 +12,7 @@ from harness.records import metric
 from reports.formats import latex_table, markdown_table, markdown_text
 from reports.load import Study
 from reports.statistics import PairedDifference, paired_difference
+from reports.units import Unit
 from reports.verify import flatten
 
 BIAS_MARK = "†"
@@ -86,10 +87,10 @@ def _cell_result(study: Study, cell: str, baseline: Mapping[str, Mapping[int, fl
     metrics = {}
     for name in study.metrics:
         values = _values(study, cell, name)
-        absent = {seed: word for seed in study.seeds if (word := _absent(study, cell, seed))}
+        absent = absences(study, cell, study.unit)
         paired = cell != study.baseline and name in baseline
         difference = paired_difference(values, baseline[name], metric(name).direction) if paired else None
-        metrics[name] = MetricResult(values, absent, difference, _is_favoured(study, cell, name))
+        metrics[name] = MetricResult(values, absent, difference, is_favoured(study, cell, name))
     reached = [line for run in runs if (line := run.evaluation(study.point))]
     return CellResult(
         cell=cell,
@@ -108,17 +109,19 @@ def _values(study: Study, cell: str, name: str) -> dict[int, float]:
     return {seed: runs[seed].value(name, study.point) if seed in runs else math.nan for seed in study.seeds}
 
 
-def _absent(study: Study, cell: str, seed: int) -> str:
-    """Why there is no value at a seed: the run stopped early, or its clock does not count."""
-    run = next((run for run in study.of(cell) if run.seed == seed), None)
-    if run is None:
-        return ""
-    if run.status != "finished":
-        return "unfinished" if run.status == "running" else run.status
-    return "" if run in study.timed else f"left out {SHARED_MARK}"
+def absences(study: Study, cell: str, unit: Unit) -> dict[int, str]:
+    """Why runs of a cell may have no value, by seed: they stopped early, or do not count against the clock."""
+    words = {}
+    for run in study.of(cell):
+        if run.status != "finished":
+            words[run.seed] = "unfinished" if run.status == "running" else run.status
+        elif run not in study.counted(unit):
+            words[run.seed] = f"left out {SHARED_MARK}"
+    return words
 
 
-def _is_favoured(study: Study, cell: str, name: str) -> bool:
+def is_favoured(study: Study, cell: str, name: str) -> bool:
+    """Whether a metric's extractor is of the family that the cell's method was trained towards."""
     if not metric(name).on_features:
         return False
     families = study.first(cell).facts.get("encoder_families", [])
@@ -153,15 +156,16 @@ def _numbers(study: Study, row: CellResult) -> dict[str, Any]:
         "train_gflops": row.train_gflops,
     }
     for name in study.metrics:
-        result = row.metrics[name]
-        numbers[name] = result.mean
-        numbers |= {f"{name}_seed{seed}": value for seed, value in result.values.items()}
-        numbers |= _difference_numbers(name, result.difference)
+        numbers |= metric_numbers(name, row.metrics[name])
     return numbers
 
 
-def _difference_numbers(name: str, difference: PairedDifference | None) -> dict[str, Any]:
+def metric_numbers(name: str, result: MetricResult) -> dict[str, Any]:
+    """The columns of a metric."""
+    difference = result.difference
     return {
+        name: result.mean,
+        **{f"{name}_seed{seed}": value for seed, value in result.values.items()},
         f"{name}_difference": difference.interval.mean if difference else math.nan,
         f"{name}_low": difference.interval.low if difference else math.nan,
         f"{name}_high": difference.interval.high if difference else math.nan,
@@ -188,8 +192,13 @@ class Digits:
 
 
 def digits(rows: Iterable[CellResult], name: str) -> Digits:
-    """Decimals for a metric's column, from the median of its values' magnitudes."""
-    magnitudes = sorted(abs(v) for row in rows for v in row.metrics[name].finite.values() if v)
+    """Decimals for a metric's column."""
+    return shared_digits(row.metrics[name] for row in rows)
+
+
+def shared_digits(results: Iterable[MetricResult]) -> Digits:
+    """Decimals for a column of results, from the median of their values' magnitudes."""
+    magnitudes = sorted(abs(v) for result in results for v in result.finite.values() if v)
     if not magnitudes:
         return Digits(2)
     return Digits(min(max(3 - math.floor(math.log10(magnitudes[len(magnitudes) // 2])), 1), 8))
@@ -318,7 +327,7 @@ def footnotes(study: Study, metrics: Sequence[str]) -> list[str]:
 def marks(study: Study, metrics: Sequence[str]) -> list[str]:
     """What the marks beside numbers mean, those that a table of these metrics has."""
     found = []
-    if any(_is_favoured(study, cell, name) for cell in study.cells for name in metrics):
+    if any(is_favoured(study, cell, name) for cell in study.cells for name in metrics):
         found.append(
             f"{BIAS_MARK} The method was trained towards features of the metric's own family "
             "of networks: the metric favours it."
@@ -384,47 +393,3 @@ def _other_settings(study: Study, cell: str) -> list[str]:
     names = sorted({name for config in configs.values() for name in config if not name.startswith(ignored)})
     differing = [n for n in names if len({str(config.get(n)) for config in configs.values()}) > 1]
     return [f"{name} = {configs[cell].get(name)}" for name in differing]
-
-
-def cost_rows(study: Study) -> list[dict[str, str]]:
-    """Counted cost of every cell: GMACs of the passes, GFLOPs (2 x GMACs) of a training image, and seconds."""
-    return [_cost(study, cell) for cell in study.cells]
-
-
-def _cost(study: Study, cell: str) -> dict[str, str]:
-    cost = study.first(cell).cost
-    control = study.first(study.baseline).cost.get("train_gflops_per_image") if study.baseline else None
-    total = cost.get("train_gflops_per_image")
-    forward = {
-        f"{part} forward, GMACs": _cost_text(cost.get(f"{part}_forward_gmacs"))
-        for part in ("backbone", "head", "teacher")
-    }
-    return {
-        "cell": cell,
-        **forward,
-        "train GFLOPs an image": _cost_text(total),
-        "against the baseline": MISSING if cell == study.baseline else _change_text(total, control),
-        **{f"{what} seconds": _seconds(study, cell, clock) for what, clock in BOOKED.items()},
-    }
-
-
-BOOKED = {"train": "train_seconds", "evaluation": "evaluation_seconds", "I/O": "io_seconds"}
-"""What the time of a run is booked to, and the clock of each; only the first is training time."""
-
-
-def _seconds(study: Study, cell: str, clock: str) -> str:
-    """Seconds of every run of a cell at the compared point, marked where it shared its device."""
-    spent = [
-        f"{line[clock]:,.0f}{f' {SHARED_MARK}' if run.shared_device else ''}"
-        for run in study.of(cell)
-        if (line := run.evaluation(study.point))
-    ]
-    return ", ".join(spent) or MISSING
-
-
-def _change_text(value: float | None, control: float | None) -> str:
-    return f"{100 * (value / control - 1):+.1f}%".replace("-", MINUS) if value and control else MISSING
-
-
-def _cost_text(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.4g}"

@@ -2,6 +2,7 @@
 table. Two studies that differ in their names alone must give pages of the same structure."""
 
 import json
+import re
 import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping
@@ -154,7 +155,7 @@ def test_no_name_turns_the_text_beside_it_around(reports):
 def test_links_lead_beside_the_page_and_to_the_study(reports):
     for name, value in Page(reports("hostile").page.read_text()).values:
         if name == "href":
-            assert value.startswith(("#", "figures/", "final.", "checks.", "../cell"))
+            assert value.startswith(("#", "figures/", "final.", "equal_cost.", "cost.", "checks.", "../cell"))
 
 
 def test_styles_hold_colours_alone(reports):
@@ -168,7 +169,7 @@ def test_figures_hold_no_elements_of_names(reports):
         [ElementTree.parse(path).getroot() for path in sorted(reports(name).figures) if path.suffix == ".svg"]
         for name in ("harmless", "hostile")
     )
-    assert len(hostile) == len(harmless) == 4
+    assert len(hostile) == len(harmless) == 5
     for plain, root in zip(harmless, hostile, strict=True):
         assert {element.tag for element in root.iter()} <= {element.tag for element in plain.iter()}
         assert {a for element in root.iter() for a in element.attrib} <= {
@@ -185,10 +186,26 @@ def test_tables_come_back_whole(reports):
     assert {cell for cell in drawn["cell"] if cell[:2].isdigit()} == set(LABELS)
 
 
-def test_markdown_rows_keep_their_fields(reports):
-    lines = reports("hostile").table_markdown.read_text().splitlines()
-    rows = [line for line in lines if line.startswith("| ")]
-    assert len(rows) == 2 + len(PAYLOADS)
-    assert len({line.replace("\\\\", "").replace("\\|", "").count("|") for line in rows}) == 1
-    assert not set("<>") & set("".join(lines))
-    assert len(lines) == len(reports("harmless").table_markdown.read_text().splitlines())
+@pytest.mark.parametrize("stem", ["final", "equal_cost", "cost"])
+def test_markdown_rows_keep_their_fields(reports, stem):
+    tables = {name: (reports(name).folder / f"{stem}.md").read_text() for name in ("harmless", "hostile")}
+    fields = {name: [num_fields(line) for line in text.splitlines()] for name, text in tables.items()}
+    assert fields["hostile"] == fields["harmless"]
+    # One table of the result, one a clock at equal cost, and two of costs.
+    assert sum(num > 1 for num in fields["hostile"]) in (2 + len(PAYLOADS), 2 * (2 + len(PAYLOADS)))
+    assert not set("<>") & set(tables["hostile"])
+
+
+def num_fields(line: str) -> int:
+    return line.replace("\\\\", "").replace("\\|", "").count("|")
+
+
+@pytest.mark.parametrize("stem", ["final", "equal_cost", "cost"])
+def test_latex_rows_keep_their_fields_and_names_are_no_commands(reports, stem):
+    commands = {}
+    for name in ("harmless", "hostile"):
+        text = (reports(name).folder / f"{stem}.tex").read_text()
+        lines = [re.sub(r"\\[{}$&#_%]", "", line) for line in text.splitlines() if not line.startswith("%")]
+        plain = [re.sub(r"\\text\w+\{\}", "", line) for line in lines]
+        commands[name] = [(line.count("&"), re.findall(r"\\\w+|\\\\|[$%#_^~]", line)) for line in plain]
+    assert commands["hostile"] == commands["harmless"]

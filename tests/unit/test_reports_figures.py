@@ -12,7 +12,7 @@ from records_factory import MAIN, diverge, edit_lines, fail, run_folder, write_s
 from scipy.optimize import minimize
 
 from reports import figures, tables
-from reports.curves import metric_curves, training_curves
+from reports.curves import clock_curves, metric_curves, training_curves
 from reports.load import load_study
 from reports.style import DARK, LIGHT, Look, cell_styles
 from reports.units import UNITS, short_number
@@ -171,6 +171,22 @@ def test_differences_are_drawn_as_recorded(study, look):
         assert drawn[1] == [difference.interval.mean]
         assert drawn[2] == list(difference.by_seed.values())
     assert [label.get_text() for label in ax.get_yticklabels()] == ["repa", "both"]
+
+
+@pytest.mark.parametrize("is_narrow", [False, True])
+def test_the_other_clocks_have_a_panel_each(study, look, is_narrow):
+    frame = clock_curves(study, MAIN)
+    figure = figures.clocks_figure(frame, Look(look.styles, LIGHT, is_narrow, study.unit), ("seconds",))
+    labels = ["images", "training GFLOPs", "training seconds, not comparable"]
+    assert [ax.get_xlabel() for ax in figure.axes] == labels
+    for ax, clock in zip(figure.axes, ("images", "train_gflops", "train_seconds"), strict=True):
+        for cell in study.cells:
+            (mean,) = lines_of(ax, look.colour(cell), 1.4)
+            assert mean.get_xdata() == pytest.approx([line[clock] for line in study.of(cell)[0].evaluations])
+    FigureCanvasAgg(figure).draw()
+    boxes = [ax.get_tightbbox() for ax in figure.axes]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 for box in boxes)
 
 
 def test_panels_show_every_quantity(study, look):

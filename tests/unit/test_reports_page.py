@@ -74,8 +74,12 @@ def page(written):
 def test_every_file_is_there(written):
     study, paths = written
     assert paths.folder == study / "report"
-    stems = ("main", "metrics", "differences", "training")
+    stems = ("main", "metrics", "clocks", "differences", "training")
     assert {p.name for p in paths.figures} == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "csv")}
+    tables = {f"{stem}.{kind}" for stem in ("final", "equal_cost", "cost") for kind in ("csv", "md", "tex")}
+    assert {path.name for path in paths.folder.iterdir()} == tables | {
+        *("index.html", "figures", "checks.csv", "checks.json")
+    }
     assert all(
         path.is_file()
         for path in (
@@ -103,7 +107,9 @@ def test_the_page_asks_for_nothing_from_outside(page):
         assert values
         assert all(value.startswith("data:image/png;base64,") for value in values)
     assert not page.attributes("link", "href")
-    assert all(re.match(r"#|figures/|final\.|checks\.|\.\./", href) for href in page.attributes("a", "href"))
+    assert all(
+        re.match(r"#|figures/|(final|equal_cost|cost|checks)\.|\.\./", href) for href in page.attributes("a", "href")
+    )
     policy = page.attributes("meta", "content")
     assert any(value.startswith("default-src 'none'") for value in policy)
 
@@ -127,9 +133,9 @@ def test_images_have_a_text_in_their_place(page):
 
 def test_figures_fit_light_and_dark_wide_and_narrow_pages(page):
     queries = page.attributes("source", "media")
-    assert len(queries) == 4 * 3
+    assert len(queries) == 5 * 3
     for scheme in ("dark", "light"):
-        assert sum("max-width" in query and f"prefers-color-scheme: {scheme}" in query for query in queries) == 4
+        assert sum("max-width" in query and f"prefers-color-scheme: {scheme}" in query for query in queries) == 5
 
 
 def test_what_did_not_finish_is_said(page):
@@ -142,7 +148,7 @@ def test_what_did_not_finish_is_said(page):
 def test_runs_that_are_not_finished_stand_in_a_table_with_their_files(page):
     assert "../sra/seed1/checkpoints/diverged_00000312" in page.attributes("a", "href")
     text = "".join(page.text)
-    table = text[text.index("Runs that are not finished") : text.index("Other metrics\n")]
+    table = text[text.index("Runs that are not finished") : text.index("Against other clocks")]
     assert [line.strip() for line in table.splitlines() if line.strip()][2:] == [
         *("repa,block=3", "1", "running", "step 800 of 800", "–", "–"),
         *("sra", "1", "diverged", "step 312 of 800", "velocity loss not finite"),
@@ -251,7 +257,7 @@ def test_one_cell_with_one_seed_makes_a_report(tmp_path):
     text = "".join(Page(paths.page.read_text()).text)
     assert "1 training method for SiT-nano/2 on digits, 1 seed," in text
     assert "No cell is the baseline of the others" in text
-    assert {path.stem for path in paths.figures} == {"main", "metrics"}
+    assert {path.stem for path in paths.figures} == {"main", "metrics", "clocks"}
 
 
 def test_no_module_of_reports_loads_torch():

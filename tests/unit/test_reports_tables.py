@@ -229,7 +229,7 @@ def test_a_cell_whose_runs_all_failed_at_once_stays_in_every_table(study):
     )
     headline = findings.headline(loaded, tables.results(loaded))
     assert headline[-1] == "By the 95% intervals of the differences to sit: sra better."
-    assert len(tables.cost_rows(loaded)) == len(tables.methods_table(loaded)[0][1]) == 3
+    assert len(tables.methods_table(loaded)[0][1]) == 3
 
 
 def test_a_baseline_that_failed_is_said(study):
@@ -296,18 +296,6 @@ def test_a_shared_device_is_marked_and_left_out_of_a_budget_in_seconds(tmp_path)
     ) in findings.notes(loaded, tables.results(loaded), [])
 
 
-def test_a_shared_device_is_marked_beside_its_seconds(study):
-    edit_manifest(run_folder(study, "sra", 1), shared_device=True)
-    loaded = load_study(study)
-    cost = {row["cell"]: row for row in tables.cost_rows(loaded)}
-    # 800 steps of 0.05 x 1.5 s, 0.03 s of evaluation and 0.001 s of reading and writing a step.
-    assert cost["sra"]["train seconds"] == "60, 60 ‡, 60"
-    assert cost["sit"]["train seconds"] == "40, 40, 40"
-    assert cost["sit"]["evaluation seconds"] == "24, 24, 24"
-    assert cost["sit"]["I/O seconds"] == "1, 1, 1"
-    assert shown_row(loaded, "sra")[MAIN] == "20.00 (10.00, 20.00, 30.00)"
-
-
 @pytest.mark.parametrize(
     ("text", "escaped"),
     [
@@ -371,11 +359,3 @@ def test_what_differs_between_the_methods(study):
     micro = [f"optimizer.micro_batch = {n}" for n in (0, 0, 16)]
     assert facts["Other settings that differ"] == [[text] for text in micro]
     assert "Note" not in facts
-
-
-def test_the_cost_table_by_hand(study):
-    cost = {row["cell"]: row for row in tables.cost_rows(load_study(study))}
-    # repa: (0.0206 + 0.002) / 0.0206 = 1.0971; sra: the teacher's 0.011 once beside three times 0.0226.
-    assert cost["repa"]["against the baseline"] == "+9.7%"
-    assert cost["sra"]["against the baseline"] == "+27.5%"
-    assert cost["sit"]["train GFLOPs an image"] == "0.1236"
