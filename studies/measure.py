@@ -163,17 +163,17 @@ def measure(
     environment.apply_runtime(runtime)
     accelerator = open_accelerator(runtime)
     require(accelerator.num_processes == 1, "steps are measured in one process: start the command without a launcher")
-    lab = Lab(runtime, accelerator, (setting or Setting()).resolved(accelerator.device))
+    conditions = Conditions(runtime, accelerator, (setting or Setting()).resolved(accelerator.device))
     groups = [[case for case in cases if case.model == model] for model in dict.fromkeys(c.model for c in cases)]
     for group in groups:
         control_of(group)
-        check_memory(lab, group)
-    progress = Progress(report, total_work(lab, groups))
-    return [row for group in groups for row in measure_model(lab, group, progress)]
+        check_memory(conditions, group)
+    progress = Progress(report, total_work(conditions, groups))
+    return [row for group in groups for row in measure_model(conditions, group, progress)]
 
 
 @dataclass(frozen=True)
-class Lab:
+class Conditions:
     """What all cases are measured with, resolved."""
 
     runtime: RuntimeConfig
@@ -221,32 +221,32 @@ def control_of(group: Sequence[Case]) -> int:
     return found[0]
 
 
-def measure_model(lab: Lab, group: Sequence[Case], progress: "Progress") -> list[MeasuredRow]:
+def measure_model(conditions: Conditions, group: Sequence[Case], progress: "Progress") -> list[MeasuredRow]:
     """The rows of one model's cases."""
     peaks = []
     for case in group:
-        peaks.append(peak_bytes(lab, case))
-        progress.tell(f"memory of {case.model} {case.label}", PEAK_STEPS * work(lab, case))
-    stands = [Stand(lab, case) for case in group]
-    times = time_rounds(stands, lab.setting, synced_clock(lab.device), progress)
-    lab.accelerator.free_memory()  # it keeps every model that it has prepared
+        peaks.append(peak_bytes(conditions, case))
+        progress.tell(f"memory of {case.model} {case.label}", PEAK_STEPS * work(conditions, case))
+    stands = [Stand(conditions, case) for case in group]
+    times = time_rounds(stands, conditions.setting, synced_clock(conditions.device), progress)
+    conditions.accelerator.free_memory()  # it keeps every model that it has prepared
     control = times[control_of(group)]
-    device = environment.describe(lab.runtime)["device"]
+    device = environment.describe(conditions.runtime)["device"]
     return [
         MeasuredRow(
             model=case.model,
             label=case.label,
             method=case.method,
             step_ms=spread(own.steps),
-            images_per_s=lab.setting.batch_size / statistics.median(own.steps),
+            images_per_s=conditions.setting.batch_size / statistics.median(own.steps),
             forward_ms=spread(own.forwards),
             ratio=paired_ratio(own.steps, control.steps),
             peak_memory_gb=peak / 1e9,
-            batch=lab.setting.batch_size,
-            precision=lab.runtime.precision,
+            batch=conditions.setting.batch_size,
+            precision=conditions.runtime.precision,
             device=device,
-            threads=lab.runtime.threads,
-            rounds=lab.setting.rounds,
+            threads=conditions.runtime.threads,
+            rounds=conditions.setting.rounds,
         )
         for case, own, peak in zip(group, times, peaks, strict=True)
     ]
@@ -272,14 +272,14 @@ class Timed(Protocol):
 class Stand:
     """A case's run, and the frozen encoders that make its tokens where targets are made online."""
 
-    def __init__(self, lab: Lab, case: Case) -> None:
-        self.name, self.work = f"{case.model} {case.label}", work(lab, case)
-        self.run = run = lab.run(case)
+    def __init__(self, conditions: Conditions, case: Case) -> None:
+        self.name, self.work = f"{case.model} {case.label}", work(conditions, case)
+        self.run = run = conditions.run(case)
         batch = run.batches.batch(0)
-        self._inputs = [value.to(lab.device) for value in (batch.noise_NCHW, batch.t_N, batch.labels_N)]
+        self._inputs = [value.to(conditions.device) for value in (batch.noise_NCHW, batch.t_N, batch.labels_N)]
         names = run.method.needs().encoders if case.targets == "online" else ()
-        grid, setting = run.method.backbone.grid, lab.setting
-        self.encoders = {name: FrozenEncoder.untrained(name, grid, lab.device) for name in names}
+        grid, setting = run.method.backbone.grid, conditions.setting
+        self.encoders = {name: FrozenEncoder.untrained(name, grid, conditions.device) for name in names}
         images = random_images(setting.batch_size, setting.image_size if names else 0)
         self._images_NCHW = torch.from_numpy(images.values).permute(0, 3, 1, 2).contiguous()
 
@@ -371,12 +371,12 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 # -- memory ---------------------------------------------------------------------------------------------------------
 
 
-def check_memory(lab: Lab, group: Sequence[Case]) -> None:
+def check_memory(conditions: Conditions, group: Sequence[Case]) -> None:
     """Refuse a model whose cases cannot be held together: one of them trains while the others rest."""
     outlines = []
     for case in group:
-        config = lab.config(case)
-        build = partial(build_method, config, lab.shape(config), lab.data)
+        config = conditions.config(case)
+        build = partial(build_method, config, conditions.shape(config), conditions.data)
         outlines.append((config, memory.outline(case.method, build)))
     resting = [resting_bytes(method) for _, method in outlines]
     for (config, method), own in zip(outlines, resting, strict=True):
@@ -388,7 +388,7 @@ def check_memory(lab: Lab, group: Sequence[Case]) -> None:
         )
         weights = [replace(p, way_out="measure a smaller model") for p in memory.weight_parts(config, method)]
         training = [replace(p, way_out="measure a smaller batch") for p in memory.training_parts(config, method, 1)]
-        memory.check([others, *weights, *training], lab.device)
+        memory.check([others, *weights, *training], conditions.device)
 
 
 def resting_bytes(method: Method) -> int:
@@ -397,11 +397,11 @@ def resting_bytes(method: Method) -> int:
     return memory.FLOAT * (4 * memory.backbone_parameters(method.backbone) + 3 * heads)
 
 
-def peak_bytes(lab: Lab, case: Case) -> int:
+def peak_bytes(conditions: Conditions, case: Case) -> int:
     """Peak memory of a case: on CUDA by torch's counters, else in a process of its own, as resident memory has none."""
-    if lab.device.type == "cuda":
-        return peak_of_steps(lab.runtime, lab.setting, case)
-    return in_own_process(peak_of_steps, lab.runtime, lab.setting, case)
+    if conditions.device.type == "cuda":
+        return peak_of_steps(conditions.runtime, conditions.setting, case)
+    return in_own_process(peak_of_steps, conditions.runtime, conditions.setting, case)
 
 
 def peak_of_steps(runtime: RuntimeConfig, setting: Setting, case: Case) -> int:
@@ -410,7 +410,7 @@ def peak_of_steps(runtime: RuntimeConfig, setting: Setting, case: Case) -> int:
     The tiny run loads the libraries' code and makes their workspaces, which belong to no case.
     """
     environment.apply_runtime(runtime)
-    lab = Lab(runtime, open_accelerator(runtime), setting)
+    conditions = Conditions(runtime, open_accelerator(runtime), setting)
     control = methods.control()
     tiny = replace(
         case,
@@ -418,22 +418,22 @@ def peak_of_steps(runtime: RuntimeConfig, setting: Setting, case: Case) -> int:
         method=control,
         sections={control: methods.load(control).Config()},
     )
-    train_some(replace(lab, setting=replace(setting, batch_size=1)), tiny)
-    if lab.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(lab.device)
-    before = most_bytes(lab.device)
-    train_some(lab, case)
-    return most_bytes(lab.device) - before
+    train_some(replace(conditions, setting=replace(setting, batch_size=1)), tiny)
+    if conditions.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(conditions.device)
+    before = most_bytes(conditions.device)
+    train_some(conditions, case)
+    return most_bytes(conditions.device) - before
 
 
-def train_some(lab: Lab, case: Case) -> None:
+def train_some(conditions: Conditions, case: Case) -> None:
     """The first steps of a case, of which nothing is left."""
-    stand = Stand(lab, case)
+    stand = Stand(conditions, case)
     for number in range(PEAK_STEPS):
         stand.step(stand.batch(number))
-    synchronize(lab.device)
+    synchronize(conditions.device)
     del stand
-    lab.accelerator.free_memory()  # it keeps every model that it has prepared
+    conditions.accelerator.free_memory()  # it keeps every model that it has prepared
     gc.collect()
 
 
@@ -483,17 +483,17 @@ def _answer(told: Connection, function: Callable[..., Any], arguments: Sequence[
 # -- progress -------------------------------------------------------------------------------------------------------
 
 
-def work(lab: Lab, case: Case) -> float:
+def work(conditions: Conditions, case: Case) -> float:
     """Roughly how long a step takes, in an unknown unit: parameters of the backbone."""
-    return memory.backbone_parameters(lab.shape(lab.config(case)))
+    return memory.backbone_parameters(conditions.shape(conditions.config(case)))
 
 
-def total_work(lab: Lab, groups: Sequence[Sequence[Case]]) -> list[float]:
+def total_work(conditions: Conditions, groups: Sequence[Sequence[Case]]) -> list[float]:
     """The work of everything that is measured, in order."""
-    rounds = lab.setting.warmup + lab.setting.rounds
+    rounds = conditions.setting.warmup + conditions.setting.rounds
     total = []
     for group in groups:
-        steps = [work(lab, case) for case in group]
+        steps = [work(conditions, case) for case in group]
         total += [PEAK_STEPS * step for step in steps] + rounds * steps
     return total
 
