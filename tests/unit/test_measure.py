@@ -142,13 +142,14 @@ def test_the_interval_holds_the_median_as_often_as_it_says(n: int, misses: int) 
 def test_too_few_rounds_are_refused() -> None:
     with pytest.raises(UserError, match="measured rounds are 5: give 6 or more"):
         Setting(rounds=5)
-    with pytest.raises(UserError, match="rounds of warm-up are 0: give 1 or more"):
-        Setting(warmup=0)
+    with pytest.raises(UserError, match="rounds of warm-up are -1: give 1 or more"):
+        Setting(warmup=-1)
     with pytest.raises(UserError, match="the measured batch is -1: give 1 or more images"):
         Setting(batch_size=-1)
     sizes = [Setting().resolved(torch.device(name)) for name in ("cpu", "cuda")]
-    assert [(s.batch_size, s.rounds) for s in sizes] == [(8, 9), (32, 50)]
-    assert Setting(batch_size=3, rounds=7).resolved(torch.device("cuda")) == Setting(batch_size=3, rounds=7)
+    assert [(s.batch_size, s.rounds, s.warmup) for s in sizes] == [(8, 6, 1), (32, 50, 5)]
+    asked = Setting(batch_size=3, rounds=7, warmup=2)
+    assert asked.resolved(torch.device("cuda")) == asked
 
 
 def test_time_left_goes_by_work_and_the_speed_so_far() -> None:
