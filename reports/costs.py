@@ -17,15 +17,6 @@ from reports.load import Study
 from reports.tables import MINUS, MISSING, SHARED_MARK, marks
 from reports.units import UNITS, rounded_text
 
-FORWARD = {
-    "backbone": "backbone_forward_gmacs",
-    "heads": "head_forward_gmacs",
-    "teacher": "teacher_forward_gmacs",
-    "encoder": "encoder_forward_gmacs",
-    "VAE encoding": "vae_encode_gmacs",
-}
-"""Forward passes of one image in GMACs, and their fields."""
-
 PARAMETERS = {
     "backbone parameters": "backbone_parameters",
     "head parameters": "head_parameters",
@@ -33,7 +24,10 @@ PARAMETERS = {
 }
 
 COUNTED = (
-    *(*FORWARD.values(), *PARAMETERS.values(), "train_gflops_per_image", "train_gflops_per_image_online"),
+    *("backbone_forward_gmacs", "head_forward_gmacs", "teacher_forward_gmacs"),
+    *("encoder_forward_gmacs", "vae_encode_gmacs"),
+    *PARAMETERS.values(),
+    *("train_gflops_per_image", "train_gflops_per_image_online"),
     *("cache_images", "cache_gflops_per_image", "cache_gflops"),
 )
 """Fields of `cost.json` that stand in the CSV."""
@@ -46,9 +40,9 @@ NOTES = (
     "normalisations are not. One multiply-accumulate is two FLOPs: GFLOPs = 2 × GMACs. Papers also print GMACs as "
     "“GFLOPs”: the 119 of SiT-XL/2 in the SiT repository and its 114.46 in the REG paper are both GMACs of the forward "
     "pass, with and without the products of attention.",
-    "Training: what is trained counts three times its forward pass, a teacher once. In these runs targets come from "
-    "caches; online they would run the encoder in every step. Caches are apart: VAE encoding and encoder run once an "
-    "image before training, for all cells that read them.",
+    "Training: what is trained counts three times its forward pass, a teacher once. What stands in brackets ran once "
+    "an image before training, when the caches were made that all cells share; with online targets the encoder would "
+    "run in every step.",
 )
 
 
@@ -62,16 +56,20 @@ def _counted(study: Study, cell: str) -> dict[str, str]:
     control = study.cost(study.baseline).get("train_gflops_per_image") if study.baseline else None
     total = cost.get("train_gflops_per_image")
     online = cost.get("train_gflops_per_image_online") if cost.get("encoder_forward_gmacs") else None
-    backbone = cost.get("backbone_forward_gmacs")
-    forward = {f"{part}, GMACs": _text(cost.get(field)) for part, field in FORWARD.items()}
+    forward = cost.get("backbone_forward_gmacs")
+    against = f"against {study.baseline or 'a baseline'}"
     return {
         "cell": cell,
-        "forward, GMACs": forward.pop("backbone, GMACs"),
-        "forward, GFLOPs": _text(None if backbone is None else 2 * backbone),
-        **forward,
+        "forward, GMACs": _text(forward),
+        "forward, GFLOPs": _text(None if forward is None else 2 * forward),
+        "heads, GMACs": _text(cost.get("head_forward_gmacs")),
+        "teacher, GMACs": _text(cost.get("teacher_forward_gmacs")),
+        "encoder, GMACs": _bracketed(cost.get("encoder_forward_gmacs")),
+        "VAE encoding, GMACs": _bracketed(cost.get("vae_encode_gmacs")),
         "training, GFLOPs": _text(total),
-        f"against {study.baseline or 'a baseline'}": MISSING if cell == study.baseline else _change(total, control),
-        "online, GFLOPs": f"{_text(online)} ({_change(online, control)})" if online and control else _text(online),
+        against: MISSING if cell == study.baseline else _change(total, control),
+        "online, GFLOPs": _text(online),
+        f"online {against}": _change(online, control),
     }
 
 
@@ -113,6 +111,11 @@ def _seconds(study: Study, cell: str, clock: str) -> str:
 
 def _text(value: float | None) -> str:
     return MISSING if value is None else rounded_text(value)
+
+
+def _bracketed(value: float | None) -> str:
+    """What runs once an image when caches are made, and not in these runs."""
+    return f"({_text(value)})" if value else _text(value)
 
 
 def _count(value: int | None) -> str:

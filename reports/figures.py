@@ -24,7 +24,7 @@ from reports.tables import CellResult
 from reports.units import UNITS, short_number
 
 DPI = 200
-LOG_RANGE = 20
+LOG_RANGE = 10
 """A positive quantity whose largest value is this many times its smallest is drawn on a logarithmic axis."""
 
 CONNECTOR = {"arrowstyle": "-", "linewidth": 0.6, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 0}
