@@ -192,6 +192,8 @@ class Method(ABC):
     """Frozen dataclass; becomes the method's section of the config."""
     is_control: ClassVar[bool] = False
     """Whether this is the default baseline of a comparison."""
+    cost_variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Other settings whose cost the overhead table shows beside the configured one: {label: {field: value}}."""
     disclosure: ClassVar[Disclosure]
     name: ClassVar[str] = ""
     """The file's name in `methods/`, set when the method is loaded."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -62,6 +62,7 @@ class Sra(Method):
         paper="SRA, arXiv 2505.02831",
         note="the EMA that is evaluated is also the teacher",
     )
+    cost_variants: ClassVar = {"full teacher": {"teacher_full_pass": True}}
     config: SraConfig
 
     def __init__(self, config: SraConfig, backbone: BackboneShape, data: DataShape) -> None:

@@ -17,6 +17,7 @@ COMMANDS = {
     "report": "write the report of a study from its records",
     "sync": "rebuild MLflow from the records of a study",
     "diff": "show what differs between two runs, and whether they may be compared",
+    "overhead": "show what each method costs: parameters, GFLOPs, teachers, encoders; with --measure time and memory",
     "methods": "list the methods there are",
     "prepare": "build the caches of a config ahead of time, or train an autoencoder",
     "doctor": "show device, versions, and which weights are present",

@@ -26,13 +26,13 @@ def duration(seconds: float) -> str:
 class Display:
     """Shows, for every run that goes on, cell k of n, step, loss, images/s and time left. Use as a context manager.
 
-    Runs are numbered from 1, in the order given.
+    Runs are numbered from 1, in the order given. With `stderr`, stdout is left to what a command prints at its end.
     """
 
-    def __init__(self, runs: Sequence[RunConfig] = ()) -> None:
+    def __init__(self, runs: Sequence[RunConfig] = (), stderr: bool = False) -> None:
         self._runs, self._budget = runs, runs[0].budget if runs else BudgetConfig()
-        self._live = sys.stdout.isatty()
-        self._console = console()
+        self._live = (sys.stderr if stderr else sys.stdout).isatty()
+        self._console = console(stderr)
         self._started, self._printed = time.monotonic(), 0.0
         self._finished = self._made = 0.0
         self._shares: dict[int, float] = {}
