@@ -106,7 +106,11 @@ def _spent(study: Study, cell: str, clock: str) -> list[tuple[float, bool]]:
 
 def _seconds(study: Study, cell: str, clock: str) -> str:
     spent = _spent(study, cell, clock)
-    return ", ".join(f"{time:,.0f}{f' {SHARED_MARK}' if shared else ''}" for time, shared in spent) or MISSING
+    return ", ".join(f"{_time(time)}{f' {SHARED_MARK}' if shared else ''}" for time, shared in spent) or MISSING
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.2g}"
 
 
 def _text(value: float | None) -> str:
@@ -123,7 +127,11 @@ def _count(value: int | None) -> str:
 
 
 def _change(value: float | None, control: float | None) -> str:
-    return f"{100 * (value / control - 1):+.1f}%".replace("-", MINUS) if value and control else MISSING
+    """In percent, without decimals where there are three digits before the point."""
+    if not value or not control:
+        return MISSING
+    percent = 100 * (value / control - 1)
+    return f"{percent:+,.{0 if abs(percent) >= 100 else 1}f}%".replace("-", MINUS)
 
 
 def notes(study: Study) -> list[str]:

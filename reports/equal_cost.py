@@ -44,6 +44,8 @@ def unequal_timing(study: Study) -> list[str]:
 def seconds_remarks(study: Study) -> list[str]:
     """Which runs stand for no seconds and why, and whether the others may be compared, in sentences."""
     shared = [run.label for run in study.runs if run.shared_device]
+    if len(shared) == len(study.runs):
+        return ["Every run shared its device with another, so there are no training seconds to compare."]
     whose = "its" if len(shared) == 1 else "their"
     left_out = f"{listed(shared)} shared {whose} device with another run and {be(shared)} left out of training seconds."
     return [left_out, *unequal_remarks(study)] if shared else unequal_remarks(study)

@@ -125,6 +125,9 @@ def test_without_a_run_that_counts_there_are_no_seconds(path):
     study = load_study(path)
     assert [equal.unit.name for equal in equal_costs(study)] == ["train_gflops"]
     assert set(clock_curves(study, MAIN)["unit"]) == {"images", "train_gflops"}
+    assert seconds_remarks(study) == [
+        "Every run shared its device with another, so there are no training seconds to compare."
+    ]
 
 
 def test_seconds_of_unequal_machines_are_not_compared(path):

@@ -21,11 +21,13 @@ import reports
 from harness.records import UserError
 from reports import samples
 from reports.load import load_study
+from reports.page import Picture
 from reports.report import write_report
 from reports.verify import short_text
 
 HOSTILE = "<script>alert(1)<|script>&\"'"
 CELLS = {"sit": "sit", "repa+vae_repa": "repa+vae_repa", "repa,block=3": "repa", "sra": "sra", HOSTILE: "vae_repa"}
+PICTURE = Picture([], "data:,")
 VOID = {"meta", "img", "source", "br", "wbr", "link", "input"}
 
 
@@ -189,6 +191,24 @@ def test_steps_are_shown_where_cells_make_different_numbers(tmp_path, unit, amou
     steps = [f"{run.evaluation(8)['step']:,}" for run in load_study(study).runs]
     assert "Steps" in text and all(number in text for number in steps) and steps[0] != steps[1]
     assert f"A{load_study(study).after[1:]}" in text
+
+
+@pytest.mark.parametrize(("unit", "figure", "other"), [("steps", "clocks", "main"), ("seconds", "main", "clocks")])
+def test_the_figure_with_seconds_says_which_do_not_count_and_why(tmp_path, monkeypatch, unit, figure, other):
+    monkeypatch.setattr("reports.page.picture", lambda draw, look: PICTURE)
+    study = write_study(tmp_path, {"sit": "sit", "repa": "repa"}, unit=unit, amount=400)
+    edit_manifest(run_folder(study, "repa", 0), shared_device=True)
+    edit_manifest(run_folder(study, "repa", 1), environment={"threads": 4})
+    source = write_report(study).page.read_text()
+    captions = {
+        found[1]: found[0] for found in re.findall(r"<figcaption>(.*?)<a href=\"figures/(\w+).png", source, re.DOTALL)
+    }
+    assert (
+        "repa seed 0 shared its device with another run and is left out of training seconds. Training seconds are not "
+        "comparable: runs differ in threads (2: sit seed 0 and sit seed 1; 4: repa seed 1)." in captions[figure]
+    )
+    assert "comparable" not in captions[other]
+    assert re.findall(r"<h3>At [\d,.]+ training (\w+)</h3>", source) == ["GFLOPs"]
 
 
 def test_numbers_on_the_page_are_those_of_the_table(page, written):
