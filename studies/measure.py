@@ -86,10 +86,10 @@ class Setting:
     """Side in pixels of the images that encoders and methods read."""
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 0, f"the measured batch is {self.batch_size}: give 1 or more images")
+        require(self.batch_size >= 0, f"batch_size is {self.batch_size}: give 1 or more images")
         enough = self.rounds == 0 or self.rounds >= LEAST_ROUNDS
-        require(enough, f"measured rounds are {self.rounds}: give {LEAST_ROUNDS} or more, or no interval can be named")
-        require(self.warmup >= 0, f"rounds of warm-up are {self.warmup}: give 1 or more")
+        require(enough, f"rounds is {self.rounds}: give {LEAST_ROUNDS} or more, or no interval can be named")
+        require(self.warmup >= 0, f"warmup is {self.warmup}: give 1 or more rounds")
 
     def resolved(self, device: torch.device) -> "Setting":
         """The setting without zeros."""
@@ -388,11 +388,11 @@ def check_memory(conditions: Conditions, group: Sequence[Case]) -> None:
         others = Part(
             name="weights, moments and EMA of the other rows",
             num_bytes=sum(resting) - own,
-            way_out="measure fewer methods at a time",
+            way_out="name fewer methods at a time",
             on_device=True,
         )
-        weights = [replace(p, way_out="measure a smaller model") for p in memory.weight_parts(config, method)]
-        training = [replace(p, way_out="measure a smaller batch") for p in memory.training_parts(config, method, 1)]
+        weights = [replace(p, way_out="choose a smaller model") for p in memory.weight_parts(config, method)]
+        training = [replace(p, way_out="lower batch_size") for p in memory.training_parts(config, method, 1)]
         memory.check([others, *weights, *training], conditions.device)
 
 
@@ -466,7 +466,7 @@ def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
     except EOFError:
         process.join()
         reason = describe(process.exitcode or 0)
-        raise UserError(f"memory cannot be measured ({reason}): measure a smaller batch or model") from None
+        raise UserError(f"memory cannot be measured ({reason}): lower batch_size, or choose a smaller model") from None
     finally:
         process.terminate()
         process.join()

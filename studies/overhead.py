@@ -172,8 +172,10 @@ def with_change(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 # -- measured -------------------------------------------------------------------------------------------------------
 
 
-def measured_rows(request: Request, runtime: RuntimeConfig, report: Report) -> list[dict[str, Any]]:
-    """The same rows, timed on this machine."""
+def measured_rows(
+    request: Request, runtime: RuntimeConfig, report: Report, batch_size: int = 0, rounds: int = 0
+) -> list[dict[str, Any]]:
+    """The same rows, timed on this machine; 0 leaves batch and rounds to the kind of device."""
     from studies.measure import Case, Setting, measure
 
     cases = [
@@ -183,4 +185,5 @@ def measured_rows(request: Request, runtime: RuntimeConfig, report: Report) -> l
         for label, targets in labels(variant, build(variant, request.shape(model), request.data))
     ]
     shapes = {name: getattr(request, name) for name in ("input_size", "in_channels", "num_classes", "image_size")}
-    return [dataclasses.asdict(row) for row in measure(cases, runtime, report, Setting(**shapes))]
+    setting = Setting(batch_size=batch_size, rounds=rounds, **shapes)
+    return [dataclasses.asdict(row) for row in measure(cases, runtime, report, setting)]

@@ -34,7 +34,8 @@ def main(argv: Sequence[str]) -> int:
     check_folder(folder)
     with Display(stderr=True) as display:
         counted = counted_rows(asked, display.report)
-        measured = measured_rows(asked, made.runtime, display.report) if namespace.measure else []
+        how = (made.runtime, display.report, namespace.batch_size, namespace.rounds)
+        measured = measured_rows(asked, *how) if namespace.measure else []
     shapes = {name: getattr(asked, name) for name in ("input_size", "in_channels", "num_classes", "image_size")}
     overhead = Overhead(control=methods.control(), shapes=shapes, counted=counted, measured=measured)
     paths = write(overhead, folder)
@@ -71,6 +72,11 @@ def command_parser() -> ArgumentParser:
     parser.add_argument(
         "--measure", action="store_true", help="also time training steps and forward passes, and measure peak memory"
     )
+    for name, text in (
+        ("batch_size", "images a step; 0 = 8 on a CPU, 32 elsewhere"),
+        ("rounds", "times that every row has its turn, 6 or more; 0 = 6 on a CPU, 50 elsewhere"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=0, help=f"with --measure: {text}")
     parser.add_class_arguments(RuntimeConfig, "runtime")
     for name in methods.names():
         parser.add_class_arguments(methods.load(name).Config, name)
@@ -78,7 +84,7 @@ def command_parser() -> ArgumentParser:
 
 
 def request(namespace: Namespace, made: Namespace) -> "Request":
-    """What is to be counted, with the sections that were made; `UserError` for unknown models and methods, and sizes that do not fit."""
+    """What is to be counted, with the sections of `made`; `UserError` for unknown names and sizes that do not fit."""
     from studies.overhead import Request
 
     models = namespace.models or (MEASURED if namespace.measure else MODELS)

@@ -80,6 +80,10 @@ def test_a_third_partys_method_has_its_row(ditbench: Ditbench, faults: Faults, t
         (("--vae_repa.blok", "3"), "key 'vae_repa.blok' is not known: did you mean 'vae_repa.block'?"),
         (("--models", "SiT-pico/2", "--sra.block", "9"), "sra.block is 9: the backbone has blocks 1 to 4"),
         (("--models", "SiT-pico/2", "--repa.encoders", "clip"), "encoder 'clip' is not known"),
+        (
+            ("--models", "SiT-pico/4", *SMALL, "--methods", "sit", "--measure", "--rounds", "3"),
+            "rounds is 3: give 6 or",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(
@@ -124,6 +128,10 @@ def test_measured_rows_stand_in_the_same_files(place: Place) -> None:
         *SMALL,
         "--runtime.threads",
         str(torch.get_num_threads()),
+        "--batch_size",
+        "2",
+        "--rounds",
+        "7",
     )
     result = place.process("overhead", *words, "--measure", "--format", "json")
     assert result.returncode == 0, result.stderr
@@ -134,6 +142,7 @@ def test_measured_rows_stand_in_the_same_files(place: Place) -> None:
     for row in (sit, vae_repa):
         assert 0 < row["step_ms"]["least"] <= row["step_ms"]["median"] <= row["step_ms"]["most"]
         assert row["forward_ms"]["median"] < row["step_ms"]["median"]
+        assert (row["batch"], row["rounds"]) == (2, 7)
     assert (place.folder / "overhead" / "measured.csv").is_file()
     assert "# Measured cost" in (place.folder / "overhead" / "overhead.md").read_text()
 

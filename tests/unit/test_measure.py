@@ -140,11 +140,11 @@ def test_the_interval_holds_the_median_as_often_as_it_says(n: int, misses: int) 
 
 
 def test_too_few_rounds_are_refused() -> None:
-    with pytest.raises(UserError, match="measured rounds are 5: give 6 or more"):
+    with pytest.raises(UserError, match="rounds is 5: give 6 or more"):
         Setting(rounds=5)
-    with pytest.raises(UserError, match="rounds of warm-up are -1: give 1 or more"):
+    with pytest.raises(UserError, match="warmup is -1: give 1 or more rounds"):
         Setting(warmup=-1)
-    with pytest.raises(UserError, match="the measured batch is -1: give 1 or more images"):
+    with pytest.raises(UserError, match="batch_size is -1: give 1 or more images"):
         Setting(batch_size=-1)
     sizes = [Setting().resolved(torch.device(name)) for name in ("cpu", "cuda")]
     assert [(s.batch_size, s.rounds, s.warmup) for s in sizes] == [(8, 6, 1), (32, 50, 5)]
@@ -311,9 +311,9 @@ def test_what_rests_between_steps_is_weights_moments_and_ema(conditions: Conditi
 @pytest.mark.parametrize(
     ("names", "setting", "share", "message"),
     [
-        (["sit"], SMALL, 0.9, "weights and moments take .*: measure a smaller model"),
-        (["sit", "sra", "vae_repa"], SMALL, 2, "EMA of the other rows take .*: measure fewer methods at a time"),
-        (["sit"], replace(SMALL, batch_size=10_000), 3, "of a forward pass take .*: measure a smaller batch"),
+        (["sit"], SMALL, 0.9, "weights and moments take .*: choose a smaller model"),
+        (["sit", "sra", "vae_repa"], SMALL, 2, "EMA of the other rows take .*: name fewer methods at a time"),
+        (["sit"], replace(SMALL, batch_size=10_000), 3, "of a forward pass take .*: lower batch_size"),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -387,7 +387,7 @@ def die() -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "message"), [(refuse, "^sizes do not fit"), (die, "killed by SIGKILL .*: measure a smaller batch")]
+    ("function", "message"), [(refuse, "^sizes do not fit"), (die, "killed by SIGKILL .*: lower batch_size")]
 )
 def test_what_goes_wrong_in_the_other_process_is_told(function: Callable[[], None], message: str) -> None:
     with pytest.raises(UserError, match=message):
