@@ -14,6 +14,7 @@ from harness.records import number
 from reports import formats
 from reports.equal_cost import unequal_remarks
 from reports.load import Study
+from reports.overhead import GFLOPS_NOTE
 from reports.tables import MINUS, MISSING, SHARED_MARK, marks
 from reports.units import UNITS, rounded_text
 
@@ -37,9 +38,8 @@ BOOKED = {"train": "train_seconds", "evaluation": "evaluation_seconds", "I/O": "
 
 NOTES = (
     "Matrix products, convolutions and attention of one image, counted by fvcore; element-wise operations and "
-    "normalisations are not. One multiply-accumulate is two FLOPs: GFLOPs = 2 × GMACs. Papers also print GMACs as "
-    "“GFLOPs”: the 119 of SiT-XL/2 in the SiT repository and its 114.46 in the REG paper are both GMACs of the forward "
-    "pass, with and without the products of attention.",
+    "normalisations are not.",
+    GFLOPS_NOTE,
     "Training: what is trained counts three times its forward pass, a teacher once. What stands in brackets ran once "
     "an image before training, when the caches were made that all cells share; with online targets the encoder would "
     "run in every step.",

@@ -25,7 +25,7 @@ from reports.units import UNITS, short_number
 
 DPI = 200
 LOG_RANGE = 10
-"""A positive quantity whose largest value is this many times its smallest is drawn on a logarithmic axis."""
+"""A positive quantity, shares apart, whose largest value is this many times its smallest has a logarithmic axis."""
 
 CONNECTOR = {"arrowstyle": "-", "linewidth": 0.6, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 0}
 """How a direct label is joined to its line."""
@@ -108,9 +108,13 @@ def _plot_mean(ax: Axes, frame: pd.DataFrame, x: str, mean: dict[str, Any], dash
 
 
 def _scale(ax: Axes, frame: pd.DataFrame, look: Look) -> None:
-    """Logarithmic where the values ask for it, with plain numbers at the ticks; whole steps on the x axis."""
+    """Logarithmic where the values ask for it, with plain numbers at the ticks; whole steps on the x axis.
+
+    Metrics of which more is better are shares, and stay linear.
+    """
     values = frame["value"].dropna()
-    if len(values) and values.min() > 0 and values.max() >= LOG_RANGE * values.min():
+    is_share = _direction(frame["quantity"].iloc[0]) == "higher"
+    if not is_share and len(values) and values.min() > 0 and values.max() >= LOG_RANGE * values.min():
         ax.set_yscale("log")
         is_long = values.max() > 200 * values.min()
         ax.yaxis.set_major_locator(LogLocator(subs=(1,) if is_long else (1, 2, 5)))
@@ -381,8 +385,13 @@ def _arrow(name: str) -> str:
     return "↓ is better" if metric(name).direction == "lower" else "↑ is better"
 
 
+def _direction(name: str) -> str:
+    """The better direction of a metric, "" for what is none."""
+    return metric(name).direction if any(name.startswith(family.prefix) for family in METRICS) else ""
+
+
 def _panel_title(ax: Axes, name: str, look: Look) -> None:
-    if any(name.startswith(family.prefix) for family in METRICS):
+    if _direction(name):
         ax.set_title(metric(name).title, color=look.theme.text, fontsize=9)
         ax.set_title(_arrow(name), loc="right", color=look.theme.muted, fontsize=7, fontweight="normal")
     else:

@@ -77,9 +77,12 @@ def _shapes_text(overhead: Overhead) -> str:
 
 # -- counted ----------------------------------------------------------------------------------------------------------
 
-NOTES = (
+GFLOPS_NOTE = (
     "GFLOPs = 2 × GMACs, as a multiply-accumulate is two FLOPs. Papers call GMACs “GFLOPs”: 119 for SiT-XL/2 (SiT) and "
-    "114.46 (REG) are GMACs of the forward pass, with and without the products of attention.",
+    "114.46 (REG) are GMACs of the forward pass, with and without the products of attention."
+)
+NOTES = (
+    GFLOPS_NOTE,
     "Training = 2 × (3 × (forward + heads) + what runs without gradient), with parameters in millions. In brackets: "
     "runs once an image when caches are made, not in the step. With online targets the encoder runs in every step; "
     "latents are cached in all rows.",

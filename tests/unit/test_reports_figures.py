@@ -12,7 +12,7 @@ from records_factory import MAIN, diverge, edit_lines, fail, run_folder, write_s
 from scipy.optimize import minimize
 
 from reports import figures, tables
-from reports.curves import clock_curves, metric_curves, training_curves
+from reports.curves import CURVE_COLUMNS, clock_curves, metric_curves, training_curves
 from reports.load import load_study
 from reports.style import DARK, LIGHT, Look, cell_styles
 from reports.units import UNITS, short_number
@@ -52,6 +52,26 @@ def test_curves_hold_every_seed_the_mean_and_the_lines(study, look):
     levels = {float(np.asarray(line.get_ydata())[0]) for line in ax.lines if line.get_color() == LIGHT.muted}
     assert levels == {3.1, 6.4}
     assert ax.get_yscale() == "log"
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "scale"),
+    [
+        ("kd_x_898", (0.01, 0.1), "log"),
+        ("kd_x_898", (0.011, 0.1), "linear"),
+        ("kd_x_898", (-0.01, 1.0), "linear"),
+        ("class_accuracy", (0.01, 1.0), "linear"),
+        ("term repa", (0.01, 1.0), "log"),
+    ],
+)
+def test_large_ranges_are_drawn_on_a_logarithmic_axis_but_no_shares(name, values, scale):
+    rows = [
+        {"quantity": name, "series": "seed", "cell": "a", "seed": 0, "step": i, "value": v}
+        for i, v in enumerate(values)
+    ]
+    frame = pd.DataFrame(rows, columns=CURVE_COLUMNS)
+    ax = figures.plot_curves(Figure().subplots(), frame, Look(cell_styles(["a"], "a")))
+    assert ax.get_yscale() == scale
 
 
 def test_a_mean_over_survivors_is_dotted(written, tmp_path, look):
