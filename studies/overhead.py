@@ -133,7 +133,7 @@ def counted_rows(request: Request, report: Report | None = None) -> list[dict[st
             rows += rows_of(variant, model, method, step_cost(passes, method), cache_cost(vae, method))
             if report is not None:
                 done = own.index(variant) + 1 + request.models.index(model) * len(own)
-                report("counting", done, len(request.models) * len(own))
+                report(f"counted {model} {variant.label}", done, len(request.models) * len(own))
     return with_change(rows)
 
 

@@ -33,9 +33,9 @@ def main(argv: Sequence[str]) -> int:
     folder = Path(namespace.out)
     check_folder(folder)
     with Display(stderr=True) as display:
-        counted = counted_rows(asked, display.report)
         how = (made.runtime, display.report, namespace.batch_size, namespace.rounds)
         measured = measured_rows(asked, *how) if namespace.measure else []
+        counted = counted_rows(asked, display.report)
     shapes = {name: getattr(asked, name) for name in ("input_size", "in_channels", "num_classes", "image_size")}
     overhead = Overhead(control=methods.control(), shapes=shapes, counted=counted, measured=measured)
     paths = write(overhead, folder)
