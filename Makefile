@@ -2,6 +2,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+# Two processes share the test files; every test computes on one thread.
+SHARED := -n 2 --dist loadfile
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test test-full lint bench clean
@@ -10,11 +12,11 @@ demo: $(INSTALLED)
 	$(BIN)/ditbench compare --config digits
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not full"
+	$(BIN)/python -m pytest $(SHARED) -m "not full"
 
 # The kill and fuzz tests at their whole numbers as well.
 test-full: $(INSTALLED)
-	DITBENCH_FULL=1 $(BIN)/python -m pytest
+	DITBENCH_FULL=1 $(BIN)/python -m pytest $(SHARED)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from harness.errors import StorageError, UserError
 
@@ -302,6 +302,14 @@ def run_path(runs: str | Path, study: str, cell: str, seed: int) -> Path:
     return Path(runs) / study / cell / f"seed{seed}"
 
 
+def is_open(file: IO[Any], path: Path) -> bool:
+    """Whether `file` is what lies at `path`, which another process may have removed or replaced since."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file `path` during the block, while other processes wait for it; it is gone afterwards."""
@@ -309,7 +317,7 @@ def locked(path: Path) -> Iterator[None]:
         with path.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             # Its last holder may have removed the file that was opened here, which then locks nothing.
-            if not path.exists() or not os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+            if not is_open(lock, path):
                 continue
             try:
                 yield

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
+from harness.records import is_open
 
 
 def study_lock(runs: str | Path, study: str, name: str) -> Path:
@@ -150,7 +151,7 @@ def _locked(path: Path) -> io.TextIOWrapper:
     while True:
         file = path.open("a")
         fcntl.flock(file, fcntl.LOCK_EX)
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        if is_open(file, path):
             return file
         file.close()
 

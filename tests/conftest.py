@@ -8,6 +8,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MPLBACKEND"] = "Agg"
+# Also for the processes that tests start: two threads each would wait for each other, as two tests run at once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -40,7 +42,11 @@ def pytest_configure() -> None:
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of caches that all tests share: latents and tokens of the digits are made once."""
     given = os.environ.get("DITBENCH_TEST_CACHE")
-    return Path(given) if given else tmp_path_factory.mktemp("cache")
+    # With several test processes, one folder above those of each.
+    shared = tmp_path_factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else None
+    cache = Path(given) if given else shared / "cache" if shared else tmp_path_factory.mktemp("cache")
+    cache.mkdir(exist_ok=True)
+    return cache
 
 
 @pytest.fixture(scope="session")
