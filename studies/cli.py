@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rank = int(os.environ.get("RANK", "0"))
     if rank > 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    # Read when torch is loaded: its C++ warnings are about our code, not about the user's.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         if words[0] not in COMMANDS:
             raise UserError(f"command {words[0]!r} is not known: there are {', '.join(COMMANDS)}")
