@@ -22,7 +22,7 @@ from harness import checkpoint
 from harness.records import RunFolder
 from studies import cli
 from studies.fork_server import CONTEXT, start_server
-from tests.e2e.conftest import ROOT, TIMES, Place
+from tests.e2e.conftest import ROOT, STUDY, TIMES, FinishedStudy, Place
 
 
 def run_and_kill(target: str, count: int, when: str, words: Sequence[str]) -> None:
@@ -174,56 +174,53 @@ def assert_points_once(place: Place, run: RunFolder) -> None:
 
 # -- a comparison: its workers die with it --------------------------------------------------------------------------
 
-COMPARED = (
-    *("--methods", "sit,vae_repa", "--seeds", "0", "--budget.amount", "6", "--evaluation.points", "2"),
-    *("--output.log_every", "1", "--output.checkpoint_every", "2", "--study", "compared"),
-)
 
-
-@pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> tuple[Place, float]:
-    """A comparison that nobody kills, and how long it took."""
-    place = Place(tmp_path_factory.mktemp("compared"), shared_cache)
-    began = time.monotonic()
-    assert cli.main(place.words("compare", *COMPARED)) == 0
-    return place, time.monotonic() - began
-
-
-def assert_same_study(place: Place, expected: Place) -> None:
+def assert_same_study(place: Place, expected: FinishedStudy) -> None:
     for cell in ("sit", "vae_repa"):
-        run, other = (RunFolder(p.runs / "compared" / cell / "seed0") for p in (place, expected))
+        run, other = (RunFolder(study / cell / "seed0") for study in (place.runs / "small", expected.path))
         assert run.status() == "finished"
         assert fingerprint(run) == fingerprint(other), cell
-    pages = [p.runs / "compared" / "report" / "index.html" for p in (place, expected)]
+    pages = [study / "report" / "index.html" for study in (place.runs / "small", expected.path)]
     assert all(page.is_file() for page in pages)
     left, right = (sorted(path.name for path in page.parent.rglob("*")) for page in pages)
     assert left == right, "the report is whole"
-    assert {path.name for path in (place.runs / "compared").glob(".*")} <= {".leases", ".report.lock"}
+    hidden = {path.name for path in (place.runs / "small").glob(".*")}
+    assert hidden <= {".leases", ".report.lock"}, "nothing is left of the interruption"
 
 
-def test_a_comparison_killed_while_it_writes_its_report(compared: tuple[Place, float], place: Place) -> None:
+def test_a_comparison_killed_while_it_writes_its_report(finished: FinishedStudy, place: Place) -> None:
     """In the middle of the figures, all cells being over."""
-    command = place.words("compare", *COMPARED)
+    command = place.words("compare", *STUDY)
     start_and_kill("reports.figures:save", 2, "after", command)
     assert cli.main(command) == 0
-    assert_same_study(place, compared[0])
+    assert_same_study(place, finished)
+
+
+@pytest.fixture(scope="module")
+def usual_seconds(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> float:
+    """How long the comparison takes that nobody kills."""
+    place = Place(tmp_path_factory.mktemp("timed"), shared_cache)
+    began = time.monotonic()
+    assert place.process(*place.words("compare", *STUDY)).returncode == 0
+    return time.monotonic() - began
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("number", range(6))
-def test_a_comparison_killed_at_a_random_time(compared: tuple[Place, float], place: Place, number: int) -> None:
-    """The command is killed, and its workers end with it; the same command, killed again or not, ends the same."""
-    expected, seconds = compared
-    command = [sys.executable, "-m", "studies.cli", *place.words("compare", *COMPARED)]
+def test_a_comparison_killed_at_a_random_time(
+    finished: FinishedStudy, usual_seconds: float, place: Place, number: int
+) -> None:
+    """The command is killed once or twice, and its workers end with it; the same command then ends the same."""
+    command = [sys.executable, "-m", "studies.cli", *place.words("compare", *STUDY)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     chance = random.Random(number)
     for _ in range(1 + number % 2):
         process = subprocess.Popen(command, cwd=place.folder, env=environment, stdout=subprocess.DEVNULL)
         try:
-            process.wait(timeout=chance.uniform(0.3, 1.0) * seconds)
+            process.wait(timeout=chance.uniform(0.3, 1.0) * usual_seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    again = subprocess.run(command, cwd=place.folder, env=environment, capture_output=True, text=True, timeout=280)
+    again = place.process(*command[3:])
     assert again.returncode == 0, again.stderr
-    assert_same_study(place, expected)
+    assert_same_study(place, finished)
