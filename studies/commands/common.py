@@ -42,8 +42,6 @@ def quiet_libraries() -> None:
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    # Several processes ask for it because a method may leave a term out in some steps; most never do.
-    warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified")
     for name in ("torch.distributed", "accelerate", "diffusers"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
