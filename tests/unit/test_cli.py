@@ -79,7 +79,8 @@ def test_what_starts_without_torch() -> None:
     code = """
 import sys
 from studies.cli import main
-for words in (["--help"], ["nothing"], *([name, "--help"] for name in ("report", "methods", "doctor", "sync")), ["report"]):
+helped = ("report", "methods", "doctor", "sync")
+for words in (["--help"], ["nothing"], ["report"], *([name, "--help"] for name in helped)):
     try:
         main(words)
     except SystemExit as end:
