@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 # Two processes share the test files; every test computes on one thread.
-SHARED := -n 2 --dist loadfile
+SHARED := -n 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test test-full lint bench clean
