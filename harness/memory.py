@@ -50,6 +50,9 @@ def outline(name: str, build: Callable[[], Method]) -> Method:
         with torch.device("meta"):
             return build()
     except (RuntimeError, TypeError, OverflowError) as error:
+        # torch has no type of its own for it; any other error is a fault of the method, and must show its trace.
+        if "overflow" not in str(error).lower():
+            raise
         reason = str(error).splitlines()[0]
         raise UserError(f"heads of {name} cannot be built ({reason}): lower the sizes in section {name}") from None
 

@@ -107,7 +107,7 @@ class Run:
     initial_weights: str
     """SHA-256 of the backbone before training."""
     counters: Counters = field(default_factory=Counters)
-    """As of the last step that was recorded."""
+    """As of the last update; on record as of the last logged step."""
     watch: Stopwatch = field(init=False)
     window: Window = field(default_factory=Window)
     weights: dict[str, float] = field(default_factory=dict)

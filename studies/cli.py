@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"ditbench: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
-        print("ditbench: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("ditbench: interrupted; run again, train and compare go on from the last checkpoint", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader (head, less) went away; what is left in the buffer must not raise again at exit.

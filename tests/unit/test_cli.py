@@ -125,7 +125,8 @@ def test_an_interrupt_says_how_to_go_on(
 ) -> None:
     stub(raising(KeyboardInterrupt()))
     assert cli.main(["doctor"]) == 130
-    assert capsys.readouterr().err == "ditbench: interrupted; the same command goes on from the last checkpoint\n"
+    said = "ditbench: interrupted; run again, train and compare go on from the last checkpoint\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_reader_that_went_away_is_no_error() -> None:

@@ -236,6 +236,15 @@ def test_sizes_without_an_index_are_refused() -> None:
         method_of(shape_of("SiT-nano/2"), "vae_repa", head_width=2**40)
 
 
+@pytest.mark.parametrize("error", [RuntimeError("no such head"), TypeError("unexpected keyword argument 'width'")])
+def test_a_fault_of_a_method_is_no_matter_of_sizes(error: Exception) -> None:
+    def build() -> Method:
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        memory.outline("faulty", build)
+
+
 def test_an_outline_holds_no_numbers() -> None:
     heads = method_of(shape_of("SiT-nano/2"), "vae_repa", head_width=2**20, head_layers=3).heads
     assert all(p.is_meta for p in heads.parameters())
