@@ -60,8 +60,11 @@ class Repa(Method):
     @classmethod
     def resolve(cls, config: RepaConfig, backbone: BackboneShape) -> RepaConfig:
         block = config.block or default_block(backbone, BLOCKS, 8 / 28)
-        head_width = config.head_width or (2048 if backbone.hidden_size >= 384 else 4 * backbone.hidden_size)
-        return replace(config, block=backbone.check_block("repa.block", block), head_width=head_width)
+        return replace(
+            config,
+            block=backbone.check_block("repa.block", block),
+            head_width=config.head_width or default_width(backbone),
+        )
 
     @property
     def encoders(self) -> tuple[str, ...]:
@@ -87,9 +90,14 @@ class Repa(Method):
         return {"repa_student_norm": float(h_NTD.float().norm(dim=-1).mean())}
 
     def search_space(self) -> dict[str, Any]:
-        width = self.backbone.hidden_size
+        width = default_width(self.backbone)
         return {
             "block": list(range(1, self.backbone.depth + 1)),
-            "weight": [0.25, 0.5, 1.0],
-            "head_width": [width, 2 * width, 4 * width],
+            "weight": [0.25, 0.5, 0.75, 1.0],
+            "head_width": [width // 4, width // 2, width],
         }
+
+
+def default_width(backbone: BackboneShape) -> int:
+    """Width of a head's hidden layers: 2048 as released, from SiT-S up; below that 4 times the backbone's (ours)."""
+    return 2048 if backbone.hidden_size >= 384 else 4 * backbone.hidden_size

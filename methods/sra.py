@@ -117,8 +117,15 @@ class Sra(Method):
         }
 
     def search_space(self) -> dict[str, Any]:
-        blocks = list(range(1, self.backbone.depth + 1))
-        return {"block": blocks, "teacher_block": blocks, "weight": [0.1, 0.2, 0.5]}
+        blocks, width = list(range(1, self.backbone.depth + 1)), self.backbone.hidden_size
+        return {
+            "block": blocks,
+            "teacher_block": blocks,
+            "weight": [0.1, 0.2, 0.5],
+            "loss": ["smooth_l1", "cosine_tokens"],
+            "noise_gap": [0.0, 0.1, 0.2, 0.4],
+            "head_width": [width, 2 * width, 4 * width],
+        }
 
 
 def teacher_time(t_N: Tensor, r_N: Tensor, noise_gap: float) -> Tensor:

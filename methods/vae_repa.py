@@ -110,4 +110,5 @@ class VaeRepa(Method):
             "head_layers": [2, 3, 5],
             "head_width": [width, 2 * width, 4 * width],
             "loss": ["smooth_l1", "cosine", "l1", "l2"],
+            "t_max": [0.5, 1.0],
         }

@@ -435,7 +435,7 @@ def test_a_sum_joins_needs_names_and_disclosures(shape: BackboneShape, data_shap
     assert "SRA" in method.disclosure.paper and "REPA" in method.disclosure.paper
     assert method.disclosure.pretrained == load("repa").disclosure.pretrained
     space = method.search_space()
-    assert space["repa.weight"] == [0.25, 0.5, 1.0] and space["sra.weight"] == [0.1, 0.2, 0.5]
+    assert space["repa.weight"] == [0.25, 0.5, 0.75, 1.0] and space["sra.weight"] == [0.1, 0.2, 0.5]
 
 
 def test_two_taps_on_one_block_are_read_once(shape: BackboneShape, data_shape: DataShape) -> None:
@@ -515,9 +515,12 @@ def test_every_choice_of_a_search_space_is_accepted(shape: BackboneShape, data_s
     method, cls = built(name, shape, data_shape), load(name)
     for field_name, choices in method.search_space().items():
         assert len(set(choices)) == len(choices) > 1
+        assert getattr(method.config, field_name) in choices, f"the default {field_name} is not among its choices"
         for choice in choices:
             config = cls.resolve(replace(configs(name), **{field_name: choice}), shape)
             assert getattr(config, field_name) == choice
+            with global_state_kept(), torch.device("meta"):
+                cls(config, shape, data_shape)
 
 
 @pytest.mark.parametrize("name", ["repa", "sra", "vae_repa"])
