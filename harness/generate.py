@@ -8,6 +8,7 @@ Shapes: N images of a chunk, C channels, H W latent height and width.
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -61,13 +62,46 @@ def generate(
 def generate_together(
     backbone: SiT, autoencoder: Autoencoder, config: EvaluationConfig, num_images: int, accelerator: Accelerator
 ) -> tuple[np.ndarray, int]:
-    """All images, uint8 [N, H, W, 3], in every process, and how many of them had a non-finite latent.
+    """All images, uint8 [N, H, W, 3], and how many of them had a non-finite latent; of several processes the main one
+    alone has the images, and the others have none of them."""
+    images_NHWC = np.empty(0, np.uint8)
+    bad_images = 0
+    for part in generate_rounds(backbone, autoencoder, config, num_images, accelerator):
+        if accelerator.is_main_process:
+            if part.start == 0:
+                images_NHWC = np.empty((num_images, *part.images_NHWC.shape[1:]), np.uint8)
+            images_NHWC[part.start : part.start + len(part.images_NHWC)] = part.images_NHWC
+        bad_images += part.bad_images
+    return images_NHWC, bad_images
+
+
+@dataclass(frozen=True)
+class Round:
+    """The images that all processes made at once, one chunk each."""
+
+    start: int
+    """Number of the first image."""
+    images_NHWC: np.ndarray
+    """uint8."""
+    bad_images: int
+    """How many of them had a non-finite latent."""
+
+
+def generate_rounds(
+    backbone: SiT,
+    autoencoder: Autoencoder,
+    config: EvaluationConfig,
+    num_images: int,
+    accelerator: Accelerator,
+    done: int = 0,
+) -> Iterator[Round]:
+    """Images `done` to `num_images` - 1 in their order, in every process; `done` is the start of a chunk.
 
     Round by round each process makes the chunk of its rank, so that the bits do not depend on their number.
     """
+    assert done % config.chunk == 0, (done, config.chunk)
     bounds, size = chunk_bounds(num_images, config.chunk), accelerator.num_processes
-    parts, bad_images = [], 0
-    for first in range(0, len(bounds), size):
+    for first in range(done // config.chunk, len(bounds), size):
         # A process without a chunk in the last round makes the last one again: all must take part in the gathering.
         mine = min(first + accelerator.process_index, len(bounds) - 1)
         [(_, latents_NCHW)] = generate_latents(backbone, config, num_images, accelerator.device, [mine])
@@ -77,9 +111,9 @@ def generate_together(
         if size > 1:
             images_NHWC = F.pad(images_NHWC, (0, 0) * 3 + (0, config.chunk - len(images_NHWC))).to(accelerator.device)
         together = gathered(accelerator, images_NHWC).cpu().split(config.chunk)
-        parts += [part[:length].numpy() for part, length in zip(together, lengths, strict=False)]
-        bad_images += int(gathered(accelerator, bad)[: len(lengths)].sum())
-    return np.concatenate(parts), bad_images
+        parts = [part[:length].numpy() for part, length in zip(together, lengths, strict=False)]
+        num_bad = int(gathered(accelerator, bad)[: len(lengths)].sum())
+        yield Round(bounds[first][0], np.concatenate(parts), num_bad)
 
 
 def generate_latents(

@@ -1,5 +1,6 @@
 """A run on disk, opened again for evaluation and sampling: its config, and its EMA backbone. No method code runs."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +11,11 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 from harness import checkpoint
 from harness.config import EvaluationConfig, OutputConfig, RunConfig, RuntimeConfig
 from harness.errors import UserError
+from harness.generate import generate_rounds, labels_for
+from harness.processes import from_main, is_main
 from harness.records import RunFolder
 from harness.rng import global_state_kept
+from harness.samples_file import Destination
 from harness.sit import SiT
 from studies.run import Lab
 from studies.settings import SECTIONS, explain
@@ -69,3 +73,33 @@ def load_backbone(folder: RunFolder, lab: Lab, step: int) -> tuple[SiT, int]:
         )
     backbone.load_state_dict(tensors)
     return backbone.to(lab.accelerator.device).eval(), found
+
+
+def write_samples(lab: Lab, backbone: SiT, num: int, out: Path, is_npz: bool) -> int:
+    """Generate `num` images and write them as they come; returns how many of those made here had a non-finite latent.
+
+    All processes generate and the main one alone writes. Images that an interrupted call left behind are kept.
+    """
+    config, accelerator = lab.config.evaluation, lab.accelerator
+    recipe = {
+        "protocol": lab.evaluator.digest,
+        "weights": checkpoint.tensors_digest({name: value.cpu() for name, value in backbone.state_dict().items()}),
+        "num": num,
+        "device": accelerator.device.type,
+    }
+    bad_images = 0
+    with contextlib.ExitStack() as held:
+        writer = None
+        if is_main(accelerator):
+            side = lab.config.data.image_size
+            to = Destination(out=out, is_npz=is_npz, num=num, side=side, chunk=config.chunk, recipe=recipe)
+            writer = held.enter_context(to.writer())
+        done = from_main(accelerator, writer.done if writer else 0)
+        for part in generate_rounds(backbone, lab.prepared.autoencoder, config, num, accelerator, done):
+            bad_images += part.bad_images
+            if writer:
+                writer.add(part.images_NHWC)
+                lab.report("images", part.start + len(part.images_NHWC), num)
+        if writer:
+            writer.finish(labels_for(0, num, backbone.num_classes).numpy())
+    return bad_images

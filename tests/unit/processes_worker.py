@@ -23,6 +23,7 @@ from harness.recorder import Recorder
 from harness.records import RunFolder
 from harness.tracking import Tracker
 from harness.trainer import Run, train, train_step
+from studies.saved import write_samples
 from tests.bench_setting import Bench, open_bench
 
 STEPS = 5
@@ -84,6 +85,10 @@ def generate(bench: Bench, out: Path) -> None:
     images_NHWC, _ = generate_together(run.backbone, *arguments)
     if is_main(accelerator):
         np.save(out / "images.npy", images_NHWC)
+    held = gather_object([len(images_NHWC)])
+    write(accelerator, out / "held.json", {"images": held})
+    lab = replace(bench.lab, config=replace(bench.lab.config, evaluation=config))
+    write_samples(lab, run.backbone, 35, out / "images.npz", is_npz=True)
     with torch.no_grad():
         run.backbone.y_embedder.embedding_table.weight[3] = math.nan
     _, bad_images = generate_together(run.backbone, *arguments)
