@@ -245,6 +245,14 @@ class Method(ABC):
         """Restore what `state_dict` gave."""
         assert not state, f"{type(self).__name__} keeps no state, got {sorted(state)}"
 
+    def load_released(self, heads: Mapping[str, Tensor]) -> None:
+        """Load heads under the names of the authors' release, as `harness.official.load` gives them.
+
+        Raises:
+            UserError: when the method has no release with heads, or the tensors do not fit its heads.
+        """
+        raise UserError(f"{self.name} knows no released heads: leave them out")
+
     def initialize(self, seed: int) -> None:
         """Draw the heads' weights from the method's own stream, after and apart from the backbone's."""
         generator = stream(seed, f"method/{self.name}/init")

@@ -1,9 +1,10 @@
-"""Parts that methods share: the MLP head, and default blocks by backbone size."""
+"""Parts that methods share: the MLP head, released weights for it, and default blocks by backbone size."""
 
 from collections.abc import Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
+from harness.errors import UserError
 from harness.method import BackboneShape
 
 
@@ -15,6 +16,33 @@ def mlp(widths: Sequence[int], activation: str = "silu") -> nn.Sequential:
             layers.append(nn.SiLU() if activation == "silu" else nn.GELU(approximate="tanh"))
         layers.append(nn.Linear(widths[index], widths[index + 1]))
     return nn.Sequential(*layers)
+
+
+def load_renamed(head: nn.Module, released: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+    """Load a head from tensors under other names.
+
+    Args:
+        head: the module to fill.
+        released: all heads of a release, by name.
+        names: start of a released name -> what stands for it in the head's own names.
+
+    Raises:
+        UserError: when a tensor is missing or does not fit.
+    """
+    state = {
+        own + name.removeprefix(start): value
+        for name, value in released.items()
+        for start, own in names.items()
+        if name.startswith(start)
+    }
+    try:
+        head.load_state_dict(state)
+    except RuntimeError as error:
+        # The first line names the module's class, the second the first tensor that is wrong.
+        reason = (str(error).splitlines()[1:] or [str(error)])[0].strip().rstrip(".")
+        raise UserError(
+            f"released head {next(iter(names))}* does not fit ({reason}): set its sizes as released"
+        ) from None
 
 
 def default_block(backbone: BackboneShape, by_size: Mapping[str, int], fraction: float) -> int:

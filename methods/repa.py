@@ -10,7 +10,7 @@ from torch import Tensor
 from harness.config import require, require_finite
 from harness.method import BackboneShape, DataShape, Disclosure, Method, Needs, Progress, StepView, Term
 from methods._losses import cosine, mean_over
-from methods._parts import default_block, mlp
+from methods._parts import default_block, load_renamed, mlp
 
 BLOCKS = {"S": 4, "B": 4, "L": 8, "XL": 8}
 """B, L, XL as published; S is ours (it has B's depth)."""
@@ -88,6 +88,13 @@ class Repa(Method):
     def diagnostics(self, view: StepView, hidden: Mapping[int, Tensor]) -> dict[str, float]:
         h_NTD = hidden[self.config.block]
         return {"repa_student_norm": float(h_NTD.float().norm(dim=-1).mean())}
+
+    def load_released(self, heads: Mapping[str, Tensor]) -> None:
+        """`projectors.<i>` is the i-th encoder's head, with our layers (sihyun-yu/REPA models/sit.py:16-23)."""
+        num = len({name.split(".")[1] for name in heads if name.startswith("projectors.")})
+        require(num == len(self.encoders), f"repa.encoders is {self.config.encoders!r}: the release has {num} heads")
+        for index, name in enumerate(self.encoders):
+            load_renamed(self.heads[name], heads, {f"projectors.{index}.": ""})
 
     def search_space(self) -> dict[str, Any]:
         width = default_width(self.backbone)

@@ -11,7 +11,7 @@ from harness.config import require, require_finite
 from harness.flow import interpolate
 from harness.method import BackboneShape, DataShape, Disclosure, Method, Needs, Progress, StepView, Term
 from methods._losses import cosine, mean_over, smooth_l1
-from methods._parts import default_block, mlp
+from methods._parts import default_block, load_renamed, mlp
 
 BLOCKS = {"S": 3, "B": 3, "L": 6, "XL": 8}
 TEACHER_BLOCKS = {"S": 8, "B": 8, "L": 16, "XL": 20}
@@ -115,6 +115,10 @@ class Sra(Method):
             "sra_student_norm": float(student_NTD.float().norm(dim=-1).mean()),
             "sra_teacher_norm": float(self._target(view).float().norm(dim=-1).mean()),
         }
+
+    def load_released(self, heads: Mapping[str, Tensor]) -> None:
+        """`ap_head` is the head, its two layers under names of their own (vvvvvjdy/SRA SiT-SRA/models/sit.py:20-29)."""
+        load_renamed(self.heads["align"], heads, {"ap_head.linear1.": "0.", "ap_head.linear2.": "2."})
 
     def search_space(self) -> dict[str, Any]:
         blocks, width = list(range(1, self.backbone.depth + 1)), self.backbone.hidden_size
