@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from harness import flow
+from harness.cache import Rows
 from harness.method import Needs
 from harness.prepare import PreparedData
-from harness.rng import batch_rows
+from harness.rng import batch_rows, stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Batch:
     tokens: dict[str, Tensor]
     images_NCHW: Tensor | None
     digest: bytes
-    """SHA-256 over indices, t, noise, labels after drop and posterior noise of the global batch."""
+    """SHA-256 over indices, t, noise, labels after drop, posterior noise and flips of the global batch."""
 
     def __len__(self) -> int:
         return len(self.t_N)
@@ -78,7 +79,11 @@ class BatchSource:
         digest = hashlib.sha256()
         for part in (torch.from_numpy(rows_N), draw.t_N, draw.noise_NCHW, labels_N, draw.latent_noise_NCHW):
             digest.update(part.numpy().data)
-        moments = torch.from_numpy(prepared.moments.rows(rows_N[mine]))
+        flipped_N = self._flipped(step)
+        if prepared.mirrored is not None:
+            digest.update(flipped_N.data)
+        pick = _Pick(prepared, rows_N[mine], flipped_N[mine])
+        moments = pick.moments()
         return Batch(
             step=step,
             first_row=mine.start,
@@ -87,13 +92,16 @@ class BatchSource:
             noise_NCHW=draw.noise_NCHW[mine],
             t_N=draw.t_N[mine],
             labels_N=labels_N[mine],
-            tokens={name: torch.from_numpy(prepared.tokens[name].rows(rows_N[mine])) for name in self.needs.encoders},
-            images_NCHW=self._images(rows_N[mine]) if self.needs.images else None,
+            tokens={name: pick.tokens(name) for name in self.needs.encoders},
+            images_NCHW=pick.images() if self.needs.images else None,
             digest=digest.digest(),
         )
 
-    def _images(self, rows_N: np.ndarray) -> Tensor:
-        return torch.from_numpy(self.prepared.images.rows(rows_N)).permute(0, 3, 1, 2)
+    def _flipped(self, step: int) -> np.ndarray:
+        """Which images of the global batch are mirrored, bool [batch size]; each with probability 1/2, or none."""
+        if self.prepared.mirrored is None:
+            return np.zeros(self.batch_size, dtype=bool)
+        return (torch.rand(self.batch_size, generator=stream(self.seed, "flip", step)) < 0.5).numpy()
 
     def batches(self, start: int, stop: int | None = None) -> Iterator[Batch]:
         """Batches of steps start..stop-1, or without end; the next one is prepared while the last one is used."""
@@ -104,3 +112,34 @@ class BatchSource:
                 if step + 1 != stop:
                     ahead = pool.submit(self.batch, step + 1)
                 yield batch
+
+
+@dataclass(frozen=True)
+class _Pick:
+    """What the images of a batch give, or what their mirror images give where they are flipped."""
+
+    prepared: PreparedData
+    rows_N: np.ndarray
+    flipped_N: np.ndarray
+
+    def moments(self) -> Tensor:
+        """Moments, [N, 2C, H, W]."""
+        mirrored = self.prepared.mirrored
+        return self._rows(self.prepared.moments, None if mirrored is None else mirrored.moments)
+
+    def tokens(self, name: str) -> Tensor:
+        """Tokens of the encoder `name`, [N, T, Z]."""
+        mirrored = self.prepared.mirrored
+        return self._rows(self.prepared.tokens[name], None if mirrored is None else mirrored.tokens[name])
+
+    def _rows(self, plain: Rows, mirrored: Rows | None) -> Tensor:
+        rows = plain.rows(self.rows_N)
+        if mirrored is not None:
+            rows[self.flipped_N] = mirrored.rows(self.rows_N[self.flipped_N])
+        return torch.from_numpy(rows)
+
+    def images(self) -> Tensor:
+        """The pictures, uint8 [N, 3, H, W] with the height and width of images."""
+        images_NHWC = self.prepared.images.rows(self.rows_N)
+        images_NHWC[self.flipped_N] = images_NHWC[self.flipped_N, :, ::-1]
+        return torch.from_numpy(images_NHWC).permute(0, 3, 1, 2)

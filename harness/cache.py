@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -78,6 +78,21 @@ def read_small(path: Path, report: Report | None = None) -> Any:
         pass  # no JSON, or JSON of another form
     tell(report, f"{path} is damaged and is made again")
     return None
+
+
+class Rows(Protocol):
+    """An array on the disk, read row by row."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __len__(self) -> int: ...
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """Rows in the order of `indices` (int64, 0 ... len - 1), [len(indices), ...]."""
+
+    def verify(self, report: Report | None = None) -> None:
+        """Check everything; `UserError` names what is damaged and cannot be made again."""
 
 
 class Sharded:

@@ -56,27 +56,41 @@ class ModelConfig:
 class DataConfig:
     """The images, and their split into a training half and a held-out half."""
 
-    name: Literal["digits", "imagefolder"] = "imagefolder"
-    """digits: scikit-learn's 1,797 digits; imagefolder: a folder with one folder of images a class."""
+    name: Literal["digits", "imagefolder", "preprocessed"] = "imagefolder"
+    """digits: scikit-learn's 1,797 digits; imagefolder: a folder with one folder of images a class; preprocessed: what
+    the tools of EDM2 and REPA write, read in place."""
     path: str = ""
-    """Folder of class folders (imagefolder only)."""
+    """imagefolder: folder of class folders; preprocessed: folder or zip of images with dataset.json, or a folder that
+    holds images and vae-sd."""
+    latents: str = ""
+    """preprocessed: folder or zip of the images' moments (mean and std); "" = vae-sd beside images, if it is there,
+    else they are encoded."""
     image_size: int = 256
     """Side of the training images in pixels; images are resized (short side) and centre-cropped to it."""
     holdout: float = 0.5
     """Share of images that are never trained on; they give the floor and the held-out velocity loss."""
     split_seed: int = 0
     """Seed of the split into training and held-out images."""
+    flip: bool = False
+    """Mirror half of the training images, drawn anew at every step; latents and tokens of both mirror images are
+    cached."""
 
     def __post_init__(self) -> None:
         require_finite(self, "data")
         require(8 <= self.image_size <= 2048, f"data.image_size is {self.image_size}: give 8 to 2048 pixels")
         require_path(self.path, "data.path")
+        require_path(self.latents, "data.latents")
         require(0 < self.holdout < 1, f"data.holdout is {self.holdout}: give a share above 0 and below 1")
         require(self.split_seed >= 0, f"data.split_seed is {self.split_seed}: give 0 or more")
         if self.name == "digits":
             require(not self.path, "data.path has no meaning for digits: leave it out, or set data.name to imagefolder")
         else:
-            require(bool(self.path), "data.path is empty: name a folder that holds one folder of images for each class")
+            held = "one folder of images for each class" if self.name == "imagefolder" else "images and dataset.json"
+            require(bool(self.path), f"data.path is empty: name a folder that holds {held}")
+        require(
+            not self.latents or self.name == "preprocessed",
+            f"data.latents has no meaning for {self.name}: leave it out, or set data.name to preprocessed",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,7 +368,7 @@ def training_digest(config: RunConfig) -> str:
     return digest(
         {
             "model": dataclasses.asdict(config.model),
-            "data": {k: v for k, v in dataclasses.asdict(config.data).items() if k != "path"},
+            "data": _data_facts(config.data),
             "optimizer": {k: v for k, v in dataclasses.asdict(config.optimizer).items() if k != "micro_batch"},
             "ema": dataclasses.asdict(config.ema),
             "budget": dataclasses.asdict(config.budget),
@@ -363,3 +377,11 @@ def training_digest(config: RunConfig) -> str:
             "tf32": runtime.tf32,
         }
     )
+
+
+def _data_facts(data: DataConfig) -> dict[str, Any]:
+    """What of the data's section must agree: not where files lie, and flips only where there are any."""
+    facts = {name: value for name, value in dataclasses.asdict(data).items() if name not in ("path", "latents")}
+    if not data.flip:
+        facts.pop("flip")
+    return facts

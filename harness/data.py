@@ -18,10 +18,12 @@ import torch
 from PIL import Image, ImageOps
 
 from harness import cache as caches
-from harness.cache import Report, Sharded
+from harness import preprocessed
+from harness.cache import Report, Rows
 from harness.config import DataConfig
 from harness.errors import UserError
 from harness.memory import check_images
+from harness.preprocessed import Archive, Stored
 from harness.records import digest, file_digest
 from harness.rng import stream
 
@@ -31,19 +33,23 @@ FOLDER_TRANSFORM = "exif, white under alpha, RGB, box halving, bicubic short sid
 """What `read_image` does; part of the data's digest, so change it when the pixels change."""
 DIGITS_TRANSFORM = "0..16 to 0..255, bicubic, RGB"
 """What `_digits` does; part of the data's digest."""
+STORED_TRANSFORM = "as stored, RGB"
+"""What is done to preprocessed images; part of the data's digest."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
     """All images of a data set, in a fixed order."""
 
-    images: np.ndarray | Sharded
-    """uint8 [M, H, W, 3], in memory or in a cache."""
+    images: np.ndarray | Rows
+    """uint8 [M, H, W, 3], in memory or on the disk."""
     labels: np.ndarray
     """int64 [M]."""
     class_names: tuple[str, ...]
     digest: str
     """Changes when any file, its name or the transform changes."""
+    moments: Rows | None = None
+    """Posterior moments that came with the images, cat(mean, std) float32 [M, 2C, h, w]."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,15 +60,17 @@ class ImageSet:
 
     def rows(self, indices: np.ndarray) -> np.ndarray:
         """Images in the order of `indices`, uint8 [len(indices), H, W, 3]."""
-        if isinstance(self.images, Sharded):
-            return self.images.rows(indices)
-        return self.images[np.asarray(indices, dtype=np.int64)]
+        if isinstance(self.images, np.ndarray):
+            return self.images[np.asarray(indices, dtype=np.int64)]
+        return self.images.rows(indices)
 
 
 def load_images(config: DataConfig, cache: Path, report: Report | None = None) -> ImageSet:
     """Read the images that `config` names, through the cache; `UserError` names a bad path or image."""
     if config.name == "digits":
         return _digits(config.image_size)
+    if config.name == "preprocessed":
+        return _preprocessed(config, cache, report)
     return _image_folder(Path(config.path), config.image_size, cache, report)
 
 
@@ -107,6 +115,44 @@ def _digits(image_size: int) -> ImageSet:
     )
 
 
+# -- what the tools of EDM2 and REPA write ---------------------------------------------------------------------------
+
+
+def _preprocessed(config: DataConfig, cache: Path, report: Report | None) -> ImageSet:
+    pictures_at, moments_at = preprocessed.locate(Path(config.path), config.latents)
+    pictures = Archive.open(pictures_at, EXTENSIONS)
+    archives, moments = [pictures], None
+    if moments_at is not None:
+        archives.append(Archive.open(moments_at, frozenset({".npy"})))
+        preprocessed.check_pairs(*archives)
+    labels = preprocessed.labels_of(pictures, archives[1] if moments_at else None)
+    contents = [_file_digests(a.root, a.folder, a.files, cache, report) for a in archives]
+    images = Stored(pictures, preprocessed.decode_image, contents[0])
+    if images.shape[1] != config.image_size:
+        raise UserError(
+            f"data.image_size is {config.image_size}: the images in {pictures_at} are read as they are, "
+            f"so give {images.shape[1]}"
+        )
+    if moments_at is not None:
+        moments = Stored(archives[1], preprocessed.decode_moments, contents[1])
+    return ImageSet(
+        images=images,
+        labels=labels,
+        class_names=tuple(str(number) for number in range(labels.max() + 1)),
+        digest=digest(
+            {
+                # The name of a zip says nothing of what is in it.
+                "files": [
+                    content[0][1:] if a.is_zip else content for a, content in zip(archives, contents, strict=True)
+                ],
+                "labels": hashlib.sha256(labels.tobytes()).hexdigest(),
+                "transform": STORED_TRANSFORM,
+            }
+        ),
+        moments=moments,
+    )
+
+
 # -- a folder of class folders --------------------------------------------------------------------------------------
 
 
@@ -114,7 +160,7 @@ def _image_folder(root: Path, image_size: int, cache: Path, report: Report | Non
     classes = _find_classes(root)
     files = [(label, path) for label, name in enumerate(classes) for path in _find_images(root, name)]
     names = [path for _, path in files]
-    content = _file_digests(root, names, cache, report)
+    content = _file_digests(root, root, names, cache, report)
     key = {
         "files": digest(content),
         "transform": FOLDER_TRANSFORM,
@@ -164,22 +210,27 @@ def _find_images(root: Path, name: str) -> list[str]:
     return sorted(found)
 
 
-def _file_digests(root: Path, names: Sequence[str], cache: Path, report: Report | None) -> list[list[Any]]:
-    """[relative path, size, SHA-256 of the content] of every file.
+def _file_digests(whole: Path, root: Path, names: Sequence[str], cache: Path, report: Report | None) -> list[list[Any]]:
+    """[path relative to `root`, size, SHA-256 of the content] of every file of the data set at `whole`.
 
     Contents are read once; a file whose size and modification time are as before keeps its stored digest. Processes
     that do so at once write the same list, and the last one wins.
     """
-    listing = cache / f"files-{digest(str(root.resolve()))[:12]}.json"
+
+    def read(name: str) -> str:
+        with _reading(root / name):
+            return file_digest(root / name)
+
+    listing = cache / f"files-{digest(str(whole.resolve()))[:12]}.json"
     stored = {name: state for name, *state in caches.read_small(listing, report) or []}
     states = {name: _file_state(root / name) for name in names}
     changed = [name for name in names if name not in stored or stored[name][:2] != states[name]]
     shas = {name: state[2] for name, state in stored.items()}
-    for done, name in enumerate(changed, 1):
-        with _reading(root / name):
-            shas[name] = file_digest(root / name)
-        if report is not None:
-            report("reading files", done, len(changed))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done, (name, sha) in enumerate(zip(changed, pool.map(read, changed), strict=True), 1):
+            shas[name] = sha
+            if report is not None:
+                report("reading files", done, len(changed))
     if changed or stored.keys() != states.keys():
         caches.write_small(listing, [[name, *states[name], shas[name]] for name in names])
     return [[name, states[name][0], shas[name]] for name in names]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-ROLES = ("init", "data", "latent", "time", "noise", "label_drop", "eval", "split", "autoencoder")
+ROLES = ("init", "data", "latent", "time", "noise", "label_drop", "flip", "eval", "split", "autoencoder")
 """Roles of the harness; methods draw from `method/<name>/<draw>`."""
 
 

@@ -5,6 +5,7 @@ Shapes: N images, C channels, H W latent height and width, T tokens, Z encoder w
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from harness.batches import Batch, BatchSource, Shard
 from harness.data import ImageSet
 from harness.errors import UserError
 from harness.method import Needs
-from harness.prepare import PreparedData
+from harness.prepare import Mirrored, PreparedData
 from harness.rng import stream
 from harness.trainer import extend_chain
 
@@ -225,3 +226,78 @@ def test_the_digest_sees_every_part(prepared: PreparedData) -> None:
         return BatchSource(prepared, seed, size, drop, Needs(), Shard()).batch(step).digest
 
     assert len({digest(), digest(seed=4), digest(size=12), digest(drop=0.9), digest(step=1)}) == 5
+
+
+# -- flips ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def flipping(prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    """With mirror images whose moments and tokens are of their own, not flipped ones."""
+
+    def stored(name: str, values: np.ndarray) -> cache.Sharded:
+        folder = tmp_path_factory.mktemp(name) / name
+        return cache.build(folder, {}, len(values), values.shape[1:], values.dtype, lambda a, b: values[a:b])
+
+    everything = np.arange(NUM_IMAGES)
+    moments, tokens = prepared.moments.rows(everything) + 100, prepared.tokens["eyes"].rows(everything) + 100
+    mirrored = Mirrored(moments=stored("mirrored", moments), tokens={"eyes": stored("mirrored-tokens", tokens)})
+    return replace(prepared, mirrored=mirrored)
+
+
+def flips(step: int) -> list[bool]:
+    return (torch.rand(BATCH_SIZE, generator=stream(SEED, "flip", step)) < 0.5).tolist()
+
+
+@pytest.mark.parametrize("step", [0, 2, 7])
+def test_a_flipped_row_has_latent_tokens_and_picture_of_the_mirror_image(
+    prepared: PreparedData, flipping: PreparedData, step: int
+) -> None:
+    needs = Needs(images=True, encoders=("eyes",))
+    plain, flipped = (
+        BatchSource(each, SEED, BATCH_SIZE, LABEL_DROP, needs, Shard()).batch(step) for each in (prepared, flipping)
+    )
+    assert plain.images_NCHW is not None and flipped.images_NCHW is not None
+    drawn = flips(step)
+    assert True in drawn and False in drawn
+    for image, is_flipped in enumerate(drawn):
+        far = 100 if is_flipped else 0
+        # The mirror image's moments are 100 more: mean and std, so 100 * (1 + noise) more, times the scaling.
+        noise = draws(step)[2][image]
+        more = flipped.x0_NCHW[image] - plain.x0_NCHW[image]
+        torch.testing.assert_close(more, far * (1 + noise) * SCALING, atol=1e-3, rtol=1e-4)
+        more = flipped.x0_mean_NCHW[image] - plain.x0_mean_NCHW[image]
+        torch.testing.assert_close(more, torch.full_like(more, far * SCALING), atol=1e-3, rtol=0)
+        expected = prepared.tokens["eyes"].rows(np.array(slow_rows(step)[image : image + 1]))[0] + np.float16(far)
+        assert np.array_equal(flipped.tokens["eyes"][image].numpy(), expected)
+        picture = plain.images_NCHW[image].numpy()
+        assert np.array_equal(flipped.images_NCHW[image].numpy(), picture[:, :, ::-1] if is_flipped else picture)
+
+
+def test_flips_shift_no_other_draw_and_stand_in_the_trace(prepared: PreparedData, flipping: PreparedData) -> None:
+    plain, flipped = (
+        BatchSource(each, SEED, BATCH_SIZE, LABEL_DROP, Needs(), Shard()).batch(3) for each in (prepared, flipping)
+    )
+    for name in ("noise_NCHW", "t_N", "labels_N"):
+        assert torch.equal(getattr(plain, name), getattr(flipped, name)), name
+    t_N, noise_NCHW, latent_noise_NCHW = draws(3)
+    parts = [np.array(slow_rows(3)), t_N.numpy(), noise_NCHW.numpy(), np.array(slow_labels(prepared, 3))]
+    parts += [latent_noise_NCHW.numpy(), np.array(flips(3), dtype=np.uint8)]
+    assert flipped.digest == hashlib.sha256(b"".join(part.tobytes() for part in parts)).digest()
+
+
+def test_processes_share_the_flips_of_the_global_batch(flipping: PreparedData) -> None:
+    needs = Needs(images=True, encoders=("eyes",))
+    whole, *parts = (
+        BatchSource(flipping, SEED, BATCH_SIZE, LABEL_DROP, needs, shard).batch(2)
+        for shard in (Shard(), *(Shard(rank=rank, num_processes=3) for rank in range(3)))
+    )
+    for name in ("x0_NCHW", "x0_mean_NCHW", "images_NCHW"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
+    assert torch.equal(torch.cat([part.tokens["eyes"] for part in parts]), whole.tokens["eyes"])
+
+
+def test_half_of_the_images_are_flipped(flipping: PreparedData) -> None:
+    source = BatchSource(flipping, SEED, BATCH_SIZE, LABEL_DROP, Needs(), Shard())
+    rate = np.mean([source.batch(step).x0_mean_NCHW.mean(dim=(1, 2, 3)).numpy() > 50 * SCALING for step in range(300)])
+    assert abs(rate - 0.5) <= 4 * 0.5 / (300 * BATCH_SIZE) ** 0.5

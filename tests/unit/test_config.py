@@ -34,6 +34,9 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (DataConfig, {"name": "digits", "split_seed": -1}, "data.split_seed is -1: give 0 or more"),
     (DataConfig, {"name": "digits", "path": "images"}, "data.path has no meaning for digits"),
     (DataConfig, {"name": "imagefolder"}, "data.path is empty: name a folder"),
+    (DataConfig, {"name": "preprocessed"}, "data.path is empty: name a folder that holds images and dataset.json"),
+    (DataConfig, {"path": "a", "latents": "b"}, "data.latents has no meaning for imagefolder"),
+    (DataConfig, {"name": "preprocessed", "path": "a", "latents": "a\nb"}, "data.latents is 'a\\nb'"),
     (
         DataConfig,
         {"name": "digits", "split_seed": 2**63},
@@ -189,3 +192,12 @@ def test_training_digest_sees_what_must_agree(change: dict[str, Any]) -> None:
 def test_training_digest_ignores_where_the_images_lie() -> None:
     here, there = (dataclasses.replace(BASE, data=DataConfig(path=path)) for path in ("here", "there"))
     assert training_digest(here) == training_digest(there)
+
+
+def test_training_digest_ignores_where_moments_lie_and_flips_that_are_off() -> None:
+    """Settings without flips have the digest of a section without that field."""
+    digest = training_digest(RunConfig(data=DataConfig(path="p")))
+    assert digest == "d5c2112d81bc99ca09a20a4c86c05b288cc713613191b3cb4cc8e55c9ef1efaf"
+    given = [DataConfig(name="preprocessed", path="a", latents=latents) for latents in ("b", "c")]
+    first, second = (training_digest(RunConfig(data=data)) for data in given)
+    assert first == second != training_digest(RunConfig(data=dataclasses.replace(given[0], flip=True)))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from harness import prepare as module
 from harness.autoencoder import Autoencoder
@@ -157,3 +157,30 @@ def test_any_damaged_file_of_the_caches_is_made_again_to_the_same_bytes(config: 
         prepare(config, needs, "cpu", lambda what, done, total: told.append(what))
         assert told[0] == f"{path} is damaged and is made again"
     assert {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()} == whole
+
+
+# -- flips ----------------------------------------------------------------------------------------------------------
+
+
+def test_mirror_images_are_encoded_and_cached_beside_the_others(config: RunConfig, tmp_path: Path) -> None:
+    """Their moments and tokens are those of a folder of pictures that were mirrored beforehand."""
+    flipping = replace(config, data=replace(config.data, flip=True))
+    needs, everything = Needs(encoders=(ENCODER,)), np.arange(11)
+    plain, prepared = prepare(config, needs, "cpu"), prepare(flipping, needs, "cpu")
+    assert plain.mirrored is None and plain.num_encoded == 11
+    assert prepared.mirrored is not None and prepared.num_encoded == 22
+    assert prepared.moments.folder == plain.moments.folder, "what is not mirrored is not made again"
+    for file in (tmp_path / "images").rglob("*.png"):
+        mirror = tmp_path / "mirrored" / file.relative_to(tmp_path / "images")
+        mirror.parent.mkdir(parents=True, exist_ok=True)
+        ImageOps.mirror(Image.open(file)).save(mirror)
+    other = replace(config, data=replace(config.data, path=str(tmp_path / "mirrored")))
+    expected = prepare(other, needs, "cpu")
+    for ours, theirs in (
+        (prepared.mirrored.moments, expected.moments),
+        (prepared.mirrored.tokens[ENCODER], expected.tokens[ENCODER]),
+    ):
+        assert (ours.rows(everything) == theirs.rows(everything)).all()
+    # A latent cannot be flipped: that of the mirror image is another one.
+    apart = prepared.mirrored.moments.rows(everything) - prepared.moments.rows(everything)[..., ::-1]
+    assert np.abs(apart).mean() > 0.01
