@@ -31,6 +31,8 @@ IMAGES, MOMENTS = "images", "vae-sd"
 """Names of the two parts in one folder, as REPA wants them; each may be a zip of that name."""
 MAX_CLASSES = 2**20
 """Labels above are taken for an error: each class has a row in the backbone's label table."""
+MAX_MEMBER_BYTES = 2**30
+"""Of one file in a zip: a few bytes of a zip may unpack to more than the memory there is."""
 READERS = 8
 """Threads that read and decode files of one batch."""
 
@@ -60,6 +62,8 @@ class Archive:
         """Content of one file; `UserError` names a file that cannot be read or whose CRC is wrong."""
         try:
             if self.is_zip:
+                if self._zip().getinfo(name).file_size > MAX_MEMBER_BYTES:
+                    raise OSError(f"it unpacks to more than {MAX_MEMBER_BYTES // 2**20} MiB")
                 return self._zip().read(name)
             return (self.root / name).read_bytes()
         # zipfile raises RuntimeError for a password and NotImplementedError for an unknown compression.

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness import data
+from harness import data, preprocessed
 from harness.autoencoder import Autoencoder
 from harness.config import DataConfig, ModelConfig, OutputConfig, RunConfig
 from harness.data import ImageSet, load_images
@@ -319,3 +319,16 @@ def test_pictures_that_are_no_square_and_torn_ones_are_named(tmp_path: Path) -> 
         images = write(tmp_path / "images", {**files, "00000/img00000002.png": bad})
         with pytest.raises(UserError, match=rf"cannot use .*img00000002\.png .*{message}"):
             load(images).rows(np.arange(NUM))
+
+
+def test_a_file_that_unpacks_to_more_than_memory_holds_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preprocessed, "MAX_MEMBER_BYTES", 2**20)
+    write(tmp_path / "images.zip", image_files())
+    with zipfile.ZipFile(tmp_path / "images.zip", "a", compression=zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("00000/img00000000.npy", bytes(2**20 + 1))
+    images = preprocessed.Archive.open(tmp_path / "images.zip", frozenset({".npy"}))
+    assert (tmp_path / "images.zip").stat().st_size < 2**17
+    with pytest.raises(UserError, match=r"img00000000\.npy \(it unpacks to more than 1 MiB\)"):
+        images.read(images.names[0])
