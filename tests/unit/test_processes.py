@@ -15,9 +15,8 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("processes_worker.py")
 """Trains and generates, and writes what came out; started here with one process and with two."""
-METHODS = ("sit", "repa+vae_repa", "sra")
-"""Without heads, with two kinds of heads, and with a teacher and draws of its own."""
-
+METHODS = ("repa+vae_repa", "sra")
+"""With two kinds of heads and cached tokens, and with a teacher and draws of its own."""
 
 WAYS = {"two": (2, 0), "accumulated": (1, 4), "both": (2, 4)}
 """Number of processes, and images a forward pass (0 = all); held against one process with whole batches."""
