@@ -231,9 +231,12 @@ class EvaluationConfig:
     precision: Precision = "auto"
     """Precision of the backbone while sampling; the decoder runs in fp32."""
     extractor: str = "efficientnet_lite0"
-    """Feature extractor of the Frechet and kernel distances."""
+    """Feature extractor of the Frechet and kernel distances; inception, with its standard weights, gives FID."""
     extractor_size: int = 64
-    """Side in pixels to which images are resized (bicubic) for the extractor."""
+    """Side in pixels to which images are resized (bicubic) for the extractor; Inception has its own 299."""
+    reference: str = ""
+    """What samples are compared with: a folder of images, or an ADM reference batch (.npz with mu and sigma, images in
+    arr_0, or both); "" = the training images."""
     kid_subset: int = 500
     """Images a kernel-distance subset (100 subsets)."""
     classifier: bool = True
@@ -249,6 +252,7 @@ class EvaluationConfig:
             value = getattr(self, name)
             require(value >= 1, f"evaluation.{name} is {value}: give 1 or more")
         require(self.points <= 10_000, f"evaluation.points is {self.points}: give 1 to 10000")
+        require_path(self.reference, "evaluation.reference")
         for name in ("num_samples", "seed"):
             value = getattr(self, name)
             require(value >= 0, f"evaluation.{name} is {value}: give 0 or more")

@@ -1,13 +1,12 @@
 """Evaluation: a backbone in, metrics out. No method code runs here, and nothing is drawn from global random state.
 
-Samples, the held-out images (the floor) and the held-out images' reconstructions are all compared with the training
-images. The protocol is one digest, and numbers of two digests are never compared.
+Samples, the held-out images (the floor) and the held-out images' reconstructions are all compared with one reference:
+the training images, unless another is named. The protocol is one digest, and numbers of two digests are never compared.
 
 Shapes: N images, H W image height and width in pixels, C channels and h w size of a latent, B time bins.
 """
 
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +18,18 @@ from torch import Tensor
 from harness import extractors, flow
 from harness.cache import Report, read_small, write_small
 from harness.config import EvaluationConfig, RuntimeConfig, require
-from harness.encoders import encoder_width
 from harness.environment import resolve_precision
-from harness.fidelity import BATCH, KID_SEED, KID_SUBSETS, NEIGHBOURS, Pictures, Reference
+from harness.fidelity import Pictures, spread
 from harness.generate import generate_together, inference, labels_for
 from harness.prepare import PreparedData
 from harness.processes import is_main
-from harness.records import count_name, digest
+from harness.records import digest
 from harness.rng import stream
+from harness.scoring import Place, Scorer, TrainingImages
 from harness.sit import SiT
 
 TIME_BINS = 4
 """Quarters of [0, 1) in which the velocity loss is reported, t1 nearest to the data."""
-CLASSIFIER_IMAGES = 5000
-"""Training images the classifier is fitted on at most: a support vector machine's time grows with their square."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,24 +68,16 @@ class Evaluator:
         Raises:
             UserError: when there are too few images for what is asked.
         """
-        self._extractor = extractors.register_encoder(config.extractor, config.extractor_size)
-        self._pixels = extractors.register_pixels()
         device = accelerator.device
-        self.config = resolve(config, prepared, device)
         self.prepared, self.device, self.cache = prepared, device, cache
         self._accelerator, self._report = accelerator, report
-        self.has_classifier = config.classifier and len(np.unique(self._train_labels)) > 1
-        self.protocol = make_protocol(self.config, runtime, prepared, self.has_classifier)
+        training = TrainingImages(images=prepared.images, rows=prepared.train_rows)
+        place = Place(device=device, tf32=runtime.tf32, cache=cache, report=report)
+        self.scorer = Scorer(config, training, prepared.images.rows(prepared.train_rows[:1]).shape[1], place)
+        self.config = resolve(config, prepared, self.scorer, device)
+        self.protocol = make_protocol(self.config, runtime, prepared, self.scorer)
         self.digest = digest(self.protocol)
-        self.warnings = tuple(self._warnings())
-        features = {"reference": self.protocol["reference"], "device": device.type, "tf32": runtime.tf32}
-        self._reference = Reference(
-            pictures=_pictures(prepared, prepared.train_rows),
-            name=f"reference-{digest(features)[:16]}",
-            device=device,
-            cache=cache / "features",
-            report=report,
-        )
+        self.warnings = tuple(self.scorer.warnings(self.config.num_samples))
 
     def evaluate(self, backbone: SiT) -> Evaluation:
         """Generate `num_samples` images and score them, and score the velocity on held-out images.
@@ -126,21 +115,13 @@ class Evaluator:
         return lines
 
     def score(self, images_NHWC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
-        """Metrics of uint8 images against the training images, N in their names.
+        """Metrics of uint8 images against the reference, N in their names.
 
         Args:
             images_NHWC: uint8 [N, H, W, 3].
             labels_N: the class asked for, or the true one.
         """
-        name, num = self.config.extractor, count_name(len(images_NHWC))
-        pictures = Pictures(lambda i: images_NHWC[i], len(images_NHWC))
-        found = self._reference.distances(self._extractor, pictures, self.config.kid_subset)
-        metrics = {f"{kind}_{name}_{num}": value for kind, value in found.items()}
-        metrics[f"fd_pixels_{num}"] = self._reference.frechet(self._pixels, pictures)
-        if self.has_classifier:
-            named_N = self._classifier.predict(extractors.pixel_features(images_NHWC))
-            metrics[f"class_accuracy_{num}"] = float(np.mean(named_N == labels_N))
-        return metrics
+        return self.scorer.score(Pictures(lambda i: images_NHWC[i], len(images_NHWC)), labels_N)
 
     def velocity_loss(self, backbone: SiT) -> dict[str, float]:
         """Mean squared velocity error on held-out images at fixed times and noise, by quarter of time and in all."""
@@ -161,63 +142,34 @@ class Evaluator:
         bins = {f"velocity_loss_t{number}": value for number, value in enumerate(mean_B, start=1)}
         return {"velocity_loss": sum(mean_B) / TIME_BINS, **bins}
 
-    @cached_property
-    def _classifier(self) -> Any:
-        """A support vector machine on 8 x 8 luminance, fitted on real training images."""
-        from sklearn.svm import SVC  # here, because importing scikit-learn takes a second
-
-        rows = spread(self.prepared.train_rows, CLASSIFIER_IMAGES)
-        features = extractors.pixel_features(self.prepared.images.rows(rows))
-        # Without random_state it would draw from numpy's global state.
-        return SVC(C=10.0, gamma="scale", random_state=0).fit(features, self.prepared.images.labels[rows])
-
-    @property
-    def _train_labels(self) -> np.ndarray:
-        return self.prepared.images.labels[self.prepared.train_rows]
-
-    def _warnings(self) -> list[str]:
-        width = encoder_width(self.config.extractor)
-        least = min(self.config.num_samples, len(self.prepared.train_rows))
-        found = []
-        if least < width:
-            found.append(
-                f"Fréchet distances come from {least} images in {width} dimensions: they are far above their value at "
-                "many images, so compare them at equal N only and read them beside the kernel distance"
-            )
-        if self.config.classifier and not self.has_classifier:
-            found.append("evaluation.classifier has no effect: the training images are all of one class")
-        return found
-
 
 # -- the protocol ---------------------------------------------------------------------------------------------------
 
 
-def resolve(config: EvaluationConfig, prepared: PreparedData, device: torch.device) -> EvaluationConfig:
+def resolve(config: EvaluationConfig, prepared: PreparedData, scorer: Scorer, device: torch.device) -> EvaluationConfig:
     """The config without `auto` and 0, checked against the data; `UserError` says what is too few."""
     num_train, num_held_out = len(prepared.train_rows), len(prepared.holdout_rows)
     num_samples = config.num_samples or min(num_held_out, num_train)
-    least = min(num_samples, num_held_out, num_train)
     have = f"{num_samples} samples, and data.holdout leaves {num_held_out} held-out and {num_train} training images"
-    require(
-        num_samples <= num_train,
-        f"evaluation.num_samples is {num_samples}: precision and recall need as many training images and there are "
-        f"{num_train}; give at most {num_train}, or lower data.holdout",
+    if config.reference:
+        have += f"; the reference has {scorer.source.num}"
+    else:
+        require(
+            num_samples <= num_train,
+            f"evaluation.num_samples is {num_samples}: precision and recall need as many training images and there "
+            f"are {num_train}; give at most {num_train}, or lower data.holdout",
+        )
+    scorer.require_enough(min(num_samples, num_held_out), have)
+    return replace(
+        config,
+        num_samples=num_samples,
+        precision=resolve_precision(config.precision, device),  # type: ignore[arg-type]
+        extractor_size=extractors.input_size(config.extractor, config.extractor_size),
     )
-    require(
-        least > NEIGHBOURS,
-        f"evaluation.num_samples: precision and recall need {NEIGHBOURS + 1} or more images in each set and there are "
-        f"{have}; give more",
-    )
-    require(
-        2 <= config.kid_subset <= least,
-        f"evaluation.kid_subset is {config.kid_subset}: there are {have}; give 2 to {least}",
-    )
-    precision = resolve_precision(config.precision, device)
-    return replace(config, num_samples=num_samples, precision=precision)  # type: ignore[arg-type]
 
 
 def make_protocol(
-    config: EvaluationConfig, runtime: RuntimeConfig, prepared: PreparedData, has_classifier: bool
+    config: EvaluationConfig, runtime: RuntimeConfig, prepared: PreparedData, scorer: Scorer
 ) -> dict[str, Any]:
     """All that decides an evaluation's numbers, readable; its digest stands beside every one of them.
 
@@ -225,10 +177,10 @@ def make_protocol(
         config: resolved.
         runtime: resolved.
         prepared: gives the data's and the autoencoder's digests.
-        has_classifier: whether the classifier takes part.
+        scorer: gives what decides the scores of given images.
     """
-    data = prepared.images.digest
     return {
+        **scorer.protocol,
         "sampler": asdict(config.sampler),
         "backbone": "EMA",
         "labels": f"image i has label i mod {prepared.images.num_classes}",
@@ -240,26 +192,12 @@ def make_protocol(
         "decoder_precision": "fp32",
         "autoencoder": prepared.autoencoder.digest,
         "compile": runtime.compile,
-        "tf32": runtime.tf32,
-        "evaluator": "torch-fidelity",
-        "extractor": {**extractors.describe(config.extractor, config.extractor_size), "batch": BATCH},
-        "kernel_distance": {"subset": config.kid_subset, "subsets": KID_SUBSETS, "seed": KID_SEED},
-        "precision_recall": {"neighbours": NEIGHBOURS},
-        "pixels": f"luminance, {extractors.PIXEL_SIDE} x {extractors.PIXEL_SIDE}",
-        "classifier": f"SVC on pixels, at most {CLASSIFIER_IMAGES} training images" if has_classifier else "none",
         "velocity": {"images": config.velocity_images, "time_bins": TIME_BINS, "latents": "posterior mean"},
-        "reference": digest({"data": data, "rows": prepared.train_rows.tolist()}),
-        "held_out": digest({"data": data, "rows": prepared.holdout_rows.tolist()}),
+        "held_out": digest({"data": prepared.images.digest, "rows": prepared.holdout_rows.tolist()}),
     }
 
 
 # -- parts ----------------------------------------------------------------------------------------------------------
-
-
-def spread(rows: np.ndarray, num: int) -> np.ndarray:
-    """At most `num` of the rows, evenly spaced: folders are sorted by class, so the first ones are of one class."""
-    num = min(num, len(rows))
-    return rows[np.arange(num) * len(rows) // num]
 
 
 def velocity_draws(seed: int, rows: np.ndarray, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -301,7 +239,3 @@ def velocity_errors(
             v_NCHW, _ = backbone(xt_NCHW, t_N, labels_N)
         errors.append((v_NCHW.float() - flow.velocity(x0_NCHW, noise_NCHW)).square().flatten(1).mean(dim=1))
     return torch.stack(errors, dim=1).double().cpu()
-
-
-def _pictures(prepared: PreparedData, rows: np.ndarray) -> Pictures:
-    return Pictures(lambda i: prepared.images.rows(rows[i : i + 1])[0], len(rows))

@@ -7,8 +7,8 @@ digest of the images' content, with checksums.
 Shapes: H W image height and width in pixels, N images, F features.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +17,14 @@ import torch_fidelity
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
-from torch_fidelity.utils import (
-    create_feature_extractor,
-    get_featuresdict_from_dataset,
-    resolve_feature_layer_for_metric,
-)
+from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
 
 from harness import cache as caches
 from harness.cache import Report
+from harness.extractors import Extractor
 from harness.rng import global_state_kept
 
 BATCH = 32
@@ -36,6 +34,12 @@ KID_SEED = 2020
 """Seed of the draw of those subsets."""
 NEIGHBOURS = 3
 """k of precision and recall: an image's ball reaches to its k-th neighbour in its own set."""
+MANIFOLD_IMAGES = 10_000
+"""Reference images of precision and recall at most, as in ADM's reference batches: the time grows with their square."""
+SCORE_SPLITS = 10
+"""Parts of the images that the Inception score is a mean over."""
+SCORE_SEED = 2020
+"""Seed of the order in which they are dealt out."""
 
 
 class Pictures(Dataset[Tensor]):
@@ -52,70 +56,116 @@ class Pictures(Dataset[Tensor]):
         return torch.from_numpy(self.get(index)).permute(2, 0, 1).contiguous()
 
 
+Statistics = Mapping[str, np.ndarray]
+"""`mu` [F] and `sigma` [F, F] of a set of features."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """The images that all others are compared with. Their features are computed once and cached."""
+    """What all images are compared with. Features of its own images are computed once and cached."""
 
-    pictures: Pictures
+    pictures: Pictures | None
+    """None where statistics alone are known: then nothing but Frechet distances can be computed."""
     name: str
     """Digest of all that decides the features but the extractor: images, device, TF32."""
     device: torch.device
     cache: Path
     report: Report | None = None
     """Told about features made, and about damaged files."""
+    statistics: Mapping[str, Statistics] = field(default_factory=dict)
+    """By the names of Frechet distances, `fd` and `sfd`: these count instead of those of the images' features."""
 
-    def distances(self, extractor: str, pictures: Pictures, kid_subset: int) -> dict[str, float]:
-        """Frechet distance `fd`, kernel distance `kd`, `precision` and `recall` of `pictures`.
+    def distances(self, extractor: Extractor, pictures: Pictures, kid_subset: int) -> dict[str, float]:
+        """What can be said of `pictures` by one extractor.
 
         Args:
-            extractor: name registered with torch-fidelity.
+            extractor: a registered one.
             pictures: generated images, or others in their place.
             kid_subset: images a subset of the kernel distance, at most as many as either set has.
+
+        Returns:
+            Frechet distance `fd` and, where the extractor has such a layer, `sfd` on spatial features; Inception score
+            `is` where it has logits; kernel distance `kd`, `precision` and `recall` where the reference has images.
         """
-        ours_NF, theirs_NF = self._features(extractor, pictures)
-        kernel = kid_features_to_metric(
-            ours_NF, theirs_NF, kid_subsets=KID_SUBSETS, kid_subset_size=kid_subset, rng_seed=KID_SEED, verbose=False
-        )
-        manifold = prc_features_to_metric(
-            ours_NF, theirs_NF, prc_neighborhood=NEIGHBOURS, save_cpu_ram=True, verbose=False
-        )
-        return {
-            "fd": _frechet(ours_NF, theirs_NF),
-            "kd": kernel[torch_fidelity.KEY_METRIC_KID_MEAN],
-            "precision": manifold[torch_fidelity.KEY_METRIC_PRECISION],
-            "recall": manifold[torch_fidelity.KEY_METRIC_RECALL],
-        }
+        ours = extract(extractor, extractor.layers, pictures, self.device)
+        theirs = self._features(extractor, [ours[layer].shape[1] for layer in extractor.compared])
+        found = {}
+        for kind, layer in zip(("fd", "sfd"), extractor.compared, strict=False):
+            if kind in self.statistics:
+                found[kind] = _to_statistics(ours[layer], self.statistics[kind])
+            elif theirs:
+                found[kind] = _frechet(ours[layer], theirs[layer])
+        if theirs:
+            found |= _kernel_and_manifold(ours[extractor.layer], theirs[extractor.layer], kid_subset)
+        if extractor.logits and len(pictures) >= SCORE_SPLITS:
+            score = isc_features_to_metric(
+                ours[extractor.logits], splits=SCORE_SPLITS, shuffle=True, rng_seed=SCORE_SEED
+            )
+            found["is"] = score[torch_fidelity.KEY_METRIC_ISC_MEAN]
+        return found
 
-    def frechet(self, extractor: str, pictures: Pictures) -> float:
-        """Frechet distance alone."""
-        return _frechet(*self._features(extractor, pictures))
+    def frechet(self, extractor: Extractor, ours_NF: Tensor) -> float:
+        """Frechet distance of features, float32 [N, F], to those of the reference's images."""
+        return _frechet(ours_NF, self._features(extractor, [ours_NF.shape[1]])[extractor.layer])
 
-    def _features(self, extractor: str, pictures: Pictures) -> tuple[Tensor, Tensor]:
-        """Features of the pictures and of the reference, each float32 [N, F]."""
-        ours_NF = _extract(extractor, pictures, self.device)
+    def _features(self, extractor: Extractor, widths: list[int]) -> dict[str, Tensor]:
+        """Features of the reference's images by layer, float32 [N, F] each; empty where there are no images."""
+        pictures = self.pictures
+        if pictures is None:
+            return {}
+        layers, num = extractor.compared, len(pictures)
 
         def make_rows(start: int, stop: int) -> np.ndarray:
             # Whole batches from row 0 on: the features are those of one pass over all.
-            return _extract(extractor, Subset(self.pictures, range(start, stop)), self.device).numpy()
+            part = extract(extractor, layers, Subset(pictures, range(start, stop)), self.device)
+            return torch.cat([part[layer] for layer in layers], dim=1).numpy()
 
-        key = {"reference": self.name, "extractor": extractor, "batch": BATCH}
-        folder = caches.entry(self.cache, extractor, key)
-        num = len(self.pictures)
-        theirs = caches.build(folder, key, num, ours_NF.shape[1:], np.float32, make_rows, self.report)
-        return ours_NF, torch.from_numpy(theirs.rows(np.arange(num)))
+        key = {"reference": self.name, "extractor": extractor.name, "batch": BATCH}
+        folder = caches.entry(self.cache, extractor.name, key)
+        cached = caches.build(folder, key, num, (sum(widths),), np.float32, make_rows, self.report)
+        parts = torch.from_numpy(cached.rows(np.arange(num))).split(widths, dim=1)
+        return dict(zip(layers, parts, strict=True))
 
 
-def _extract(extractor: str, pictures: Dataset[Tensor], device: torch.device) -> Tensor:
-    """Features of all pictures, in batches of `BATCH`: float32 [N, F] on the CPU."""
+def extract(
+    extractor: Extractor, layers: Sequence[str], pictures: Dataset[Tensor], device: torch.device
+) -> dict[str, Tensor]:
+    """Features of all pictures by layer, in batches of `BATCH`: float32 [N, F] on the CPU."""
     cuda = device.type == "cuda"
-    layer = resolve_feature_layer_for_metric("fid", feature_extractor=extractor)
     # Its data loader draws a seed from torch's global state.
     with global_state_kept():
-        network = create_feature_extractor(extractor, [layer], cuda=cuda, verbose=False)
-        found = get_featuresdict_from_dataset(pictures, network, BATCH, cuda, save_cpu_ram=True, verbose=False)
-    return found[layer]
+        network = create_feature_extractor(extractor.name, list(layers), cuda=cuda, verbose=False)
+        return get_featuresdict_from_dataset(pictures, network, BATCH, cuda, save_cpu_ram=True, verbose=False)
 
 
 def _frechet(ours_NF: Tensor, theirs_NF: Tensor) -> float:
     statistics = [fid_features_to_statistics(features_NF) for features_NF in (ours_NF, theirs_NF)]
     return fid_statistics_to_metric(*statistics, verbose=False)[torch_fidelity.KEY_METRIC_FID]
+
+
+def _to_statistics(ours_NF: Tensor, theirs: Statistics) -> float:
+    """Frechet distance to stored statistics; torch-fidelity wants both in one type."""
+    statistics = [
+        {name: np.asarray(value, np.float64) for name, value in stored.items()}
+        for stored in (fid_features_to_statistics(ours_NF), theirs)
+    ]
+    return fid_statistics_to_metric(*statistics, verbose=False)[torch_fidelity.KEY_METRIC_FID]
+
+
+def _kernel_and_manifold(ours_NF: Tensor, theirs_NF: Tensor, kid_subset: int) -> dict[str, float]:
+    kernel = kid_features_to_metric(
+        ours_NF, theirs_NF, kid_subsets=KID_SUBSETS, kid_subset_size=kid_subset, rng_seed=KID_SEED, verbose=False
+    )
+    real_NF = theirs_NF[spread(np.arange(len(theirs_NF)), MANIFOLD_IMAGES)]
+    manifold = prc_features_to_metric(ours_NF, real_NF, prc_neighborhood=NEIGHBOURS, save_cpu_ram=True, verbose=False)
+    return {
+        "kd": kernel[torch_fidelity.KEY_METRIC_KID_MEAN],
+        "precision": manifold[torch_fidelity.KEY_METRIC_PRECISION],
+        "recall": manifold[torch_fidelity.KEY_METRIC_RECALL],
+    }
+
+
+def spread(rows: np.ndarray, num: int) -> np.ndarray:
+    """At most `num` of the rows, evenly spaced: folders are sorted by class, so the first ones are of one class."""
+    num = min(num, len(rows))
+    return rows[np.arange(num) * len(rows) // num]

@@ -52,9 +52,12 @@ class Metric:
 METRICS = (
     Metric("fid", "FID", "lower"),
     Metric("kid", "KID", "lower"),
+    Metric("sfid", "sFID", "lower"),
+    Metric("is", "Inception score", "higher"),
     Metric("fd_pixels", "FD on pixels", "lower", on_features=False),
     Metric("fd", "Fréchet distance", "lower"),
     Metric("kd", "Kernel distance", "lower"),
+    Metric("sfd", "Spatial Fréchet distance", "lower"),
     Metric("precision", "Precision", "higher"),
     Metric("recall", "Recall", "higher"),
     Metric("class_accuracy", "Asked class named", "higher", on_features=False),

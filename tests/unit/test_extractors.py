@@ -85,7 +85,7 @@ def test_global_random_state_is_kept():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("name", ["inception", "dinov2_vitb14"])
+@pytest.mark.parametrize("name", ["resnet50", "dinov2_vitb14"])
 def test_unknown_extractors_are_refused(name):
     with pytest.raises(UserError, match=rf"evaluation\.extractor is '{name}': give one of efficientnet_lite0"):
         register_encoder(name, 64)

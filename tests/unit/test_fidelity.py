@@ -15,10 +15,14 @@ import torch_fidelity
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
+from harness import fidelity
 from harness.errors import UserError
-from harness.fidelity import Pictures, Reference
+from harness.extractors import Extractor
+from harness.fidelity import Pictures, Reference, extract, spread
 
 NAME = "test-red-green"
+CPU = torch.device("cpu")
+EXTRACTOR = Extractor(name=NAME, label="red_green", family="", width=2, layer="mean")
 
 
 class RedGreen(FeatureExtractorBase):
@@ -27,14 +31,16 @@ class RedGreen(FeatureExtractorBase):
 
     @staticmethod
     def get_provided_features_list():
-        return ("mean",)
+        return ("mean", "doubled", "logits")
 
     @staticmethod
     def get_default_feature_layer_for_metric(metric):
         return "mean"
 
     def forward(self, images):
-        return (images.float().mean(dim=(2, 3))[:, :2],)
+        mean = images.float().mean(dim=(2, 3))[:, :2]
+        found = {"mean": mean, "doubled": 2 * mean, "logits": mean / 4}
+        return tuple(found[name] for name in self.features_list)
 
 
 if NAME not in FEATURE_EXTRACTORS_REGISTRY:
@@ -56,7 +62,12 @@ class Counting(Pictures):
 
 
 def reference(points, cache: Path, name: str = "points") -> Reference:
-    return Reference(pictures=Counting(points), name=name, device=torch.device("cpu"), cache=cache)
+    return Reference(pictures=Counting(points), name=name, device=CPU, cache=cache)
+
+
+def frechet(real: Reference, ours: Pictures) -> float:
+    """The distance of pictures' features alone."""
+    return real.frechet(EXTRACTOR, extract(EXTRACTOR, ("mean",), ours, CPU)["mean"])
 
 
 SQUARE = [(10, 10), (10, 14), (14, 10), (14, 14)]
@@ -76,13 +87,36 @@ def test_frechet_distance_by_hand(tmp_path):
     FD = 12^2 + 2^2 + 2 (sqrt(64/3) - sqrt(16/3))^2 = 148 + 2 * 16/3.
     """
     large = [(20, 10), (20, 18), (28, 10), (28, 18)]
-    assert reference(SQUARE, tmp_path).frechet(NAME, Counting(large)) == pytest.approx(148 + 32 / 3, rel=1e-6)
+    assert frechet(reference(SQUARE, tmp_path), Counting(large)) == pytest.approx(148 + 32 / 3, rel=1e-6)
 
 
 def test_distances_share_the_frechet_distance(tmp_path):
     large = [(20, 10), (20, 18), (28, 10), (28, 18)]
-    found = reference(SQUARE, tmp_path).distances(NAME, Counting(large), kid_subset=4)
+    found = reference(SQUARE, tmp_path).distances(EXTRACTOR, Counting(large), kid_subset=4)
     assert found["fd"] == pytest.approx(148 + 32 / 3, rel=1e-6)
+
+
+def statistics_of_the_large_square() -> dict[str, np.ndarray]:
+    """Corners (20, 10) ... (28, 18): centre (24, 14), and 4 * 4^2 / 3 for each of two uncorrelated coordinates."""
+    return {"mu": np.array([24.0, 14.0]), "sigma": np.diag([64 / 3, 64 / 3])}
+
+
+def test_stored_statistics_alone_give_the_frechet_distance_alone(tmp_path):
+    real = Reference(
+        pictures=None, name="stored", device=CPU, cache=tmp_path, statistics={"fd": statistics_of_the_large_square()}
+    )
+    found = real.distances(EXTRACTOR, Counting(SQUARE), kid_subset=4)
+    assert found == {"fd": pytest.approx(148 + 32 / 3, rel=1e-6)}
+
+
+def test_stored_statistics_count_instead_of_those_of_the_images(tmp_path):
+    """As in an ADM batch: statistics of the whole data set, and some of its images for precision and recall."""
+    plain = reference(SQUARE, tmp_path)
+    both = dataclasses.replace(plain, statistics={"fd": statistics_of_the_large_square()})
+    alone, found = (real.distances(EXTRACTOR, Counting(SQUARE), kid_subset=4) for real in (plain, both))
+    assert alone["fd"] == pytest.approx(0, abs=1e-6)
+    assert found["fd"] == pytest.approx(148 + 32 / 3, rel=1e-6)
+    assert {**found, "fd": 0} == {**alone, "fd": 0}
 
 
 class Evil:
@@ -116,7 +150,7 @@ def slow_kernel_distance(xs, ys) -> float:
 def test_kernel_distance_against_a_slow_formula(tmp_path):
     """A subset as large as the sets: every subset is the whole set."""
     generated, real = points_of(0, 12), points_of(1, 12)
-    found = reference(real, tmp_path).distances(NAME, Counting(generated), kid_subset=12)
+    found = reference(real, tmp_path).distances(EXTRACTOR, Counting(generated), kid_subset=12)
     assert found["kd"] == pytest.approx(slow_kernel_distance(generated, real), rel=1e-3)
 
 
@@ -137,18 +171,65 @@ def test_precision_and_recall_against_a_slow_formula(tmp_path):
     """A cramped generator: all its points are within the real ones' reach, few real ones within its own."""
     real = [(10 * i, 20 * (i % 3)) for i in range(12)]
     generated = [(30 + i, 2 + i % 2) for i in range(9)]
-    found = reference(real, tmp_path).distances(NAME, Counting(generated), kid_subset=9)
+    found = reference(real, tmp_path).distances(EXTRACTOR, Counting(generated), kid_subset=9)
     precision, recall = slow_precision_recall(generated, real)
     assert (precision, recall) != (1, 1) and precision > recall
     assert (found["precision"], found["recall"]) == (pytest.approx(precision), pytest.approx(recall))
 
 
+def test_spatial_distance_is_the_frechet_distance_of_its_own_layer(tmp_path):
+    """Twice the features: four times the distance."""
+    both = dataclasses.replace(EXTRACTOR, spatial="doubled")
+    large = [(20, 10), (20, 18), (28, 10), (28, 18)]
+    found = reference(SQUARE, tmp_path).distances(both, Counting(large), kid_subset=4)
+    assert found["fd"] == pytest.approx(148 + 32 / 3, rel=1e-6)
+    assert found["sfd"] == pytest.approx(4 * (148 + 32 / 3), rel=1e-6)
+
+
+def test_inception_score_against_a_slow_formula(tmp_path):
+    """exp of the mean divergence of p(y|x) from p(y), in each of 10 parts (1606.03498, section 4)."""
+    scored = dataclasses.replace(EXTRACTOR, logits="logits")
+    points = points_of(0, 34)
+    found = reference(SQUARE, tmp_path).distances(scored, Counting(points), kid_subset=4)["is"]
+    order = np.random.RandomState(2020).permutation(34)
+    scores = []
+    for part in range(10):
+        logits = [points[i] / 4 for i in order[part * 34 // 10 : (part + 1) * 34 // 10]]
+        given = [np.exp(row) / sum(np.exp(row)) for row in logits]
+        whole = sum(given) / len(given)
+        scores.append(
+            np.exp(np.mean([sum(p * np.log(p / q) for p, q in zip(row, whole, strict=True)) for row in given]))
+        )
+    assert found == pytest.approx(np.mean(scores), rel=1e-6) and found > 1.1
+
+
+def test_too_few_images_have_no_inception_score(tmp_path):
+    scored = dataclasses.replace(EXTRACTOR, logits="logits")
+    assert "is" not in reference(SQUARE, tmp_path).distances(scored, Counting(points_of(0, 9)), kid_subset=4)
+
+
+def test_precision_and_recall_read_a_spread_of_a_large_reference(tmp_path, monkeypatch):
+    """At most 6 of 12: every second one."""
+    monkeypatch.setattr(fidelity, "MANIFOLD_IMAGES", 6)
+    real = [(10 * i, 20 * (i % 3)) for i in range(12)]
+    generated = [(30 + i, 2 + i % 2) for i in range(9)]
+    found = reference(real, tmp_path).distances(EXTRACTOR, Counting(generated), kid_subset=9)
+    wanted = slow_precision_recall(generated, real[::2])
+    assert wanted != slow_precision_recall(generated, real)
+    assert (found["precision"], found["recall"]) == (pytest.approx(wanted[0]), pytest.approx(wanted[1]))
+
+
+def test_rows_are_spread_evenly():
+    rows = np.array([3, 5, 8, 9, 12, 20])
+    assert spread(rows, 3).tolist() == [3, 8, 12] and spread(rows, 9).tolist() == rows.tolist()
+
+
 def test_equal_and_disjoint_sets_are_the_extremes(tmp_path):
     near, far = points_of(0, 8), points_of(1, 8) + 200
-    equal = reference(near, tmp_path).distances(NAME, Counting(near), kid_subset=8)
+    equal = reference(near, tmp_path).distances(EXTRACTOR, Counting(near), kid_subset=8)
     assert (equal["precision"], equal["recall"]) == (1, 1)
     assert equal["fd"] == pytest.approx(0, abs=1e-6)
-    apart = reference(near, tmp_path).distances(NAME, Counting(far), kid_subset=8)
+    apart = reference(near, tmp_path).distances(EXTRACTOR, Counting(far), kid_subset=8)
     assert (apart["precision"], apart["recall"]) == (0, 0) and apart["fd"] > 2 * 180**2
 
 
@@ -178,23 +259,23 @@ def test_the_numbers_are_those_of_one_call_of_torch_fidelity(tmp_path):
         "precision": torch_fidelity.KEY_METRIC_PRECISION,
         "recall": torch_fidelity.KEY_METRIC_RECALL,
     }
-    found = reference(real, tmp_path).distances(NAME, Counting(generated), kid_subset=50)
+    found = reference(real, tmp_path).distances(EXTRACTOR, Counting(generated), kid_subset=50)
     assert found == {ours: theirs[name] for ours, name in names.items()}
     again = reference(real, tmp_path)  # from the cache
-    assert again.distances(NAME, Counting(generated), kid_subset=50) == found
+    assert again.distances(EXTRACTOR, Counting(generated), kid_subset=50) == found
     assert again.pictures.reads == 0
 
 
 def test_damaged_reference_features_are_made_again(tmp_path):
     real, ours = points_of(0, 8), Counting(points_of(1, 8))
-    first = reference(real, tmp_path).frechet(NAME, ours)
+    first = frechet(reference(real, tmp_path), ours)
     (shard,) = tmp_path.rglob("shard-*.npy")
     content = bytearray(shard.read_bytes())
     content[-3] ^= 64
     shard.write_bytes(content)
     notices: list[str] = []
     again = dataclasses.replace(reference(real, tmp_path), report=lambda what, done, total: notices.append(what))
-    assert again.frechet(NAME, ours) == first
+    assert frechet(again, ours) == first
     assert notices[0] == f"{shard} is missing or damaged and is made again"
     assert again.pictures.reads >= 8
 
@@ -210,8 +291,8 @@ def test_torch_fidelitys_own_cache_is_neither_read_nor_written(tmp_path, monkeyp
             torch.save(Evil(mark), place / name)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     real = reference(points_of(0, 8), cache)
-    real.distances(NAME, Counting(points_of(1, 8)), kid_subset=8)
-    real.frechet(NAME, Counting(points_of(1, 8)))
+    real.distances(EXTRACTOR, Counting(points_of(1, 8)), kid_subset=8)
+    frechet(real, Counting(points_of(1, 8)))
     assert not mark.exists()
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     torch.load(cache / f"points-{NAME}-features-mean.pt", weights_only=False)
@@ -220,23 +301,23 @@ def test_torch_fidelitys_own_cache_is_neither_read_nor_written(tmp_path, monkeyp
 
 def test_reference_features_are_computed_once(tmp_path):
     real = reference(points_of(0, 8), tmp_path)
-    first = real.distances(NAME, Counting(points_of(1, 8)), kid_subset=8)
+    first = real.distances(EXTRACTOR, Counting(points_of(1, 8)), kid_subset=8)
     reads = real.pictures.reads
     assert reads >= 8
     again = reference(points_of(0, 8), tmp_path)
-    assert again.distances(NAME, Counting(points_of(1, 8)), kid_subset=8) == first
+    assert again.distances(EXTRACTOR, Counting(points_of(1, 8)), kid_subset=8) == first
     assert again.pictures.reads == 0
 
 
 def test_another_name_is_another_cache(tmp_path):
-    one = reference(points_of(0, 8), tmp_path).frechet(NAME, Counting(SQUARE))
-    two = reference(points_of(3, 8), tmp_path, name="other").frechet(NAME, Counting(SQUARE))
+    one = frechet(reference(points_of(0, 8), tmp_path), Counting(SQUARE))
+    two = frechet(reference(points_of(3, 8), tmp_path, name="other"), Counting(SQUARE))
     assert one != two
 
 
 def test_nothing_is_printed_and_no_global_state_is_drawn_from(tmp_path, capfd):
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    reference(points_of(0, 8), tmp_path).distances(NAME, Counting(points_of(1, 8)), kid_subset=4)
+    reference(points_of(0, 8), tmp_path).distances(EXTRACTOR, Counting(points_of(1, 8)), kid_subset=4)
     assert capfd.readouterr() == ("", "")
     assert torch.equal(torch.get_rng_state(), state) and np.array_equal(np.random.get_state()[1], numpy_state)
 
@@ -244,4 +325,4 @@ def test_nothing_is_printed_and_no_global_state_is_drawn_from(tmp_path, capfd):
 def test_unwritable_cache_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"output\.cache: cannot write"):
-        reference(SQUARE, tmp_path / "file" / "features").frechet(NAME, Counting(SQUARE))
+        frechet(reference(SQUARE, tmp_path / "file" / "features"), Counting(SQUARE))

@@ -47,6 +47,11 @@ def test_digests_are_sha256_of_the_text(tmp_path: Path) -> None:
     [
         ("fid50k", "FID", "lower"),
         ("kid5k", "KID", "lower"),
+        ("sfid50k", "sFID", "lower"),
+        ("is50k", "Inception score", "higher"),
+        ("is_inception_unverified_24", "Inception score", "higher"),
+        ("sfd_inception_unverified_24", "Spatial Fréchet distance", "lower"),
+        ("precision50k", "Precision", "higher"),
         ("fd_pixels", "FD on pixels", "lower"),
         ("fd_pixels_898", "FD on pixels", "lower"),
         ("fd_efficientnet_lite0_898", "Fréchet distance", "lower"),

@@ -55,7 +55,8 @@ def test_inventory_says_for_every_name_where_or_what_to_do(tmp_path: Path, monke
     monkeypatch.setenv("DITBENCH_WEIGHTS", str(tmp_path))
     (tmp_path / "dinov2_vits14.pth").write_bytes(b"x")
     lines = {asset.name: asset for asset in weights.inventory()}
-    assert len(lines) == 10
+    assert len(lines) == 11
+    assert "weights-inception-2015-12-05-6726825d.pth" in lines["inception"].advice
     assert lines["dinov2_vits14"].path == tmp_path / "dinov2_vits14.pth" and lines["dinov2_vits14"].advice == ""
     assert lines["dinov2_vitl14"].path is None and "dinov2_vitl14.safetensors" in lines["dinov2_vitl14"].advice
     assert lines["efficientnet_lite2"].path is not None
