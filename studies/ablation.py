@@ -14,7 +14,6 @@ from typing import Any, Literal
 from harness.config import RunConfig
 from harness.records import FORMAT, digest
 from harness.sit import parse_name
-from studies.run import differing
 from studies.settings import as_plain, nominal_shape, resolve_sections
 
 Setting = Mapping[str, Any]
@@ -203,14 +202,22 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return changed
 
 
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Keys whose values differ, but for those that a continued run may change as well."""
+    # Loads what trains; a command that only looks at a plan does without.
+    from studies.run import differing
+
+    return differing(before, now)
+
+
 def _base_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [f"{key} {old!r}, now {new!r}" for key, old, new in differing(before["base"], now["base"])]
+    return [f"{key} {old!r}, now {new!r}" for key, old, new in _differing(before["base"], now["base"])]
 
 
 def _method_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     found = []
     for method, entry in before["methods"].items():
-        for key, old, new in differing(entry["section"], now["methods"][method]["section"]):
+        for key, old, new in _differing(entry["section"], now["methods"][method]["section"]):
             name = key if "+" in method else f"{method}.{key}"
             found.append(f"{name} {old!r}, now {new!r}")
     return found
@@ -222,7 +229,7 @@ def _search_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
     if now["kind"] != "search":
         return found
     for method, entry in before["methods"].items():
-        spaces = differing(entry["space"], now["methods"][method]["space"])
+        spaces = _differing(entry["space"], now["methods"][method]["space"])
         found += [f"search space of {method}, {key}: {old}, now {new}" for key, old, new in spaces]
     found += _changed("seeds", before["seeds"], now["seeds"])
     found += _changed("pruner", before["pruner"], now["pruner"])

@@ -69,7 +69,8 @@ def _kind(hint: Any) -> tuple[Literal["int", "float", "bool", "choice", "text"] 
 
 def named(known: Mapping[str, Field], name: str, method: str) -> Field:
     """The field of an axis; `UserError` lists the axes there are, the nearest first."""
-    require(bool(known), f"method is {method!r}, which has nothing to set: give --method, such as {_example()}")
+    if not known:
+        raise UserError(f"method is {method!r}, which has nothing to set: give --method, such as {_example()}")
     if name not in known:
         # `block` is nearest to `repa.block` in a sum.
         tails = [key for key in known if key.rpartition(".")[2] == name]
@@ -200,8 +201,8 @@ def _resolved_levels(subject: Subject, name: str, values: Sequence[Any]) -> tupl
         except UserError as error:
             raise UserError(f"grid.{name}: {error}") from None
         if resolved in found:
-            same = f"{found[resolved]!r} and {value!r} are the same here" if found[resolved] != value else "it is there"
-            raise UserError(f"grid.{name} names {resolved!r} twice ({same}): leave one out")
+            spelt = f", as {found[resolved]!r} and as {value!r}" if found[resolved] != value else ""
+            raise UserError(f"grid.{name} names {resolved!r} twice{spelt}: leave one out")
         found[resolved] = value
     return tuple(found)
 
