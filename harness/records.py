@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Version of the record files; raised when a reader of an older version would misread them."""
 
-Status = Literal["running", "finished", "diverged", "failed"]
+Status = Literal["running", "finished", "diverged", "pruned", "failed"]
 
 
 # -- metrics --------------------------------------------------------------------------------------------------------
@@ -72,6 +72,21 @@ def metric(name: str) -> Metric:
     if not found:
         raise UserError(f"metric {name!r} is not known: metrics begin with {', '.join(m.prefix for m in METRICS)}")
     return max(found, key=lambda m: len(m.prefix))
+
+
+METRIC_ORDER = ("fid", "fd", "kid", "kd", "class_accuracy", "velocity_loss", "fd_pixels", "precision", "recall")
+"""Families of metrics in the order in which they are shown; the first one recorded is the main metric."""
+
+
+def metric_rank(name: str) -> tuple[int, str]:
+    """Sorts metric names in the order in which they are shown."""
+    family = metric(name).prefix
+    return (METRIC_ORDER.index(family) if family in METRIC_ORDER else len(METRIC_ORDER)), name
+
+
+def main_metric(names: Iterable[str]) -> str:
+    """The metric that stands for a result: the first in the order, of at least one."""
+    return min(names, key=metric_rank)
 
 
 def count_name(num: int) -> str:

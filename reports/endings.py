@@ -1,4 +1,7 @@
-"""Runs that did not come to their end: where each stopped and why. Diverging or failing is a result, not a gap."""
+"""Runs that did not come to their end: where each stopped and why. Diverging or failing is a result, not a gap.
+
+Pruned runs are none of them: they were meant to end where they did, and the table of trials counts them.
+"""
 
 import math
 from collections.abc import Mapping
@@ -32,8 +35,8 @@ class Ending:
 
 
 def endings(study: Study) -> list[Ending]:
-    """Every run that is not finished, in the study's order."""
-    return [_ending(run) for run in study.runs if run.status != "finished"]
+    """Every run that is neither finished nor pruned, in the study's order."""
+    return [_ending(run) for run in study.runs if run.status not in ("finished", "pruned")]
 
 
 def _ending(run: Run) -> Ending:

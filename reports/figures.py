@@ -177,7 +177,7 @@ def cell_ends(frame: pd.DataFrame, look: Look) -> list[End]:
         own = frame[frame["cell"] == cell]
         mean = own[own["series"] == "mean"].dropna(subset=["value"])
         if len(mean) or (own["series"] == "stop").any():
-            name = _shorten(cell, _label_width(look))
+            name = shorten(cell, _label_width(look))
             value = float(mean["value"].iloc[-1]) if len(mean) else math.nan
             ends.append(End(value, name if len(mean) else f"{name}: no value", look.colour(cell)))
     return ends
@@ -187,16 +187,16 @@ def line_ends(frame: pd.DataFrame, look: Look) -> list[End]:
     """The reference lines."""
     lines = frame[frame["series"] == "line"]
     return [
-        End(value, _shorten(name, _label_width(look)), look.theme.muted)
+        End(value, shorten(name, _label_width(look)), look.theme.muted)
         for value, name in zip(lines["value"].astype(float), lines["cell"], strict=True)
     ]
 
 
-def _shorten(text: str, inches: float) -> str:
+def shorten(text: str, inches: float) -> str:
     """One line, its middle left out where it is too wide: labels of one study differ at their ends."""
     text = one_line(text)
     short, num_chars = text, len(text)
-    while num_chars > 4 and _text_width([short]) > inches:
+    while num_chars > 4 and text_width([short]) > inches:
         num_chars = min(num_chars, 200) - 1  # nothing of 200 letters fits anywhere
         tail = num_chars // 3
         short = f"{text[: num_chars - tail - 1]}…{text[-tail:]}"
@@ -208,7 +208,7 @@ def _label_width(look: Look) -> float:
     return 1.3 if look.is_narrow else 2.9
 
 
-def _text_width(names: Iterable[str]) -> float:
+def text_width(names: Iterable[str]) -> float:
     """Width of the widest of some names in the figures' font and size, in inches."""
     font = get_font(findfont(FONT))
     font.set_size(FONT_SIZE, 72)
@@ -283,7 +283,7 @@ def plot_differences(ax: Axes, frame: pd.DataFrame, look: Look) -> Axes:
             zorder=4,
         )
     ax.set_yticks(range(len(cells)))
-    labels = ax.set_yticklabels([_shorten(cell, _label_width(look)) for cell in reversed(cells)])
+    labels = ax.set_yticklabels([shorten(cell, _label_width(look)) for cell in reversed(cells)])
     for label, cell in zip(labels, reversed(cells), strict=True):
         label.set(color=look.colour(cell), parse_math=False)
     ax.set_ylim(-0.6, len(cells) - 0.4)
@@ -304,7 +304,7 @@ def metric_figure(frame: pd.DataFrame, look: Look) -> Figure:
     with matplotlib.rc_context(rc(look.theme)):
         width, height, left = (4.2, 3.7, 0.54) if look.is_narrow else (8.4, 4.3, 0.63)
         ends = cell_ends(frame, look) + line_ends(frame, look)
-        right = 0.3 + _text_width(end.name for end in ends)
+        right = 0.3 + text_width(end.name for end in ends)
         figure = Figure(figsize=(width, height))
         ax = figure.add_axes((left / width, 0.12, 1 - (left + right) / width, 0.77))
         plot_curves(ax, frame, look)
@@ -320,8 +320,8 @@ def _title(ax: Axes, name: str, look: Look) -> None:
     ax.set_title(family.title, color=look.theme.text)
     better = f", {family.direction} is better"
     # Both titles share a line; the left one is larger and bold.
-    left = ax.bbox.width / ax.figure.dpi - 1.3 * _text_width([family.title]) - _text_width([better])
-    text = _arrow(name) if look.is_narrow else f"{_shorten(name, left)}{better}"
+    left = ax.bbox.width / ax.figure.dpi - 1.3 * text_width([family.title]) - text_width([better])
+    text = _arrow(name) if look.is_narrow else f"{shorten(name, left)}{better}"
     ax.set_title(text, loc="right", color=look.theme.muted, fontsize=8, fontweight="normal", parse_math=False)
 
 
@@ -395,12 +395,12 @@ def _panel_title(ax: Axes, name: str, look: Look) -> None:
         ax.set_title(metric(name).title, color=look.theme.text, fontsize=9)
         ax.set_title(_arrow(name), loc="right", color=look.theme.muted, fontsize=7, fontweight="normal")
     else:
-        ax.set_title(_shorten(name, ax.bbox.width / ax.figure.dpi), color=look.theme.text, fontsize=9, parse_math=False)
+        ax.set_title(shorten(name, ax.bbox.width / ax.figure.dpi), color=look.theme.text, fontsize=9, parse_math=False)
 
 
 def _key_columns(look: Look) -> int:
     """As many columns as the longest name leaves room for."""
-    width = 0.6 + _text_width(_shorten(cell, _label_width(look)) for cell in look.styles)
+    width = 0.6 + text_width(shorten(cell, _label_width(look)) for cell in look.styles)
     return max(1, min(len(look.styles), int((4.2 if look.is_narrow else 8.4) / width)))
 
 
@@ -419,7 +419,7 @@ def _key(figure: Figure, look: Look) -> None:
         handles, numbers, loc="upper left", ncols=_key_columns(look), borderaxespad=0.2, handlelength=1.6
     )
     for text, cell in zip(legend.get_texts(), look.styles, strict=True):
-        text.set(text=_shorten(cell, _label_width(look)), parse_math=False, color=look.theme.text)
+        text.set(text=shorten(cell, _label_width(look)), parse_math=False, color=look.theme.text)
 
 
 def differences_figure(frame: pd.DataFrame, look: Look, baseline: str) -> Figure:
@@ -428,14 +428,14 @@ def differences_figure(frame: pd.DataFrame, look: Look, baseline: str) -> Figure
     num_cells = frame["cell"].nunique()
     with matplotlib.rc_context(rc(look.theme)):
         width, height = 4.2 if look.is_narrow else 8.4, 1.0 + 0.42 * num_cells
-        left = 0.15 + _text_width(_shorten(cell, _label_width(look)) for cell in frame["cell"])
+        left = 0.15 + text_width(shorten(cell, _label_width(look)) for cell in frame["cell"])
         figure = Figure(figsize=(width, height))
         ax = figure.add_axes((left / width, 0.5 / height, 1 - (left + 0.1) / width, 1 - 0.86 / height))
         plot_differences(ax, frame, look)
-        title = f"Difference to {_shorten(baseline, 1.4)}, paired by seed"
+        title = f"Difference to {shorten(baseline, 1.4)}, paired by seed"
         ax.set_title(title, color=look.theme.text, parse_math=False)
         better = f"{'left' if metric(name).direction == 'lower' else 'right'} of 0 is better"
-        ax.set_xlabel(better if look.is_narrow else f"{_shorten(name, 4)}: {better}")
+        ax.set_xlabel(better if look.is_narrow else f"{shorten(name, 4)}: {better}")
         ax.xaxis.label.set_parse_math(False)
     return figure
 

@@ -7,7 +7,7 @@ from harness.records import metric
 from reports.endings import endings
 from reports.equal_cost import unequal_timing
 from reports.load import Study
-from reports.tables import BIAS_MARK, SHARED_MARK, CellResult, difference_text, digits, seeds_text
+from reports.tables import BIAS_MARK, SHARED_MARK, CellResult, difference_text, digits, seeds_text, tuning_text
 from reports.units import number_text
 from reports.verify import Setting
 from reports.words import be, count, listed
@@ -80,6 +80,7 @@ def notes(study: Study, rows: Sequence[CellResult], environment: Iterable[Settin
         *_survivors(rows),
         *_bad_images(study),
         *_bias(study, rows),
+        *_tuned(study),
         *_warnings(study),
     ]
     if not study.baseline:
@@ -118,11 +119,13 @@ def _shared(study: Study) -> list[str]:
 
 def _survivors(rows: Sequence[CellResult]) -> list[str]:
     """Cells whose means leave seeds out; the same for all metrics in almost every study, so named once."""
-    cells = [row for row in rows if any(result.over for result in row.metrics.values())]
+    alike: dict[str, list[str]] = {}
+    for row in rows:
+        if over := next((result.over for result in row.metrics.values() if result.over), ""):
+            alike.setdefault(over, []).append(row.cell)
     return [
-        f"Means of {row.cell} are over {next(r.over for r in row.metrics.values() if r.over)}: "
-        "the others have no value there that counts."
-        for row in cells
+        f"Means of {listed(cells)} are over {over}: the others have no value there that counts."
+        for over, cells in alike.items()
     ]
 
 
@@ -142,6 +145,12 @@ def _bias(study: Study, rows: Sequence[CellResult]) -> list[str]:
         f"{listed(cells)} {be(cells)} trained towards features of the {family} family, and {listed(metrics)} "
         f"{be(metrics)} measured with a network of that family: the bias favours {listed(cells)} ({BIAS_MARK})."
     ]
+
+
+def _tuned(study: Study) -> list[str]:
+    """Cells whose settings were searched for, with what was spent on that; the others have their default settings."""
+    texts = {cell: tuning_text(study.first(cell).manifest.get("tuning", {})) for cell in study.cells}
+    return [f"{cell} was tuned {text}." for cell, text in texts.items() if text]
 
 
 def _warnings(study: Study) -> list[str]:

@@ -7,16 +7,13 @@ different numbers of steps.
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.records import FORMAT, RunFolder, UserError, find_runs, metric, number, read_json
+from harness.records import FORMAT, RunFolder, UserError, find_runs, metric_rank, number, read_json
 from reports.units import UNITS, Unit
-
-METRIC_ORDER = ("fid", "fd", "kid", "kd", "class_accuracy", "velocity_loss", "fd_pixels", "precision", "recall")
-"""Families of metrics in the order in which they are shown; the first one recorded is the main metric."""
 
 REQUIRED = ("cell", "method", "seed", "status", "config")
 """Fields without which a manifest says nothing. A run that failed early may have no others."""
@@ -152,7 +149,7 @@ class Study:
     def metrics(self) -> tuple[str, ...]:
         """Every recorded metric, the main one first."""
         names = {name for run in self.runs for line in run.evaluations for name in line["metrics"]}
-        return tuple(sorted(names, key=_rank))
+        return tuple(sorted(names, key=metric_rank))
 
     @property
     def main_metrics(self) -> tuple[str, ...]:
@@ -163,6 +160,10 @@ class Study:
     def reference(self) -> Run:
         """The run whose settings the page shows as the study's: the first that got as far as a protocol."""
         return next((run for run in self.runs if run.manifest.get("protocol")), self.runs[0])
+
+    def only(self, cells: Sequence[str]) -> "Study":
+        """The study with the runs of these cells alone."""
+        return replace(self, runs=tuple(run for run in self.runs if run.cell in cells))
 
     def of(self, cell: str) -> tuple[Run, ...]:
         return tuple(run for run in self.runs if run.cell == cell)
@@ -186,11 +187,6 @@ class Study:
                 if name in values and math.isfinite(number(values[name])):
                     found.setdefault(label, number(values[name]))
         return found
-
-
-def _rank(name: str) -> tuple[int, str]:
-    family = metric(name).prefix
-    return (METRIC_ORDER.index(family) if family in METRIC_ORDER else len(METRIC_ORDER)), name
 
 
 def load_study(path: Path) -> Study:

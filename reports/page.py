@@ -13,11 +13,12 @@ import jinja2
 import markupsafe
 
 from harness.records import metric
-from reports import costs, equal_cost, figures, findings, samples, tables
+from reports import ablation_findings, ablation_report, costs, equal_cost, figures, findings, samples, tables
 from reports.endings import endings
 from reports.load import Study
 from reports.style import DARK, LIGHT, CellStyle, Look, Theme
-from reports.verify import Check, environment, flatten, short_text
+from reports.trials import Ablation
+from reports.verify import Check, Setting, environment, flatten, short_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -60,7 +61,20 @@ def _data_uri(image: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(image).decode()}"
 
 
-def render(study: Study, checks: Sequence[Check], styles: Mapping[str, CellStyle], shown: Sequence[ShownFigure]) -> str:
+@dataclass(frozen=True)
+class Content:
+    """What a page shows."""
+
+    study: Study
+    shown: Study
+    """The cells that stand for all where each takes a line or a column; all of them but for ablations."""
+    ablation: Ablation | None
+    checks: Sequence[Check]
+    styles: Mapping[str, CellStyle]
+    figures: Sequence[ShownFigure]
+
+
+def render(content: Content) -> str:
     """The page as text. Every label goes through the template's escaping."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -70,36 +84,54 @@ def render(study: Study, checks: Sequence[Check], styles: Mapping[str, CellStyle
         lstrip_blocks=True,
         finalize=one_direction,
     )
-    rows, settings = tables.results(study), environment(study)
     templates.filters["breakable"] = breakable
+    study, shown = content.study, content.shown
+    rows, settings = tables.results(study), environment(study)
+    shown_rows = [row for row in rows if row.cell in shown.cells]
     return templates.get_template("page.html").render(
         study=study,
-        styles=styles,
-        headline=findings.headline(study, rows),
-        notes=findings.notes(study, rows, settings),
-        figures={figure.stem: figure for figure in shown},
+        shown=shown,
+        styles=content.styles,
+        **_heading(content, rows, settings),
+        figures={figure.stem: figure for figure in content.figures},
         endings=[{"ending": ending, "link": _link(study, ending.file)} for ending in endings(study)],
         shows_steps=study.unit.name in ("train_gflops", "seconds"),
         final=_main_table(study, rows),
-        others=_other_table(study, rows),
+        others=_other_table(study, shown_rows),
         footnotes=tables.footnotes(study, study.main_metrics[:1]),
-        grids=[_grid(grid) for grid in samples.grids(study)],
-        methods=tables.methods_table(study),
+        grids=[_grid(grid) for grid in samples.grids(shown)],
+        methods=tables.methods_table(shown),
         equal=[_equal_table(study, equal) for equal in equal_cost.equal_costs(study)],
         equal_notes=equal_cost.notes(study),
         counted=costs.counted_rows(study),
         measured=costs.measured_rows(study),
         cost_notes=costs.NOTES,
         time_notes=costs.time_notes(study),
-        details=_details(study, rows),
+        details=_details(study, shown_rows),
         protocol=_settings(study.reference.manifest.get("protocol", {})),
         training=_settings({k: v for k, v in study.reference.config.items() if k not in ("sections", "evaluation")}),
-        checks=checks,
+        checks=content.checks,
         environment=settings,
         commands=_commands(study),
         light=LIGHT,
         dark=DARK,
     )
+
+
+def _heading(content: Content, rows: Sequence[tables.CellResult], settings: Sequence[Setting]) -> dict[str, Any]:
+    """The first sentences and notes, and what comes before the result of all cells: an ablation's own part."""
+    notes = findings.notes(content.study, rows, settings)
+    if content.ablation is None:
+        return {"headline": findings.headline(content.study, rows), "notes": notes, "blocks": [], "optuna": None}
+    return {
+        "headline": ablation_findings.headline(content.ablation),
+        "notes": [*ablation_findings.notes(content.ablation), *notes],
+        "blocks": ablation_report.blocks(content.ablation),
+        "optuna": {
+            "stems": [f.stem for f in content.figures if f.stem.startswith(("history", "parallel_", "importance_"))],
+            "notes": ablation_report.importance_notes(content.ablation),
+        },
+    }
 
 
 TURNING = {ord(mark): "\ufffd" for mark in "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"}

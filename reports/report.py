@@ -1,20 +1,25 @@
 """Writing a study's report: figures with their data, tables, checks and the page, swapped in as a whole."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from harness.records import metric, replaced, write_json
-from reports import costs, equal_cost, figures, page, tables
+from reports import ablation_report, costs, equal_cost, figures, page, tables
 from reports.curves import clock_curves, metric_curves, training_curves
 from reports.load import Study, load_study
+from reports.plans import Plan
 from reports.style import Look, cell_styles
+from reports.trials import Ablation, load_ablation
 from reports.units import UNITS
 from reports.verify import Check, verify
 from reports.words import listed
+
+CHOSEN = "the control, the default, and the best and worst setting; of several methods, each one's default and best"
+"""Which cells of an ablation have lines."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +37,6 @@ class ReportPaths:
     figures: tuple[Path, ...]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A figure to be written: the frame that it is drawn from, and how it is drawn."""
-
-    stem: str
-    frame: pd.DataFrame
-    draw: Callable[[pd.DataFrame, Look], figures.Figure]
-    alt: str
-    caption: str
-
-    def drawn(self, look: Look) -> figures.Figure:
-        return self.draw(self.frame, look)
-
-
 def write_report(study: Path) -> ReportPaths:
     """Write `<study>/report/` anew from the records.
 
@@ -54,15 +45,19 @@ def write_report(study: Path) -> ReportPaths:
     """
     loaded = load_study(study)
     checks = verify(loaded)
-    look = Look(cell_styles(loaded.cells, loaded.baseline), unit=loaded.unit)
-    plans = _plans(loaded)
+    ablation = load_ablation(loaded)
+    shown = loaded.only(ablation.shown_cells()) if ablation else loaded
+    styles = cell_styles([*shown.cells, *(cell for cell in loaded.cells if cell not in shown.cells)], loaded.baseline)
+    look = Look({cell: styles[cell] for cell in shown.cells}, unit=loaded.unit)
+    plans = [*(ablation_report.plans(ablation) if ablation else []), *_plans(loaded, shown)]
     with replaced(study / "report") as folder:
         folder.joinpath("figures").mkdir()
         files = [path for plan in plans for path in _save(plan, folder, look)]
-        shown = [_shown(plan, look) for plan in plans]
-        _save_tables(loaded, folder)
+        figures_shown = [_shown(plan, look) for plan in plans]
+        _save_tables(loaded, ablation, folder)
         _save_checks(checks, folder)
-        (folder / "index.html").write_text(page.render(loaded, checks, look.styles, shown))
+        content = page.Content(loaded, shown, ablation, checks, styles, figures_shown)
+        (folder / "index.html").write_text(page.render(content))
     report = study / "report"
     return ReportPaths(
         study=loaded,
@@ -81,8 +76,8 @@ def _save(plan: Plan, folder: Path, look: Look) -> list[Path]:
     return figures.save(plan.drawn, plan.frame, folder / "figures" / plan.stem, look)
 
 
-def _save_tables(study: Study, folder: Path) -> None:
-    """The result, the result at equal cost, and the costs: as CSV, Markdown and LaTeX."""
+def _save_tables(study: Study, ablation: Ablation | None, folder: Path) -> None:
+    """The result, the result at equal cost, the costs, and an ablation's own: as CSV, Markdown and LaTeX."""
     equal = equal_cost.equal_costs(study)
     saved = {
         "final": (tables.final_table(study), tables.markdown(study), tables.latex(study)),
@@ -91,6 +86,10 @@ def _save_tables(study: Study, folder: Path) -> None:
     if equal:
         numbers = equal_cost.equal_cost_table(study, equal)
         saved["equal_cost"] = (numbers, equal_cost.markdown(study, equal), equal_cost.latex(study, equal))
+    if ablation:
+        saved |= ablation_report.saved_tables(ablation)
+        for name, numbers in ablation_report.numbers(ablation).items():
+            numbers.to_csv(folder / f"{name}.csv", index=False)
     for name, (table, markdown, latex) in saved.items():
         table.to_csv(folder / f"{name}.csv", index=False)
         (folder / f"{name}.md").write_text(markdown)
@@ -108,27 +107,15 @@ def _shown(plan: Plan, look: Look) -> page.ShownFigure:
     return page.ShownFigure(plan.stem, page.picture(plan.drawn, look), plan.alt, plan.caption)
 
 
-def _plans(study: Study) -> list[Plan]:
-    """The main metric, its paired differences, the other metrics on one page, and training."""
+def _plans(study: Study, shown: Study) -> list[Plan]:
+    """The main metric, its paired differences, the other metrics on one page, and training, of the shown cells."""
     main, *others = study.main_metrics
-    plans = [_main_plan(study, main, metric_curves(study, main))]
-    if others:
-        caption = "Every other metric. Thick lines are means, thin ones single seeds."
-        frame = pd.concat([metric_curves(study, name) for name in others], ignore_index=True)
-        plans.append(
-            Plan(
-                "metrics",
-                frame,
-                figures.panels_figure,
-                f"{', '.join(others)} against {study.unit.words}",
-                caption + _stops(frame),
-            )
-        )
-    plans.append(_clocks_plan(study, main))
-    differences = figures.difference_frame(tables.results(study), main)
+    plans = [_main_plan(shown, main, metric_curves(shown, main)), *_others_plans(shown, others)]
+    plans.append(_clocks_plan(shown, main))
+    differences = figures.difference_frame([row for row in tables.results(study) if row.cell in shown.cells], main)
     if len(differences):
         plans.append(_difference_plan(study, differences))
-    training = training_curves(study)
+    training = training_curves(shown)
     if len(training):
         caption = "Means over the steps between two logged points; terms before their weights."
         plans.append(
@@ -140,7 +127,19 @@ def _plans(study: Study) -> list[Plan]:
                 caption + _stops(training),
             )
         )
-    return plans
+    if len(shown.cells) == len(study.cells):
+        return plans
+    chosen = f" Of {len(study.cells)} cells {listed(shown.cells)} are shown: {CHOSEN}."
+    return [dataclasses.replace(plan, caption=plan.caption + chosen) for plan in plans]
+
+
+def _others_plans(study: Study, others: Sequence[str]) -> list[Plan]:
+    if not others:
+        return []
+    caption = "Every other metric. Thick lines are means, thin ones single seeds."
+    frame = pd.concat([metric_curves(study, name) for name in others], ignore_index=True)
+    alt = f"{', '.join(others)} against {study.unit.words}"
+    return [Plan("metrics", frame, figures.panels_figure, alt, caption + _stops(frame))]
 
 
 def _main_plan(study: Study, name: str, frame: pd.DataFrame) -> Plan:

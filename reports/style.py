@@ -49,7 +49,7 @@ FONT_SIZE = 9
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[tuple[float, ...], ...] = ((), (6, 2), (2, 1.6), (6, 2, 2, 2))
-"""Solid first; the pattern changes each time the colours start again."""
+"""Solid first; the pattern and the marker change each time the colours start again."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class CellStyle:
     dark: str
     marker: str
     dashes: tuple[float, ...]
+    turn: int = 0
+    """How often the colours had started again before this cell: with them a swatch changes its shape."""
 
     def colour(self, theme: Theme) -> str:
         return self.dark if theme.name == "dark" else self.light
@@ -73,8 +75,8 @@ def cell_styles(cells: Sequence[str], baseline: str) -> dict[str, CellStyle]:
         styles[baseline] = CellStyle(LIGHT.baseline, DARK.baseline, MARKERS[0], DASHES[0])
     for i, cell in enumerate(others):
         turn, colour = divmod(i, len(LIGHT.cells))
-        marker = MARKERS[1:][i % (len(MARKERS) - 1)]
-        styles[cell] = CellStyle(LIGHT.cells[colour], DARK.cells[colour], marker, DASHES[turn % len(DASHES)])
+        marker = MARKERS[1:][(i + turn) % (len(MARKERS) - 1)]
+        styles[cell] = CellStyle(LIGHT.cells[colour], DARK.cells[colour], marker, DASHES[turn % len(DASHES)], turn)
     return styles
 
 

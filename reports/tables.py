@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import stdev
 from typing import Any
 
 import pandas as pd
@@ -14,12 +15,15 @@ from reports.load import Study
 from reports.statistics import PairedDifference, paired_difference
 from reports.units import Unit
 from reports.verify import flatten
+from reports.words import count
 
 BIAS_MARK = "†"
 """Stands beside a number whose extractor is of the family that the method was trained towards."""
 
 SHARED_MARK = "‡"
 """Stands beside a run that shared its device with another while it trained."""
+
+STATUSES = ("finished", "running", "diverged", "failed", "pruned")
 
 MISSING = "–"
 MINUS = "−"
@@ -46,6 +50,12 @@ class MetricResult:
     def mean(self) -> float:
         finite = self.finite
         return math.fsum(finite.values()) / len(finite) if finite else math.nan
+
+    @property
+    def spread(self) -> float:
+        """Sample standard deviation over the seeds; NaN with fewer than two."""
+        finite = self.finite.values()
+        return stdev(finite) if len(finite) > 1 else math.nan
 
     @property
     def over(self) -> str:
@@ -150,7 +160,7 @@ def _numbers(study: Study, row: CellResult) -> dict[str, Any]:
         "point": study.point,
         "step": row.step,
         "num_seeds": sum(row.statuses.values()),
-        **{f"num_{status}": row.statuses.get(status, 0) for status in ("finished", "running", "diverged", "failed")},
+        **{f"num_{status}": row.statuses.get(status, 0) for status in STATUSES},
         "num_shared_device": row.num_shared,
         "head_parameters": row.head_parameters,
         "train_gflops": row.train_gflops,
@@ -197,8 +207,13 @@ def digits(rows: Iterable[CellResult], name: str) -> Digits:
 
 
 def shared_digits(results: Iterable[MetricResult]) -> Digits:
-    """Decimals for a column of results, from the median of their values' magnitudes."""
-    magnitudes = sorted(abs(v) for result in results for v in result.finite.values() if v)
+    """Decimals for a column of results."""
+    return shared_digits_of(value for result in results for value in result.finite.values())
+
+
+def shared_digits_of(values: Iterable[float]) -> Digits:
+    """Decimals for finite values, from the median of their magnitudes."""
+    magnitudes = sorted(abs(value) for value in values if value)
     if not magnitudes:
         return Digits(2)
     return Digits(min(max(3 - math.floor(math.log10(magnitudes[len(magnitudes) // 2])), 1), 8))
@@ -363,12 +378,21 @@ def _method_facts(study: Study, cell: str) -> dict[str, list[str]]:
         "Outside data": list(facts.get("outside_data", [])),
         "Own settings": [f"{name} = {value}" for name, value in sections.items() if name],
         "Other settings that differ": _other_settings(study, cell),
+        "Tuned": _lines(tuning_text(run.manifest.get("tuning", {}))),
         "Note": _lines(facts.get("note")),
     }
 
 
 def _lines(text: str | None) -> list[str]:
     return [text] if text else []
+
+
+def tuning_text(tuning: Mapping[str, Any]) -> str:
+    """Where a cell's settings come from; "" for settings that were not searched for."""
+    if not tuning:
+        return ""
+    seeds = f"{'seed' if len(tuning['seeds']) == 1 else 'seeds'} {', '.join(map(str, tuning['seeds']))}"
+    return f"on {seeds} of study {tuning['study']}: best of {count(tuning['trials'], 'trial')}"
 
 
 def _weight(weight: Any) -> str:

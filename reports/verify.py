@@ -13,7 +13,7 @@ from typing import Any
 from harness.records import UserError
 from reports.load import Run, Study
 
-AGREED = ("finished", "diverged")
+AGREED = ("finished", "diverged", "pruned")
 """A run that came to its end has recorded everything that is checked; others may not have got that far."""
 
 
@@ -161,6 +161,7 @@ def verify(study: Study) -> list[Check]:
     Raises:
         UserError: the first thing that does not agree, with the cells and the fields.
     """
+    _check_tuning(study)
     checks = [_check(rule, "study", study.runs) for rule in rules(study.runs) if not rule.is_for_seed]
     _check_protocol_of_lines(study)
     for seed in study.seeds:
@@ -168,6 +169,17 @@ def verify(study: Study) -> list[Check]:
         checks += [_check(rule, scope, runs) for rule in rules(runs) if rule.is_for_seed]
         checks.append(_check_trace(scope, runs))
     return checks
+
+
+def _check_tuning(study: Study) -> None:
+    """Refuse a run at a seed by which its settings were chosen: its value there is a winner's, not an estimate."""
+    for run in study.runs:
+        tuning = run.manifest.get("tuning", {})
+        if run.seed in tuning.get("seeds", ()):
+            raise UserError(
+                f"{run.label}: its settings were tuned on seed {run.seed} in study {tuning['study']}, so its value "
+                "there may not be reported: remove the run, and compare on other seeds"
+            )
 
 
 def _check(rule: Rule, scope: str, runs: Sequence[Run]) -> Check:

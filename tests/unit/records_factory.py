@@ -3,14 +3,14 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from harness.records import FORMAT, RunFolder, digest, run_path, write_json
+from harness.records import FORMAT, RunFolder, canonical, digest, run_path, write_json
 
 STEPS = tuple(range(100, 801, 100))
 POINTS = len(STEPS)
@@ -84,11 +84,18 @@ def write_run(
     baseline: str,
     unit: str = "steps",
     amount: float = STEPS[-1],
+    section: Mapping[str, Any] | None = None,
+    shift: float = 0.0,
 ) -> RunFolder:
-    """Write one finished run. Numbers depend on (cell, seed, budget) alone."""
+    """Write one finished run. Numbers depend on (cell, seed, budget) alone.
+
+    `section` changes settings of the method's own section, and `shift` is added to the main metric.
+    """
     folder = RunFolder(run_path(runs, study, cell, seed))
     folder.create()
     whole = manifest(study, cell, method, seed, baseline)
+    if section:
+        whole["config"]["sections"] = {method: {**SECTIONS[method], **section}}
     whole["config"]["budget"] = {"unit": unit, "amount": amount}
     whole["digests"]["training"] = training(whole["config"])
     folder.write_manifest(whole)
@@ -97,12 +104,24 @@ def write_run(
     generator = np.random.default_rng([seed, *hashlib.sha256(cell.encode()).digest()[:4]])
     gflops = cost["train_gflops_per_image"]
     steps = evaluated_steps(method, unit, amount, gflops)
-    for step in sorted({*range(20, steps[-1] + 1, 20), *steps}):
-        folder.append("train", _train_line(method, seed, step, gflops, generator))
-    for point, step in enumerate(steps, start=1):
-        folder.append("eval", {**_eval_line(method, seed, step, gflops, generator), "point": point})
-        _samples(seed, step, METHODS[method]["gain"]).save(folder.samples / f"step_{step:08d}.png")
+    trained = [
+        _train_line(method, seed, step, gflops, generator) for step in sorted({*range(20, steps[-1] + 1, 20), *steps})
+    ]
+    evaluated = [
+        {**_eval_line(method, seed, step, gflops, generator), "point": point}
+        for point, step in enumerate(steps, start=1)
+    ]
+    for line in evaluated:
+        line["metrics"][MAIN] += shift
+        _samples(seed, line["step"], METHODS[method]["gain"]).save(folder.path / line["samples"])
+    write_lines(folder, "train", trained)
+    write_lines(folder, "eval", evaluated)
     return folder
+
+
+def write_lines(folder: RunFolder, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write a whole `<name>.jsonl` at once: appending syncs the disk at every line."""
+    (folder.path / f"{name}.jsonl").write_text("".join(canonical(line) + "\n" for line in lines))
 
 
 def counted_cost(method: str) -> dict[str, Any]:
@@ -301,6 +320,130 @@ def _samples(seed: int, step: int, gain: float) -> Image.Image:
 def tile_level(i: int) -> int:
     """Background of tile i; its top left pixel is (i, 0, 0)."""
     return 6 * (i % 10)
+
+
+# -- ablations ------------------------------------------------------------------------------------------------------
+
+Level = int | float | str | bool
+
+
+def write_ablation(
+    runs: Path,
+    settings: Sequence[Mapping[str, Level]],
+    defaults: Mapping[str, Level],
+    shift: Callable[[Mapping[str, Level], int], float] = lambda setting, seed: 0.0,
+    *,
+    kind: str = "grid",
+    method: str = "vae_repa",
+    seeds: Sequence[int] = (0, 1),
+    depth: int = 6,
+    study: str = "blocks",
+    **fields: Any,
+) -> Path:
+    """Write the runs of every setting and of the control at every seed, and `ablation.json`; returns the study.
+
+    Args:
+        runs: the folder of studies.
+        settings: each gives every axis a value; the first is the default's.
+        defaults: axis name -> default.
+        shift: added to the main metric of a setting at a seed.
+        kind: of the ablation.
+        method: whose settings they are.
+        seeds: of all runs.
+        depth: blocks of the backbone.
+        study: its name.
+        fields: of the record, in place of the plain ones.
+    """
+    for seed in seeds:
+        write_run(runs, study, "sit", "sit", seed, "sit")
+        for setting in {cell_label(method, each, defaults): each for each in settings}.values():
+            label = cell_label(method, setting, defaults)
+            write_run(runs, study, label, method, seed, "sit", section=setting, shift=shift(setting, seed))
+    record = {
+        "format": FORMAT,
+        "id": "0123abcd",
+        "study": study,
+        "kind": kind,
+        "objective": MAIN,
+        "direction": "lower",
+        "seeds": list(seeds),
+        "control": "sit",
+        "trials": len(settings) if kind == "search" else 0,
+        "sampler": {"name": "tpe", "seed": 0} if kind == "search" else {},
+        "pruner": "none",
+        "storage": "journal",
+        "workers": 1,
+        "commands": [["ditbench", "ablate"]],
+        "budget": {"unit": "steps", "amount": STEPS[-1]},
+        "points": POINTS,
+        "model": {"name": "SiT-nano/2", "depth": depth},
+        "base": {},
+        "methods": {method: _method_record(method, settings, defaults)},
+        "trial_list": [_trial_record(method, i, setting, defaults) for i, setting in enumerate(settings)],
+    }
+    write_json(Path(runs) / study / "ablation.json", {**record, **fields})
+    return Path(runs) / study
+
+
+def cell_label(method: str, setting: Mapping[str, Level], defaults: Mapping[str, Level]) -> str:
+    return ",".join([method, *(f"{name}={value}" for name, value in setting.items() if value != defaults[name])])
+
+
+def _method_record(
+    method: str, settings: Sequence[Mapping[str, Level]], defaults: Mapping[str, Level]
+) -> dict[str, Any]:
+    kinds = {bool: "bool", int: "int", float: "float", str: "choice"}
+    axes = [
+        {
+            "name": name,
+            "kind": kinds[type(default)],
+            "default": default,
+            "levels": list(dict.fromkeys(setting[name] for setting in settings)),
+        }
+        for name, default in defaults.items()
+    ]
+    return {"default_cell": method, "section": dict(SECTIONS.get(method, {})), "space": {}, "axes": axes}
+
+
+def _trial_record(
+    method: str, number: int, setting: Mapping[str, Level], defaults: Mapping[str, Level]
+) -> dict[str, Any]:
+    return {
+        "method": method,
+        "number": number,
+        "cell": cell_label(method, setting, defaults),
+        "setting": dict(setting),
+        "state": "complete",
+        "value": 1e9,
+        "intermediate": {},
+        "started": "2026-01-01T00:00:00",
+        "ended": "2026-01-01T01:00:00",
+        "workers": ["host:1"],
+        "spent": {"budget": 1.0},
+    }
+
+
+def set_values(study: Path, cell: str, *values: float, name: str = MAIN) -> None:
+    """Set a metric of a cell at its last evaluation, for seeds 0, 1, ..."""
+    for seed, value in enumerate(values):
+        folder = run_folder(study, cell, seed)
+        edit_lines(folder, "eval", metrics={**folder.lines("eval")[-1]["metrics"], name: value})
+
+
+def edit_trial(study: Path, number: int, **fields: Any) -> None:
+    """Change fields of a trial in the record."""
+    path = study / "ablation.json"
+    record = json.loads(path.read_text())
+    record["trial_list"][number] |= fields
+    write_json(path, record)
+
+
+def prune(folder: RunFolder, kept: int) -> None:
+    """Make a finished run one that was pruned after `kept` evaluations."""
+    edit_manifest(folder, status="pruned")
+    edit_lines(folder, "eval", keep=kept)
+    last = folder.lines("eval")[-1]["step"]
+    edit_lines(folder, "train", keep=sum(line["step"] <= last for line in folder.lines("train")))
 
 
 def edit_manifest(folder: RunFolder, **fields: Any) -> None:

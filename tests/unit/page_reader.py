@@ -1,0 +1,32 @@
+"""Reads a report's page: tags, attributes and text."""
+
+from html.parser import HTMLParser
+
+VOID = {"meta", "img", "source", "br", "wbr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text; fails on tags that close in another order than they opened."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text.append(data)
+
+    def attributes(self, tag: str, name: str) -> list[str]:
+        return [attrs[name] or "" for found, attrs in self.tags if found == tag and name in attrs]
