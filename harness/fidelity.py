@@ -53,7 +53,9 @@ class Pictures(Dataset[Tensor]):
         return self.num
 
     def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(self.get(index)).permute(2, 0, 1).contiguous()
+        # What comes from a decoder or a memory map may be read-only, of which torch would warn.
+        image_HWC = np.require(self.get(index), requirements="W")
+        return torch.from_numpy(image_HWC).permute(2, 0, 1).contiguous()
 
 
 Statistics = Mapping[str, np.ndarray]

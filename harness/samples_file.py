@@ -206,7 +206,7 @@ def read_images(path: Path, key: str) -> Images:
     has_labels = labels is not None and labels.shape == images.shape[:1] and labels.dtype.kind in "iu"
     return Images(
         num=len(images),
-        get=lambda i: np.array(images[i]),
+        get=lambda i: np.asarray(images[i]),
         labels_N=np.asarray(labels, dtype=np.int64) if has_labels else None,
         digest=file_digest(path),
     )

@@ -24,13 +24,17 @@ OVERRIDES: Mapping[str, type] = {"evaluation": EvaluationConfig, "runtime": Runt
 """Sections of a run that may be given anew when it is evaluated or sampled."""
 
 
-def build_parser(command: str, description: str) -> ArgumentParser:
+def build_parser(command: str, description: str, run_needed: bool = True) -> ArgumentParser:
     """Parser of a command that reads a run: the run, a step, and the sections that may change."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog=f"ditbench {command}", description=description, exit_on_error=False, allow_abbrev=False
     )
-    parser.add_argument("run", type=str, help="run folder, such as runs/digits/sit/seed0")
+    run_help = "run folder, such as runs/digits/sit/seed0"
+    if run_needed:
+        parser.add_argument("run", type=str, help=run_help)
+    else:
+        parser.add_argument("run", type=str, nargs="?", default="", help=run_help)
     parser.add_argument("--step", type=int, default=-1, help="step of the EMA backbone; -1 = the last one kept")
     for name, section in OVERRIDES.items():
         parser.add_class_arguments(section, name)
@@ -39,11 +43,16 @@ def build_parser(command: str, description: str) -> ArgumentParser:
 
 def parse(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Namespace, RunFolder]:
     """Parse; what is not given on the command line is as the run recorded it."""
+    folder = RunFolder(Path(parse_words(parser, argv).run))
+    recorded = folder.manifest()["config"]
+    parser.set_defaults({f"{name}.{key}": value for name in OVERRIDES for key, value in recorded[name].items()})
+    return parse_words(parser, argv), folder
+
+
+def parse_words(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
+    """Parse; what is not given on the command line has its default."""
     try:
-        folder = RunFolder(Path(parser.parse_args(list(argv)).run))
-        recorded = folder.manifest()["config"]
-        parser.set_defaults({f"{name}.{key}": value for name in OVERRIDES for key, value in recorded[name].items()})
-        return parser.parse_args(list(argv)), folder
+        return parser.parse_args(list(argv))
     except ArgumentError as error:
         raise UserError(explain(str(error), parser)) from None
 

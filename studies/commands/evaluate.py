@@ -1,46 +1,126 @@
-"""`ditbench evaluate`: evaluate a run's EMA backbone again."""
+"""`ditbench evaluate`: evaluate a run's EMA backbone again, or score anybody's images."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from harness.records import number, write_json
-from studies import saved
-from studies.commands.common import quiet_libraries
+from harness.config import require
+from harness.records import RunFolder, number, write_json
+from studies.commands.common import is_main_process, quiet_libraries
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from studies.scored import Protocol
+
+DESCRIPTION = (
+    "Evaluate a run's EMA backbone, under its own protocol or another. With --samples the images of a file are scored "
+    "instead, under the protocol of a run, of --config, or of --evaluation.reference and the options."
+)
 
 
 def main(argv: Sequence[str]) -> int:
     """Evaluate, store the record in `<run>/evaluations/`, and print it. The run's own records stay as they are."""
     quiet_libraries()
-    parser = saved.build_parser("evaluate", "Evaluate a run's EMA backbone, under its own protocol or another.")
+    given = {word.partition("=")[0] for word in argv}
+    return evaluate_file(argv, "--config" in given) if "--samples" in given else evaluate_run(argv)
+
+
+def _add_options(parser: "ArgumentParser") -> "ArgumentParser":
+    parser.add_argument("--samples", type=str, default="", help="a .npz with arr_0 (uint8 NHWC), or a folder of PNGs")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="table (default) or json")
+    return parser
+
+
+def evaluate_run(argv: Sequence[str]) -> int:
+    """Evaluate a run's backbone; of several processes all generate, and the main one scores."""
+    from studies import saved
+
+    parser = _add_options(saved.build_parser("evaluate", DESCRIPTION))
     namespace, folder = saved.parse(parser, argv)
+    from harness.processes import is_main
     from studies.display import Display
     from studies.run import open_lab
-    from studies.tables import console, print_table
 
     with Display() as display:
         lab = open_lab(saved.recorded_config(folder, parser, namespace), display.report)
     backbone, step = saved.load_backbone(folder, lab, namespace.step)
     evaluation = lab.evaluator.evaluate(backbone)
-    record = {"step": step, "protocol": lab.evaluator.digest, "metrics": evaluation.metrics}
-    target = folder.path / "evaluations" / lab.evaluator.digest[:12]
-    target.mkdir(parents=True, exist_ok=True)
-    write_json(target / f"step_{step:08d}.json", {**record, "settings": lab.evaluator.protocol})
-    if namespace.format == "json":
-        print(json.dumps(record, indent=1))
+    if not is_main(lab.accelerator):
         return 0
-    lines = lab.evaluator.lines()
-    print_table(
-        [
-            {"metric": name, f"step {step}": f"{number(value):.4g}", **_lines(lines, name)}
-            for name, value in evaluation.metrics.items()
-        ]
-    )
-    for warning in lab.evaluator.warnings:
-        console(stderr=True).print(f"warning: {warning}")
+    record = {"step": step, "protocol": lab.evaluator.digest, "metrics": evaluation.metrics}
+    _store(folder, f"step_{step:08d}", record, lab.evaluator.protocol)
+    lines = {} if namespace.format == "json" else lab.evaluator.lines()
+    _show(record, f"step {step}", lines, lab.evaluator.warnings, namespace.format)
     return 0
 
 
-def _lines(lines: dict[str, dict[str, float]], name: str) -> dict[str, str]:
-    """The floor and the reconstructions under the same metric, where they have it."""
-    return {line: f"{values[name]:.4g}" if name in values else "" for line, values in lines.items()}
+def evaluate_file(argv: Sequence[str], has_config: bool) -> int:
+    """Score the images of a file."""
+    if not is_main_process():
+        return 0
+    from studies.display import Display
+    from studies.scored import score_file
+
+    samples, form, protocol, folder = _parse_with_config(argv) if has_config else _parse_with_run(argv)
+    with Display(stderr=True) as display:
+        found = score_file(Path(samples), protocol, display.report)
+    if folder is not None:
+        _store(folder, f"samples_{found.record['sha256'][:12]}", found.record, found.settings)
+    _show(found.record, Path(samples).name, {}, found.warnings, form)
+    return 0
+
+
+def _parse_with_config(argv: Sequence[str]) -> "tuple[str, str, Protocol, RunFolder | None]":
+    """The file, the format and the protocol of a config; nothing is stored."""
+    from studies import settings
+    from studies.scored import Protocol
+
+    parser = _add_options(settings.build_parser("evaluate", DESCRIPTION))
+    namespace = settings.parse(parser, argv)
+    return namespace.samples, namespace.format, Protocol.of(settings.run_config(parser, namespace)), None
+
+
+def _parse_with_run(argv: Sequence[str]) -> "tuple[str, str, Protocol, RunFolder | None]":
+    """The file, the format, and the protocol of a run, whose folder takes the record; without a run, of the options."""
+    from studies import saved
+    from studies.scored import Protocol
+
+    parser = _add_options(saved.build_parser("evaluate", DESCRIPTION, run_needed=False))
+    if saved.parse_words(parser, argv).run:
+        namespace, folder = saved.parse(parser, argv)
+        protocol = Protocol.of(saved.recorded_config(folder, parser, namespace))
+        return namespace.samples, namespace.format, protocol, folder
+    namespace = saved.parse_words(parser, argv)
+    sections = {name: parser.instantiate(namespace)[name] for name in saved.OVERRIDES}
+    require(
+        bool(sections["evaluation"].reference),
+        "--samples have nothing to be compared with: name a run, or give --config or --evaluation.reference",
+    )
+    return namespace.samples, namespace.format, Protocol(**sections, data=None), None
+
+
+def _store(folder: RunFolder, name: str, record: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Keep a record and its protocol in the run's folder, apart from the run's own records."""
+    target = folder.path / "evaluations" / record["protocol"][:12]
+    target.mkdir(parents=True, exist_ok=True)
+    write_json(target / f"{name}.json", {**record, "settings": settings})
+
+
+def _show(
+    record: Mapping[str, Any], title: str, lines: Mapping[str, Mapping[str, float]], warnings: Sequence[str], form: str
+) -> None:
+    """Print a record as JSON, or as a table with the floor and the reconstructions where they have the metric."""
+    from studies.tables import console, print_table
+
+    if form == "json":
+        print(json.dumps(record, indent=1))
+        return
+    rows = []
+    for name, value in record["metrics"].items():
+        known = {line: f"{values[name]:.4g}" if name in values else "" for line, values in lines.items()}
+        rows.append({"metric": name, title: f"{number(value):.4g}", **known})
+    print_table(rows)
+    for warning in warnings:
+        console(stderr=True).print(f"warning: {warning}")

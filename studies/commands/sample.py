@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.config import require
-from studies.commands.common import quiet_libraries
+from studies.commands.common import is_main_process, quiet_libraries
 
 
 def main(argv: Sequence[str]) -> int:
@@ -13,7 +13,9 @@ def main(argv: Sequence[str]) -> int:
     from studies import saved
 
     parser = saved.build_parser("sample", "Generate images; image i depends on --evaluation.seed and on i alone.")
-    parser.add_argument("--num", type=int, default=100, help="images; labels are balanced by index")
+    # torchrun and accelerate launch take --num for a short form of options of theirs.
+    number = "images; labels are balanced by index (under a launcher write --num_images)"
+    parser.add_argument("--num", "--num_images", type=int, default=100, help=number)
     parser.add_argument("--out", type=str, default="samples", help="a folder that does not exist yet, for PNG files")
     parser.add_argument("--npz", type=str, default="", help="a .npz file instead: arr_0 uint8 NHWC, arr_1 labels")
     namespace, folder = saved.parse(parser, argv)
@@ -30,6 +32,6 @@ def main(argv: Sequence[str]) -> int:
         is_npz = bool(namespace.npz) or out.suffix == ".npz"
         bad_images = saved.write_samples(lab, backbone, namespace.num, out, is_npz)
     console().print(f"{namespace.num} images of step {step} in {out}")
-    if bad_images:
+    if bad_images and is_main_process():
         console(stderr=True).print(f"warning: {bad_images} of the images come from latents with NaN or infinity")
     return 0

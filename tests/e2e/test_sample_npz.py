@@ -1,14 +1,18 @@
 """`sample --npz` and `evaluate --samples`, on the finished study."""
 
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from harness.records import RunFolder
 from studies import saved
-from tests.e2e.conftest import FinishedStudy
+from tests.e2e.conftest import FinishedStudy, contents, run_process
 
 Ditbench = Callable[..., tuple[int, str, str]]
 SMALL_CHUNKS = ("--num", "48", "--evaluation.chunk", "20")
@@ -48,3 +52,101 @@ def test_an_interrupted_command_goes_on_to_the_same_file(
     assert (status, err) == (0, "")
     assert out.read_bytes() == whole.read_bytes()
     assert sorted(path.name for path in folder.iterdir()) == ["out.npz", "whole.npz"]
+
+
+@pytest.fixture(scope="module")
+def own(finished: FinishedStudy, folder: Path) -> tuple[Path, Path]:
+    """The images that the run was evaluated with, as a .npz and as a folder."""
+    packed, loose = folder / "own.npz", folder / "own"
+    result = finished.place.process("sample", str(finished.run("sit")), "--num", "48", "--npz", str(packed))
+    assert (result.returncode, result.stderr) == (0, ""), "libraries print nothing among our lines"
+    loose.mkdir()
+    for index, image in enumerate(np.load(packed)["arr_0"]):
+        Image.fromarray(image).save(loose / f"{index:06d}.png")
+    return packed, loose
+
+
+def scores(ditbench: Ditbench, *words: str) -> dict[str, Any]:
+    status, out, err = ditbench("evaluate", *words, "--format", "json")
+    assert status == 0, err
+    return json.loads(out)
+
+
+def test_a_run_s_own_samples_score_as_the_run_did(
+    finished: FinishedStudy, ditbench: Ditbench, own: tuple[Path, Path]
+) -> None:
+    """Under the protocol of the run, and under a config that says the same; all but what needs the backbone."""
+    run = finished.run("sit")
+    recorded = RunFolder(run).lines("eval")[-1]["metrics"]
+    wanted = {name: value for name, value in recorded.items() if not name.startswith("velocity")}
+    assert len(wanted) == 6
+    before = contents(run)
+    found = scores(ditbench, str(run), "--samples", str(own[0]))
+    assert found["metrics"] == wanted
+    assert (found["samples"], found["images"]) == ("own.npz", 48)
+    (stored,) = (run / "evaluations" / found["protocol"][:12]).iterdir()
+    assert stored.name == f"samples_{found['sha256'][:12]}.json"
+    kept = json.loads(stored.read_text())
+    assert kept["metrics"] == wanted
+    assert kept["settings"]["samples"] == "from a file"
+    assert "sampler" not in kept["settings"], "nobody knows how they were made"
+    after = contents(run)
+    assert {name: after[name] for name in before} == before, "the run's own records stay as they are"
+
+    words = finished.place.words("evaluate", "--samples", str(own[0]))
+    assert scores(ditbench, *words[1:]) == found
+
+
+def test_a_folder_of_samples_is_scored_without_labels(
+    finished: FinishedStudy, ditbench: Ditbench, own: tuple[Path, Path]
+) -> None:
+    recorded = RunFolder(finished.run("sit")).lines("eval")[-1]["metrics"]
+    status, out, err = ditbench("evaluate", str(finished.run("sit")), "--samples", str(own[1]))
+    assert status == 0
+    assert f"{own[1]} has no labels, so no class accuracy is given" in err
+    shown = {row.split()[0]: row.split()[1] for row in out.splitlines()[1:]}
+    names = [name for name in recorded if not name.startswith(("velocity", "class"))]
+    assert shown == {name: f"{recorded[name]:.4g}" for name in names}
+
+
+def test_samples_against_a_reference_alone_need_no_run_and_no_data(
+    finished: FinishedStudy, ditbench: Ditbench, own: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A folder against itself, then statistics alone; and what is said where there is nothing to compare with."""
+    cache = ("--output.cache", str(finished.place.cache))
+    against = ("--evaluation.reference", str(own[1]), "--evaluation.kid_subset", "20")
+    found = scores(ditbench, "--samples", str(own[0]), *against, *cache)["metrics"]
+    assert found["fd_efficientnet_lite0_48"] == pytest.approx(0, abs=1e-2)
+    assert found["precision_efficientnet_lite0_48"] == found["recall_efficientnet_lite0_48"] == 1
+    assert not any(name.startswith("class") for name in found)
+
+    np.savez(tmp_path / "reference.npz", mu=np.zeros(1280), sigma=np.eye(1280))
+    words = ("--samples", str(own[0]), "--evaluation.reference", str(tmp_path / "reference.npz"), *cache)
+    status, out, err = ditbench("evaluate", *words)
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["metric", "fd_efficientnet_lite0_48"]
+    assert "holds statistics and no images" in err
+
+    status, _, err = ditbench("evaluate", "--samples", str(own[0]), *cache)
+    assert status == 2
+    assert "have nothing to be compared with: name a run, or give --config or --evaluation.reference" in err
+
+
+@pytest.mark.full
+def test_two_processes_evaluate_and_sample_as_one_does(
+    finished: FinishedStudy, own: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run, out = finished.run("vae_repa"), tmp_path / "two.npz"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher += ["-m", "studies.cli"]
+    result = run_process([*launcher, "evaluate", str(run), "--format", "json"], tmp_path)
+    assert result.returncode == 0, result.stderr
+    recorded = RunFolder(run).lines("eval")[-1]
+    found = json.loads(result.stdout[result.stdout.index("{") :])
+    assert (found["protocol"], found["metrics"]) == (recorded["protocol"], recorded["metrics"])
+    result = run_process(
+        [*launcher, "sample", str(finished.run("sit")), "--num_images", "48", "--npz", str(out)], tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("48 images of step 6") == 1, "one process prints"
+    assert out.read_bytes() == own[0].read_bytes()

@@ -75,6 +75,7 @@ SQUARE = [(10, 10), (10, 14), (14, 10), (14, 14)]
 
 def test_pictures_are_channels_first():
     image = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3)
+    image.flags.writeable = False  # as Pillow's and a memory map's are; torch would warn
     picture = Pictures(lambda i: image, 1)[0]
     assert picture.shape == (3, 2, 4) and picture.dtype == torch.uint8
     assert picture[2, 1, 3] == image[1, 3, 2]
