@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from torch import Tensor, nn
 
-from harness import rng
+from harness import hub, rng, weights
 from harness.cache import Report
 from harness.config import require
 from harness.data import ImageSet
@@ -27,7 +28,10 @@ from harness.records import digest, file_digest, read_json, replaced, write_json
 
 ASSETS = Path(__file__).parent / "assets"
 """Shipped autoencoders lie in `<name>_autoencoder/`."""
+CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+FILES = (WEIGHTS, "diffusion_pytorch_model.bin")
+"""Weights in diffusers' folders, the better first."""
 PASS_IMAGES = 32
 PASS_PIXELS = 4 * 256 * 256
 """Encoded or decoded together: at most this many images and pixels, but at least one image. Bounds memory, and is
@@ -65,20 +69,19 @@ class Autoencoder:
 
     @classmethod
     def load(cls, path_or_name: str, device: str | torch.device) -> "Autoencoder":
-        """Load a shipped autoencoder by name, or a folder in diffusers' format; `UserError` when it does not fit.
+        """Load an autoencoder; `UserError` when it does not fit.
 
         Args:
-            path_or_name: such as `digits`, or a folder with config.json and safetensors weights, or with a `vae/`.
+            path_or_name: a shipped name such as `digits`; a folder with config.json and weights, or with a `vae/` that
+                has them; one file of weights of Stable Diffusion's shapes, under diffusers' or Stability AI's names; or
+                a repository of the hub, such as `stabilityai/sd-vae-ft-ema`.
             device: where it runs.
         """
-        folder = _find_folder(path_or_name)
-        config = _read_config(folder)
+        source = _find(path_or_name)
+        config = _read_config(source)
         with rng.global_state_kept():
-            network = _load_network(folder)
-        # Names with an underscore say where the file came from, not what it computes.
-        used = {name: value for name, value in config.items() if not name.startswith("_")}
-        weights_digest = digest({"config": used, "weights": file_digest(folder / WEIGHTS)})
-        return cls(network.to(device), weights_digest)
+            network = _load_network(source, config)
+        return cls(network.to(device), digest({"config": config, "weights": file_digest(source.weights)}))
 
     @property
     def device(self) -> torch.device:
@@ -136,31 +139,58 @@ def _passes(batch: Tensor, pixels: int) -> Iterator[Tensor]:
 # -- loading --------------------------------------------------------------------------------------------------------
 
 
-def _find_folder(path_or_name: str) -> Path:
+@dataclass(frozen=True)
+class _Source:
+    """Where an autoencoder lies."""
+
+    weights: Path
+    config: Path | None
+    """None where the weights come alone, and are in the shapes of Stable Diffusion's."""
+
+    @property
+    def place(self) -> Path:
+        """As people know it: the folder, or the file that comes alone."""
+        return self.weights.parent if self.config else self.weights
+
+
+def _find(path_or_name: str) -> _Source:
+    """A shipped name, a folder, a file, or a repository of the hub, in this order."""
     shipped = ASSETS / f"{path_or_name}_autoencoder"
     given = Path(path_or_name)
     folders = [given, given / "vae"] if given.name != path_or_name else [shipped, given, given / "vae"]
     for folder in folders:
-        if (folder / "config.json").is_file():
-            if not (folder / WEIGHTS).is_file():
-                raise UserError(f"autoencoder.path: {folder} has no {WEIGHTS}: put the fp32 safetensors weights there")
-            return folder
+        if (folder / CONFIG).is_file():
+            return _in_folder(folder)
+    if given.is_file():
+        return _Source(given, given.with_name(CONFIG) if given.with_name(CONFIG).is_file() else None)
+    if not given.exists() and hub.REPOSITORY.fullmatch(path_or_name):
+        config, weights_at = hub.fetch(path_or_name, (CONFIG,)), hub.fetch(path_or_name, FILES)
+        if config is not None and weights_at is not None:
+            return _Source(weights_at, config)
     names = ", ".join(sorted(path.name.removesuffix("_autoencoder") for path in ASSETS.glob("*_autoencoder")))
     raise UserError(
         f"autoencoder.path is {path_or_name!r}: give a folder with config.json and {WEIGHTS} (diffusers' format), "
+        f"one file of weights of Stable Diffusion's autoencoder, a repository of the hub (not with --offline), "
         f"or a shipped name ({names})"
     )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """The network's config, refused when it asks for something that is not done here."""
-    config = read_json(folder / "config.json")
-    require(
-        isinstance(config, dict), f"autoencoder.path: {folder / 'config.json'} is no config of a network: replace it"
-    )
+def _in_folder(folder: Path) -> _Source:
     # diffusers would follow it to other files, which the digest does not cover.
     index = folder / f"{WEIGHTS}.index.json"
     require(not index.exists(), f"autoencoder.path: {index} splits the weights: put them into one {WEIGHTS}")
+    for name in FILES:
+        if (folder / name).is_file():
+            return _Source(folder / name, folder / CONFIG)
+    raise UserError(f"autoencoder.path: {folder} has no {WEIGHTS}: put the fp32 safetensors weights there")
+
+
+def _read_config(source: _Source) -> dict[str, Any]:
+    """The network's config, refused when it asks for something that is not done here."""
+    if source.config is None:
+        return _shapes_of(SD_RECIPE)
+    config, folder = read_json(source.config), source.config.parent
+    require(isinstance(config, dict), f"autoencoder.path: {source.config} is no config of a network: replace it")
     kind = config.get("_class_name")
     require(kind == "AutoencoderKL", f"autoencoder.path: {folder} holds a {kind}: only AutoencoderKL is supported")
     for name in ("latents_mean", "latents_std"):
@@ -170,26 +200,29 @@ def _read_config(folder: Path) -> dict[str, Any]:
         )
     channels = config.get("in_channels", 3)
     require(channels == 3, f"autoencoder.path: {folder} has {channels} image channels: only 3 are supported")
-    return config
+    # Names with an underscore say where the file came from, not what it computes.
+    return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
-def _load_network(folder: Path) -> Network:
-    """diffusers' own loader, because it also renames the attention weights of older files."""
+def _load_network(source: _Source, config: dict[str, Any]) -> Network:
+    """diffusers' network with the tensors of the file under diffusers' names."""
     try:
-        network, info = AutoencoderKL.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            torch_dtype=torch.float32,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-        )
-    except Exception as error:  # diffusers raises many types on broken files
+        network: Network = AutoencoderKL.from_config(config)
+    except Exception as error:  # diffusers raises many types on broken configs
         reason = str(error).splitlines()[0]
-        raise UserError(f"autoencoder.path: {folder} cannot be loaded ({reason}): replace the files") from error
-    # diffusers fills missing weights with random ones and only logs it.
-    bad = [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info[kind]]
-    require(not bad, f"autoencoder.path: weights in {folder} do not fit its config.json ({bad[:1]}): replace the files")
+        raise UserError(f"autoencoder.path: {source.place} cannot be loaded ({reason}): replace the files") from error
+    tensors = weights.load_tensors(source.weights)
+    if any(name.endswith("encoder.down.0.block.0.conv1.weight") for name in tensors):
+        # Stability AI's own names, alone or inside a whole model.
+        tensors = convert_ldm_vae_checkpoint(tensors, network.config)
+    network._fix_state_dict_keys_on_load(tensors)  # attention of older files: query, key, value, proj_attn
+    expected = network.state_dict()
+    bad = sorted(expected.keys() ^ tensors.keys()) or [
+        name for name, tensor in tensors.items() if tensor.shape != expected[name].shape
+    ]
+    fits = f"its {CONFIG}" if source.config else "the shapes of Stable Diffusion's autoencoder"
+    require(not bad, f"autoencoder.path: weights in {source.place} do not fit {fits} ({bad[:1]}): replace the files")
+    network.load_state_dict(tensors)
     return network
 
 
@@ -290,17 +323,22 @@ def _new_network(recipe: AutoencoderRecipe) -> Network:
 
 def build_network(recipe: AutoencoderRecipe) -> Network:
     """A network of the recipe's shapes; its random weights come from torch's global state."""
+    return AutoencoderKL(**_shapes_of(recipe))
+
+
+def _shapes_of(recipe: AutoencoderRecipe) -> dict[str, Any]:
+    """The recipe's shapes as diffusers' config has them; the scaling is diffusers' default, Stable Diffusion's."""
     levels = len(recipe.block_channels)
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=recipe.block_channels,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        layers_per_block=recipe.layers_per_block,
-        norm_num_groups=recipe.norm_groups,
-        latent_channels=recipe.latent_channels,
-    )
+    return {
+        "in_channels": 3,
+        "out_channels": 3,
+        "block_out_channels": recipe.block_channels,
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "layers_per_block": recipe.layers_per_block,
+        "norm_num_groups": recipe.norm_groups,
+        "latent_channels": recipe.latent_channels,
+    }
 
 
 def _learning_rate(recipe: AutoencoderRecipe, step: int) -> float:

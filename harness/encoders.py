@@ -6,6 +6,7 @@ the backbone look at the same part of the image.
 Shapes: N images, C channels, H W image height and width, T tokens, Z encoder width.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,8 @@ class EncoderSpec:
     """Pixels of the encoder's input along one token."""
     normalisation: tuple[tuple[float, ...], tuple[float, ...]]
     """Mean and standard deviation a channel, on the scale 0..1."""
+    fixed_size: bool = False
+    """Whether the network is built for one size of its input."""
 
 
 def _efficientnet(size: int) -> EncoderSpec:
@@ -49,33 +52,59 @@ def _efficientnet(size: int) -> EncoderSpec:
     )
 
 
-def _dinov2(size: str, width: int, registers: str) -> EncoderSpec:
+def _dinov2(timm_name: str, width: int) -> EncoderSpec:
     return EncoderSpec(
         family="dinov2",
-        timm_name=f"vit_{size}_patch14{registers}_dinov2",
+        timm_name=timm_name,
         width=width,
         stride=14,
         normalisation=IMAGENET,
+        fixed_size=True,
     )
 
 
+WIDTHS = {"s": 384, "b": 768, "l": 1024, "g": 1536}
+"""Of DINOv2, by the letter of its size."""
 ENCODERS = {
     "efficientnet_lite0": _efficientnet(0),
     "efficientnet_lite2": _efficientnet(2),
-    **{
-        f"dinov2_vit{size[0]}14{suffix}": _dinov2(size, width, registers)
-        for size, width in (("small", 384), ("base", 768), ("large", 1024), ("giant", 1536))
-        for suffix, registers in (("", ""), ("_reg", "_reg4"))
-    },
+    **{name: _dinov2(weights.timm_name(name), WIDTHS[name[10]]) for name in weights.DINOV2},
 }
-"""Every alignment encoder, by the name that methods use."""
+"""Alignment encoders by the name that methods use; every other network of timm is `timm/<network>`."""
 
 
 def spec(name: str) -> EncoderSpec:
-    """The table's line of a named encoder; `UserError` lists the known names."""
+    """What is known of a named encoder, in the table or in timm; `UserError` lists the known names."""
+    if name.startswith(weights.TIMM):
+        return _timm_spec(name)
     if name not in ENCODERS:
-        raise UserError(f"encoder {name!r} is not known: give one of {', '.join(ENCODERS)}")
+        raise UserError(f"encoder {name!r} is not known: give one of {', '.join(ENCODERS)}, or timm/<network>")
     return ENCODERS[name]
+
+
+@functools.lru_cache(maxsize=64)
+def _timm_spec(name: str) -> EncoderSpec:
+    """Read off the network itself, built without numbers; `UserError` for a network that gives no grid of tokens."""
+    network_name = name.removeprefix(weights.TIMM)
+    config = timm.get_pretrained_cfg(network_name)
+    if config is None:
+        near = ", ".join(timm.list_models(f"*{network_name.split('.')[0].split('_')[0]}*")[:5])
+        raise UserError(f"encoder {name!r} is not known to timm: it has {near or 'other networks'}, ...")
+    with rng.global_state_kept(), torch.device("meta"):
+        network: Any = timm.create_model(network_name, pretrained=False)
+    if not getattr(network, "feature_info", None):
+        raise UserError(
+            f"encoder {name!r} says nothing of its grid of features: choose a ViT or a convolutional network"
+        )
+    module = type(network).__module__.rpartition(".")[2]
+    return EncoderSpec(
+        family="dinov2" if "dinov2" in network_name else module,
+        timm_name=network_name,
+        width=network.num_features,
+        stride=network.feature_info[-1]["reduction"],
+        normalisation=(tuple(config.mean), tuple(config.std)),
+        fixed_size=bool(config.fixed_input_size),
+    )
 
 
 def encoder_width(name: str) -> int:
@@ -123,16 +152,15 @@ class FrozenEncoder(nn.Module):
         """Load a named encoder for a grid of `grid` x `grid` tokens; `UserError` for weights that do not fit."""
         if grid < 1:
             raise UserError(f"encoder {name}: a grid of {grid} x {grid} tokens cannot be matched; give 1 or more")
-        build = _load_dinov2 if family(name) == "dinov2" else _load_efficientnet
+        build = _load_packaged if name in weights.PACKAGES else _load_timm
         with rng.global_state_kept():
             return cls(build(name, grid), name, grid, encoder_digest(name, grid)).to(device)
 
     @classmethod
     def untrained(cls, name: str, grid: int, device: str | torch.device) -> "FrozenEncoder":
         """The architecture of a named encoder with random weights, where only its cost matters; it has no digest."""
-        build = _build_dinov2 if family(name) == "dinov2" else _build_efficientnet
         with rng.global_state_kept():
-            return cls(build(name, grid), name, grid, "").to(device)
+            return cls(_build(name, grid), name, grid, "").to(device)
 
     @torch.no_grad()
     def forward(self, images_NCHW: Tensor) -> Tensor:
@@ -143,11 +171,15 @@ class FrozenEncoder(nn.Module):
         x_NCHW = F.interpolate(x_NCHW, (side, side), mode="bicubic")
         features = self.network.forward_features(x_NCHW)
         if features.ndim == 4:
-            tokens_NTZ = features.flatten(2).transpose(1, 2)
+            is_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
+            tokens_NTZ = features.flatten(1, 2) if is_last else features.flatten(2).transpose(1, 2)
         else:
-            tokens_NTZ = features[:, self.network.num_prefix_tokens :]
-        if tokens_NTZ.shape[1] != self.grid**2:
-            raise UserError(f"encoder {self.name} gives {tokens_NTZ.shape[1]} tokens, the backbone has {self.grid**2}")
+            tokens_NTZ = features[:, getattr(self.network, "num_prefix_tokens", 0) :]
+        if tokens_NTZ.shape[1:] != (self.grid**2, spec(self.name).width):
+            raise UserError(
+                f"encoder {self.name} gives {tokens_NTZ.shape[1]} tokens of width {tokens_NTZ.shape[2]}, "
+                f"wanted are the backbone's {self.grid**2} of {spec(self.name).width}: choose another encoder"
+            )
         return tokens_NTZ.float()
 
     def tokens(self, images_NCHW: Tensor) -> Tensor:
@@ -158,15 +190,19 @@ class FrozenEncoder(nn.Module):
             return torch.cat([self(part) for part in images_NCHW.split(PASS_IMAGES[device.type == "cpu"])])
 
 
-def _build_efficientnet(name: str, grid: int) -> Any:
-    """timm's network, which takes any grid."""
-    network = timm.create_model(spec(name).timm_name, pretrained=False)
+def _build(name: str, grid: int, **options: Any) -> Any:
+    """timm's network for the grid; without a classifier only where its weights come without one."""
+    line = spec(name)
+    sized = {"img_size": line.stride * grid} if line.fixed_size else {}
+    network = timm.create_model(line.timm_name, **{"pretrained": False, **sized, **options})
+    if hasattr(network, "num_prefix_tokens"):
+        return network
     return network.to(memory_format=torch.channels_last)  # depthwise convolutions on a CPU are faster so
 
 
-def _load_efficientnet(name: str, grid: int) -> Any:
+def _load_packaged(name: str, grid: int) -> Any:
     """timm's network with the packaged tensors, which stand in the same order under other names."""
-    network, file = _build_efficientnet(name, grid), weights.find(name)
+    network, file = _build(name, grid), weights.find(name)
     network.load_state_dict(_renamed(weights.load_tensors(file.path), network.state_dict(), file))
     return network
 
@@ -183,26 +219,15 @@ def _renamed(tensors: dict[str, Tensor], names: dict[str, Tensor], file: weights
     return {new: theirs for (_, theirs), (new, _) in pairs}
 
 
-def _build_dinov2(name: str, grid: int) -> Any:
-    """timm's network for the grid."""
-    line = spec(name)
-    return timm.create_model(line.timm_name, pretrained=False, img_size=line.stride * grid, num_classes=0)
-
-
-def _load_dinov2(name: str, grid: int) -> Any:
-    """timm's network; timm resamples the position table to the grid as REPA does (bicubic, antialias)."""
-    line, file = spec(name), weights.find(name)
+def _load_timm(name: str, grid: int) -> Any:
+    """timm's network. timm renames what other releases call otherwise, and resamples a position table to the grid as
+    REPA does (bicubic, antialias); with the number of classes of the weights it takes no file with a hole."""
+    file = weights.find(name)
     tensors = weights.load_tensors(file.path)
     try:
-        network: Any = timm.create_model(
-            line.timm_name,
-            pretrained=True,
-            pretrained_cfg_overlay={"state_dict": tensors},
-            img_size=line.stride * grid,
-            num_classes=0,
-        )
-        network.pretrained_cfg.pop("state_dict")  # timm keeps it: a second copy of the weights
-        return network
-    except (RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+        network = _build(name, grid, pretrained=True, pretrained_cfg_overlay={"state_dict": tensors})
+    except (RuntimeError, KeyError, ValueError, AssertionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{file.path} does not hold the weights of {name} ({reason}): replace it") from error
+    network.pretrained_cfg.pop("state_dict")  # timm keeps it: a second copy of the weights
+    return network

@@ -144,7 +144,7 @@ class _Maker:
             return loaded[0].tokens(images_NCHW).half().cpu().numpy()
 
         shape = (grid**2, encoder_width(name))
-        kind = f"tokens-{name}" + ("-mirrored" if mirror else "")
+        kind = f"tokens-{name.replace('/', '-')}" + ("-mirrored" if mirror else "")
         return self._cached(kind, {"encoder": encoder, **_mirror_key(mirror)}, shape, np.float16, make_rows)
 
     def _pictures(self, start: int, stop: int, mirror: bool) -> np.ndarray:

@@ -67,7 +67,7 @@ def inventory() -> list[Asset]:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file, or of one that torch wrote, on the CPU; weights-only, so nothing in the file is executed."""
+    """Tensors of a .safetensors file, or of one of torch's, on the CPU; weights-only, so nothing in it is executed."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -75,6 +75,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch and safetensors raise many types on broken files
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} is not a file of plain weights ({reason}): replace it") from error
+    if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
+        tensors = tensors["state_dict"]  # a training checkpoint, of which nothing else is read
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise UserError(f"{path} is not a file of plain weights (it holds more than named tensors): replace it")
     return tensors
@@ -95,7 +97,7 @@ def _search(name: str) -> Path | None:
 
 
 def hub_id(name: str) -> str:
-    """The repository of timm's file on the hub; "" for weights that are not there, and names that timm does not know."""
+    """The repository of timm's file on the hub; "" for weights that are not there."""
     network = name.removeprefix(TIMM) if name.startswith(TIMM) else timm_name(name)
     if not network:
         return ""
@@ -141,6 +143,8 @@ def _advice(name: str) -> str:
         return f"put {INCEPTION_FILE} of torch-fidelity's release v0.2.0 on GitHub into {place}"
     files = f"{_stems(name)[0]}.safetensors"
     if name in DINOV2:
-        files = f"timm's {files}, or the authors' {_stems(name)[1]}.pth,"
+        files = f"timm's {files} (or the authors' {_stems(name)[1]}.pth)"
     repository = hub_id(name)
-    return f"put {files} into {place}" + (f", or leave --offline out for {repository} of the hub" if repository else "")
+    return f"put {files} into {place}" + (
+        f"; without --offline it is had from the hub, as {repository}" if repository else ""
+    )

