@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.config import RunConfig
+from harness.config import RunConfig, require
 from harness.records import FORMAT, digest
 from harness.sit import parse_name
 from studies.settings import as_plain, nominal_shape, resolve_sections
@@ -248,6 +248,13 @@ def refusal(folder: Path, lines: Sequence[str]) -> str:
     """Why a command may not go on with a study that differs in these lines."""
     more = f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
     return f"{folder} holds another ablation: {'; '.join(lines[:SHOWN])}{more}: give another --study"
+
+
+def refuse_other_study(folder: Path) -> None:
+    """Raise `UserError` when a study's folder holds runs that belong to no ablation."""
+    # In this order: a command that has just begun the ablation writes the record before the first run.
+    has_runs = any(folder.glob("*/seed*/manifest.json"))
+    require(not has_runs or (folder / RECORD).exists(), f"{folder} holds runs of no ablation: give another --study")
 
 
 # -- growth ---------------------------------------------------------------------------------------------------------
