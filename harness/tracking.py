@@ -34,9 +34,17 @@ PATIENCE_S = 60.0
 """Seconds that all slow calls of a run may take together; then tracking is off for the rest of the run."""
 QUICK_S = 1.0
 """A call up to this long is the usual price of tracking, and does not count as slow."""
+PARENT_TAG = "mlflow.parentRunId"
+"""MLflow's own tag of a child run."""
 STATUS_TAG = "ditbench.status"
-"""Our status, as MLflow knows no diverged run."""
-THEIR_STATUS = {"running": "RUNNING", "finished": "FINISHED", "diverged": "FINISHED", "failed": "FAILED"}
+"""Our status, as MLflow knows no diverged or pruned run."""
+THEIR_STATUS = {
+    "running": "RUNNING",
+    "finished": "FINISHED",
+    "diverged": "FINISHED",
+    "pruned": "FINISHED",
+    "failed": "FAILED",
+}
 """MLflow's status for each of ours; any other is KILLED."""
 CONFIG_FILE = "config.json"
 """The artifact that holds a run's resolved config."""

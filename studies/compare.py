@@ -1,16 +1,15 @@
-"""A comparison: every cell at every seed under one budget, one data stream, one evaluator."""
+"""Running an agenda to its end: every cell under one budget, one data stream, one evaluator."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from harness.config import RunConfig, require
+from harness.config import require
+from studies.agenda import Agenda
 from studies.display import Display
-from studies.messages import Begins, Failed, Happened, Message, Over, Prepares, Waits
+from studies.messages import Begins, Failed, Happened, Left, Message, Over, Prepares, Waits
 from studies.plan import Plan
-from studies.settings import Comparison
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,8 @@ class Failure:
 class Board:
     """What a command knows of its runs: which go on here, and which are over and how. Shows all it hears."""
 
-    def __init__(self, runs: Sequence[RunConfig], display: Display) -> None:
-        self._runs, self._display = runs, display
+    def __init__(self, agenda: Agenda, display: Display) -> None:
+        self._agenda, self._display = agenda, display
         self._here: set[int] = set()
         self.over: dict[int, str] = {}
         """The message of each run that failed, "" for each that came to its end, by number."""
@@ -35,9 +34,9 @@ class Board:
         match message:
             case Prepares(what, done, total):
                 self._display.report(what, done, total)
-            case Begins(number):
+            case Begins(number, notice):
                 self._here.add(number)
-                self._display.begin(number)
+                self._display.begin(number, notice)
             case Happened(number, event):
                 self._display.event(number, event)
                 if event.kind == "end":
@@ -48,6 +47,9 @@ class Board:
             case Failed(number, reason) if number not in self.over:
                 self._end(number, reason)
                 self._display.failed(number, reason)
+            case Left(number, reason):
+                self._here.discard(number)
+                self._display.left(number, reason)
             case Waits(holders):
                 for number, holder in holders:
                     if number not in self._here and number not in self.over:
@@ -59,17 +61,16 @@ class Board:
 
     @property
     def all_over(self) -> bool:
-        return len(self.over) == len(self._runs)
+        return len(self.over) == self._agenda.total
 
     def failures(self) -> list[Failure]:
         """The runs that failed, in their order."""
-        failed = [(number, message) for number, message in sorted(self.over.items()) if message]
-        named = [(self._runs[number - 1], message) for number, message in failed]
-        return [Failure(f"{config.label}/seed{config.seed}", message) for config, message in named]
+        failed = [(self._agenda.run(number), message) for number, message in sorted(self.over.items()) if message]
+        return [Failure(f"{config.label}/seed{config.seed}", message) for config, message in failed if config]
 
 
-def run_here(comparison: Comparison) -> list[Failure]:
-    """Run what is missing of a comparison in this process, or process group, and return the runs that failed.
+def run_here(agenda: Agenda) -> list[Failure]:
+    """Run what is missing in this process, or process group, and return the runs that failed.
 
     Every cell is checked before the first one trains, so that a typo in the last cell costs no hours. An unwritable
     folder of studies is refused before the data is read. A group of processes ends with the first run that fails.
@@ -77,26 +78,26 @@ def run_here(comparison: Comparison) -> list[Failure]:
     from studies.run import check_cell, open_lab
     from studies.work import Task, work
 
-    started, runs = datetime.now(UTC), comparison.runs()
-    check_writable(Path(runs[0].output.runs))
-    with Display(runs) as display:
-        board = Board(runs, display)
-        lab = open_lab(runs[0], display.report)
-        for config in comparison.cells:
-            check_cell(lab, config, comparison.seeds)
-        work(lab, Task(comparison=comparison, started=started, tell=board.hear))
+    started, first = datetime.now(UTC), agenda.cells[0]
+    check_writable(Path(first.output.runs))
+    with Display(agenda) as display:
+        board = Board(agenda, display)
+        lab = open_lab(first, display.report)
+        for config in agenda.cells:
+            check_cell(lab, config, agenda.seeds)
+        work(lab, Task(agenda=agenda, started=started, tell=board.hear))
     return board.failures()
 
 
-def run_in_workers(comparison: Comparison, plan: Plan) -> list[Failure]:
+def run_in_workers(agenda: Agenda, plan: Plan) -> list[Failure]:
     """As `run_here`, but in processes of their own; this one starts them, shows what they do and uses no device."""
     from studies.workers import Crew
 
-    started, runs = datetime.now(UTC), comparison.runs()
-    check_writable(Path(runs[0].output.runs))
-    with Display(runs) as display:
-        board = Board(runs, display)
-        Crew(comparison, plan, board, started).run()
+    started = datetime.now(UTC)
+    check_writable(Path(agenda.cells[0].output.runs))
+    with Display(agenda) as display:
+        board = Board(agenda, display)
+        Crew(agenda, plan, board, started).run()
     return board.failures()
 
 

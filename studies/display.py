@@ -2,14 +2,14 @@
 
 import sys
 import time
-from collections.abc import Sequence
 from types import TracebackType
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from harness.config import BudgetConfig, RunConfig
+from harness.config import BudgetConfig
 from harness.records import metric
 from harness.trainer import Event
+from studies.agenda import Agenda
 from studies.tables import console
 
 PLAIN_SECONDS = 10
@@ -26,11 +26,12 @@ def duration(seconds: float) -> str:
 class Display:
     """Shows, for every run that goes on, cell k of n, step, loss, images/s and time left. Use as a context manager.
 
-    Runs are numbered from 1, in the order given. With `stderr`, stdout is left to what a command prints at its end.
+    Without an agenda it shows preparation alone. With `stderr`, stdout is left to what a command prints at its end.
     """
 
-    def __init__(self, runs: Sequence[RunConfig] = (), stderr: bool = False) -> None:
-        self._runs, self._budget = runs, runs[0].budget if runs else BudgetConfig()
+    def __init__(self, agenda: Agenda | None = None, stderr: bool = False) -> None:
+        self._agenda, self._total = agenda, agenda.total if agenda else 0
+        self._budget = agenda.cells[0].budget if agenda else BudgetConfig()
         self._live = (sys.stderr if stderr else sys.stdout).isatty()
         self._console = console(stderr)
         self._started, self._printed = time.monotonic(), 0.0
@@ -69,9 +70,11 @@ class Display:
         elif done >= total or time.monotonic() - self._printed > PLAIN_SECONDS:
             self._print(f"{what}: {done} of {total}")
 
-    def begin(self, number: int) -> None:
-        """A run starts or goes on."""
+    def begin(self, number: int, notice: str = "") -> None:
+        """A run starts or goes on, and what people should know of that."""
         self._facts[number], self._shares[number] = "", 0.0
+        if notice:
+            self._print(f"{self._name(number)}: {notice}")
 
     def event(self, number: int, event: Event) -> None:
         """Show what a run did."""
@@ -106,13 +109,20 @@ class Display:
         """A run ended with an error."""
         self.over(number, f"failed: {message}")
 
+    def left(self, number: int, message: str) -> None:
+        """The process of a run died, and the run is to be taken up again."""
+        self._shares.pop(number, None)
+        self._hide(number)
+        self._print(f"{self._name(number)}: {message}; it is taken up again")
+
     def waits(self, number: int, holder: str) -> None:
         """Another command is at a run."""
         self._print(f"{self._name(number)}: trained by another command{f' ({holder})' if holder else ''}")
 
     def _name(self, number: int) -> str:
-        config = self._runs[number - 1]
-        return f"cell {number} of {len(self._runs)}: {config.label} seed {config.seed}"
+        config = self._agenda.run(number) if self._agenda else None
+        what = f": {config.label} seed {config.seed}" if config else ""
+        return f"cell {number} of {self._total}{what}"
 
     def _line(self, number: int, event: Event) -> str:
         step = f"{self._name(number)}: {self._where(event)}"
@@ -133,7 +143,7 @@ class Display:
         """Time left for all runs, from what this command has made so far: resumed and skipped parts took no time."""
         if not self._made:
             return "?"
-        remaining = max(0.0, len(self._runs) - self._finished - sum(self._shares.values()))
+        remaining = max(0.0, self._total - self._finished - sum(self._shares.values()))
         return duration((time.monotonic() - self._started) / self._made * remaining)
 
     def _show(self, row: int, name: str, done: int, total: float, facts: str) -> None:

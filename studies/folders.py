@@ -19,4 +19,4 @@ def lease_of(config: RunConfig) -> Path:
 
 def is_done(folder: RunFolder) -> bool:
     """Whether the run came to its end."""
-    return folder.status() in ("finished", "diverged")
+    return folder.status() in ("finished", "diverged", "pruned")

@@ -26,6 +26,8 @@ class Begins:
     """This process has the lease on a run and starts or continues it."""
 
     number: int
+    notice: str = ""
+    """What people should know of that."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,14 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Left:
+    """A run's process died, and the run is to be taken up again."""
+
+    number: int
+    message: str
+
+
+@dataclass(frozen=True)
 class Waits:
     """All that is left is held by others: run number and who holds it."""
 
@@ -73,5 +83,5 @@ class Broke:
     trace: str
 
 
-Message = Prepares | Ready | Begins | Happened | Over | Failed | Waits | Refused | Broke
+Message = Prepares | Ready | Begins | Happened | Over | Failed | Left | Waits | Refused | Broke
 Tell = Callable[[Message], None]

@@ -1,15 +1,18 @@
-"""How many cells of a comparison run side by side, with how many threads, and on which devices."""
+"""How many cells of an agenda run side by side, with how many threads, and on which devices."""
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from harness import environment
 from harness.config import require
+from studies.agenda import Agenda
 from studies.folders import folder_of, is_done
-from studies.settings import Comparison
+
+A = TypeVar("A", bound=Agenda)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,19 +49,22 @@ def check_group(jobs: int, gpus_per_cell: int) -> None:
     )
 
 
-def make_plan(comparison: Comparison, jobs: int, gpus_per_cell: int) -> tuple[Comparison, Plan]:
-    """The plan, and the comparison with the threads of each cell, when the CPU's are divided.
+def make_plan(agenda: A, jobs: int, gpus_per_cell: int, option: str = "--jobs") -> tuple[A, Plan]:
+    """The plan, and the agenda with the threads of each cell, when the CPU's are divided.
+
+    Args:
+        option: what the command calls `jobs`.
 
     Raises:
         UserError: for numbers that make no sense, alone or with the device or the budget.
     """
-    shared = comparison.cells[0]
-    require(jobs >= 0, f"--jobs is {jobs}: give the number of cells to run side by side, or 0 for the machine's own")
+    shared = agenda.cells[0]
+    require(jobs >= 0, f"{option} is {jobs}: give the number of cells to run side by side, or 0 for the machine's own")
     require(gpus_per_cell >= 1, f"--gpus_per_cell is {gpus_per_cell}: give 1 or more")
     device, by_clock = environment.resolve_device(shared.runtime.device), shared.budget.unit == "seconds"
     require(
         jobs < 2 or not by_clock,
-        f"--jobs is {jobs} with budget.unit seconds: cells side by side slow each other; give --jobs 1",
+        f"{option} is {jobs} with budget.unit seconds: cells side by side slow each other; give {option} 1",
     )
     gpus = visible_gpus() if device.type == "cuda" else ()
     require(
@@ -66,20 +72,20 @@ def make_plan(comparison: Comparison, jobs: int, gpus_per_cell: int) -> tuple[Co
         f"--gpus_per_cell is {gpus_per_cell}: this command sees {len(gpus)} CUDA devices; give at most as many",
     )
     places = max(1, len(gpus) // gpus_per_cell)
-    jobs = min(jobs or (1 if by_clock else places), len(comparison.runs()))
-    left = sum(not is_done(folder_of(run)) for run in comparison.runs())
+    jobs = min(jobs or (1 if by_clock else places), agenda.total)
+    runs = [agenda.run(number) for number in range(1, agenda.total + 1)]
+    left = sum(run is None or not is_done(folder_of(run)) for run in runs)
     workers = max(1, min(jobs, left))
     plan = Plan(workers=workers, processes=gpus_per_cell, gpus=gpus, shares_device=workers > places)
-    return with_threads(comparison, jobs * gpus_per_cell), plan
+    return with_threads(agenda, jobs * gpus_per_cell), plan
 
 
-def with_threads(comparison: Comparison, processes: int) -> Comparison:
+def with_threads(agenda: A, processes: int) -> A:
     """Every cell with its part of the threads; one process keeps them all."""
     if processes == 1:
-        return comparison
-    threads = comparison.cells[0].runtime.threads or torch.get_num_threads()
-    runtime = replace(comparison.cells[0].runtime, threads=max(1, threads // processes))
-    return replace(comparison, cells=tuple(replace(cell, runtime=runtime) for cell in comparison.cells))
+        return agenda
+    threads = agenda.cells[0].runtime.threads or torch.get_num_threads()
+    return agenda.with_threads(max(1, threads // processes))
 
 
 def visible_gpus() -> tuple[str, ...]:

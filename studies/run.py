@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -20,13 +20,14 @@ from harness.evaluate import Evaluator
 from harness.memory import check_run, outline
 from harness.method import BackboneShape, DataShape, Method, Needs, Progress
 from harness.prepare import PreparedData, prepare
-from harness.processes import is_main, main_first, open_accelerator
+from harness.processes import from_main, is_main, main_first, open_accelerator
 from harness.recorder import Recorder
 from harness.records import RunFolder, digest, write_json
 from harness.rng import global_state_kept
 from harness.sit import parse_name
-from harness.tracking import Tracker, tracking_uri
-from harness.trainer import Event, Run, check_split, resume, set_up, train
+from harness.tracking import PARENT_TAG, Tracker, tracking_uri
+from harness.trainer import Event, Run, check_split, end_run, resume, set_up, train
+from studies.agenda import Context
 from studies.folders import folder_of, is_done
 from studies.settings import SECTIONS, as_plain, resolve_sections, section_of, size_of
 
@@ -117,20 +118,27 @@ def check_cell(lab: Lab, config: RunConfig, seeds: Sequence[int]) -> None:
         refuse_other_run(folder_of(run), run, {"evaluation": lab.evaluator.digest, **prepared.digests})
 
 
-def run_cell(lab: Lab, config: RunConfig, baseline: str) -> Iterator[Event]:
-    """Train and evaluate one checked cell at one seed that is not over; an interrupted one goes on."""
+Watch = Callable[[Event], bool]
+"""Whether to stop a run after an evaluation; the main process is asked."""
+
+
+def run_cell(lab: Lab, config: RunConfig, context: Context, watch: Watch = lambda event: False) -> Iterator[Event]:
+    """Train and evaluate one checked cell at one seed that is not over; an interrupted one goes on.
+
+    A run that `watch` stops ends as `pruned`.
+    """
     config = resolve_run(lab, config)
     folder, main = folder_of(config), is_main(lab.accelerator)
     previous = folder.manifest() if folder.exists() else {}
     if main and not previous:
         # What fails from here on has a place on record.
         folder.create()
-        folder.write_manifest(first_manifest(config, baseline))
+        folder.write_manifest(first_manifest(config, context))
     method = build_method(lab, config)
     prepared = prepare(config, method.needs(), lab.accelerator.device, lab.report)
     run = set_up(config, method, prepared, lab.accelerator)
-    facts = manifest(lab, run, baseline)
-    tracker = open_tracker(config, previous.get("mlflow_run", ""), main)
+    facts = manifest(lab, run, context)
+    tracker = open_tracker(config, previous.get("mlflow_run", ""), main, context.mlflow_parent)
     recorder = Recorder(folder, tracker, writes=main)
     step = resume(run, recorder)
     for record in (*folder.lines("train"), *folder.lines("eval")):
@@ -140,10 +148,20 @@ def run_cell(lab: Lab, config: RunConfig, baseline: str) -> Iterator[Event]:
         places = {"mlflow_run": tracker.run_id, "mlflow_uri": tracking_uri(config.output)}
         folder.write_manifest({**facts, **kept, **places})
         caches = cache_cost(prepared.autoencoder.network, method)
-        write_json(folder.path / "cost.json", cost_record(run.cost, caches, len(prepared.images)))
+        write_json(folder.path / "cost.json", cost_record(run.cost, caches, prepared.num_encoded))
     yield Event("start", step, {"notices": run.notices}, share=run.share)
     for event in train(run, lab.evaluator, recorder):
         yield with_notice(event, tracker, folder) if event.kind == "end" else event
+        if may_be_stopped(event, config) and from_main(lab.accelerator, main and watch(event)):
+            end = end_run(run, recorder, "pruned", {"step": event.step, "point": event.record["point"]})
+            yield with_notice(end, tracker, folder)
+            return
+
+
+def may_be_stopped(event: Event, config: RunConfig) -> bool:
+    """Whether a run goes on after this evaluation, if nobody stops it."""
+    record = event.record
+    return event.kind == "eval" and record["point"] < config.evaluation.points and not record["bad_images"]
 
 
 def with_notice(event: Event, tracker: Tracker, folder: RunFolder) -> Event:
@@ -188,9 +206,13 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "
     return found
 
 
-def open_tracker(config: RunConfig, run_id: str, main: bool) -> Tracker:
-    """The run in MLflow: one a cell and seed, grouped by study. Of several processes the main one alone has it."""
+def open_tracker(config: RunConfig, run_id: str, main: bool, parent: str) -> Tracker:
+    """The run in MLflow: one a cell and seed, grouped by study, and below the run `parent` where that is not empty.
+
+    Of several processes the main one alone has it.
+    """
     tags = {"study": config.study, "cell": config.label, "method": config.method, "seed": str(config.seed)}
+    tags |= {PARENT_TAG: parent} if parent else {}
     output = config.output if main else replace(config.output, mlflow=False)
     tracker = Tracker(output, config.study, f"{config.label}/seed{config.seed}", tags, run_id)
     tracker.config(as_plain(config))
@@ -200,14 +222,14 @@ def open_tracker(config: RunConfig, run_id: str, main: bool) -> Tracker:
 # -- the manifest ---------------------------------------------------------------------------------------------------
 
 
-def first_manifest(config: RunConfig, baseline: str) -> dict[str, Any]:
-    """What is known of a run from its resolved config alone."""
+def first_manifest(config: RunConfig, context: Context) -> dict[str, Any]:
+    """What is known of a run from its resolved config and the study around it alone."""
     return {
         "study": config.study,
         "cell": config.label,
         "method": config.method,
         "seed": config.seed,
-        "baseline": baseline or config.label,
+        "baseline": context.baseline or config.label,
         "status": "running",
         "status_detail": {},
         "command": ["ditbench", *sys.argv[1:]],
@@ -215,6 +237,7 @@ def first_manifest(config: RunConfig, baseline: str) -> dict[str, Any]:
         "digests": {},
         "shared_device": False,
         "started": now(),
+        **context.facts,
     }
 
 
@@ -223,11 +246,11 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def manifest(lab: Lab, run: Run, baseline: str) -> dict[str, Any]:
+def manifest(lab: Lab, run: Run, context: Context) -> dict[str, Any]:
     """All that a report needs to know of a run besides its curves."""
     config, evaluator = run.config, lab.evaluator
     return {
-        **first_manifest(config, baseline),
+        **first_manifest(config, context),
         "digests": {
             "training": training_digest(config),
             "evaluation": evaluator.digest,

@@ -6,9 +6,9 @@ import os
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import yaml
 from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
@@ -19,6 +19,7 @@ from harness.errors import UserError
 from harness.method import BackboneShape
 from harness.sit import parse_name
 from studies import documents
+from studies.agenda import Agenda, Context
 
 PRESETS = Path(__file__).parent / "presets"
 """Shipped configs, by file name."""
@@ -29,6 +30,11 @@ SECTIONS = tuple(
     if dataclasses.is_dataclass(item.type) and item.name != "sections"
 )
 """Sections of a run that every method shares."""
+
+
+ONE_RUN = ("method", "seed", "cell")
+WHAT_RUNS = {"compare": ("methods", "cells", "seeds", "baseline"), "ablate": ("method", "methods", "seeds")}
+"""What a command runs is said by these options. It takes the others as well, as one config serves all commands."""
 
 
 class WrongValue(ArgumentTypeError, ValueError):
@@ -74,16 +80,17 @@ def build_parser(command: str, description: str) -> ArgumentParser:
     )
     parser.add_argument("--config", action="config", help=f"YAML file, or a preset: {', '.join(preset_names())}")
     parser.add_argument("--study", type=str, default="study", help="name of the study's folder in --output.runs")
-    single, many = ("", SUPPRESS) if command != "compare" else (SUPPRESS, "")
-    parser.add_argument("--method", type=str, default="sit", help=single or f"one of {_known()}")
-    parser.add_argument("--seed", type=int, default=0, help=single or "training seed")
-    parser.add_argument("--cell", type=str, default="", help=single or "label of the cell (default: the method)")
-    parser.add_argument("--methods", type=comma_list, default=[], help=many or f"methods to compare, of {_known()}")
-    parser.add_argument(
-        "--cells", type=mapping, default={}, help=many or "{label: {method: m, m: {field: value}}}; wins over methods"
-    )
-    parser.add_argument("--seeds", type=whole_numbers, default=[0], help=many or "training seeds, such as 0,1,2")
-    parser.add_argument("--baseline", type=str, default="", help=many or "label of the control cell")
+    for name, kind, default, text in (
+        ("method", str, "sit", f"one of {_known()}"),
+        ("seed", int, 0, "training seed"),
+        ("cell", str, "", "label of the cell (default: the method)"),
+        ("methods", comma_list, [], f"several methods, of {_known()}"),
+        ("cells", mapping, {}, "{label: {method: m, m: {field: value}}}; wins over methods"),
+        ("seeds", whole_numbers, [0], "training seeds, such as 0,1,2"),
+        ("baseline", str, "", "label of the control cell"),
+    ):
+        shown = text if name in WHAT_RUNS.get(command, ONE_RUN) else SUPPRESS
+        parser.add_argument(f"--{name}", type=kind, default=default, help=shown)
     for item in dataclasses.fields(RunConfig):
         if item.name in SECTIONS:
             parser.add_class_arguments(item.type, item.name)
@@ -199,7 +206,7 @@ def _nearest(key: str, parser: ArgumentParser) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Comparison(Agenda):
     """What `compare` runs: every cell at every seed."""
 
     cells: tuple[RunConfig, ...]
@@ -207,10 +214,27 @@ class Comparison:
     seeds: tuple[int, ...]
     baseline: str
     """Label of the control cell."""
+    notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Further fields of the manifests of a cell's runs, by its label."""
 
     def runs(self) -> list[RunConfig]:
         """All runs, seed by seed, so that a comparison is complete at one seed before the next begins."""
         return [replace(cell, seed=seed) for seed in self.seeds for cell in self.cells]
+
+    @property
+    def total(self) -> int:
+        return len(self.seeds) * len(self.cells)
+
+    def run(self, number: int) -> RunConfig:
+        seed, cell = divmod(number - 1, len(self.cells))
+        return replace(self.cells[cell], seed=self.seeds[seed])
+
+    def context(self, number: int) -> Context:
+        return Context(baseline=self.baseline, facts=self.notes.get(self.run(number).label, {}))
+
+    def with_threads(self, threads: int) -> Self:
+        runtime = replace(self.cells[0].runtime, threads=threads)
+        return replace(self, cells=tuple(replace(cell, runtime=runtime) for cell in self.cells))
 
 
 def run_config(parser: ArgumentParser, namespace: Namespace) -> RunConfig:
@@ -225,13 +249,23 @@ def comparison(parser: ArgumentParser, namespace: Namespace) -> Comparison:
     control = next((label for label, cell in asked.items() if cell["method"] == methods.control()), labels[0])
     baseline = namespace.baseline or control
     require(baseline in labels, f"baseline is {baseline!r}: the cells are {', '.join(labels)}")
-    require(bool(namespace.seeds), "seeds is empty: give at least one, such as --seeds 0,1")
-    require(len(set(namespace.seeds)) == len(namespace.seeds), f"seeds {namespace.seeds} name a seed twice")
     cells = []
     for label, cell in asked.items():
         changed = _with_overrides(parser, namespace, label, cell)
         cells.append(_config(parser, changed, cell["method"], label, 0))
-    return Comparison(cells=tuple(cells), seeds=tuple(namespace.seeds), baseline=baseline)
+    return Comparison(cells=tuple(cells), seeds=checked_seeds(namespace.seeds), baseline=baseline)
+
+
+def checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    """The seeds; `UserError` when there are none, or one is named twice."""
+    require(bool(seeds), "seeds is empty: give at least one, such as --seeds 0,1")
+    require(len(set(seeds)) == len(seeds), f"seeds {list(seeds)} name a seed twice")
+    return tuple(seeds)
+
+
+def was_given(argv: Sequence[str], option: str) -> bool:
+    """Whether an option stands on the command line itself, not in a config alone."""
+    return any(word == f"--{option}" or word.startswith(f"--{option}=") for word in argv)
 
 
 def _cells(namespace: Namespace) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""One worker's way through the runs of a comparison, alone or beside other workers and other commands.
+"""One worker's way through the runs of an agenda, alone or beside other workers and other commands.
 
 A run is claimed before it is trained and let go after its end is on record, so no two processes train one run, and a
 run whose holder was killed is taken over from its last checkpoint. Of several processes that train a run together the
@@ -25,11 +25,12 @@ from harness import tracking
 from harness.config import RunConfig
 from harness.errors import StorageError, UserError
 from harness.processes import from_main, is_main
+from harness.trainer import Event
+from studies.agenda import Agenda
 from studies.folders import folder_of, is_done, lease_of
 from studies.lease import Lease, claim, holder, presence
 from studies.messages import Begins, Failed, Happened, Over, Tell, Waits
-from studies.run import Lab, run_cell
-from studies.settings import Comparison
+from studies.run import Lab, check_cell, run_cell
 
 POLL_SECONDS = 1.0
 """Between two looks at runs that others hold."""
@@ -45,7 +46,7 @@ LOG = "log.txt"
 class Task:
     """What a worker is to do, and how it says what it does."""
 
-    comparison: Comparison
+    agenda: Agenda
     started: datetime
     """When the command began. A run that failed after that has been tried, and is left alone."""
     tell: Tell
@@ -59,14 +60,14 @@ class Task:
 
 def work(lab: Lab, task: Task) -> bool:
     """Train runs until all are over; returns False after an error that may have left this process unfit for another."""
-    runs, accelerator = task.comparison.runs(), lab.accelerator
-    turns = Turns(task)
+    agenda, accelerator = task.agenda, lab.accelerator
+    turns = Turns(task, lambda config: check_cell(lab, config, agenda.seeds))
     while (number := from_main(accelerator, turns.take() if is_main(accelerator) else WAIT)) != ALL_OVER:
         if number == WAIT:
             time.sleep(POLL_SECONDS)
             continue
         with turns.finishing(number):
-            error = attempt(lab, task, number, runs[number - 1])
+            error = attempt(lab, task, number, known(agenda, number))
         # After a damaged cache or a full disk a process is as good as before; but other processes of the group may not
         # have seen it and would wait for this one.
         is_harmless = isinstance(error, (UserError, StorageError)) and accelerator.num_processes == 1
@@ -75,37 +76,54 @@ def work(lab: Lab, task: Task) -> bool:
     return True
 
 
+def known(agenda: Agenda, number: int) -> RunConfig:
+    """What a run is that is decided."""
+    config = agenda.run(number)
+    assert config is not None, number
+    return config
+
+
 # -- whose turn it is -----------------------------------------------------------------------------------------------
 
 
 class Turns:
     """The runs that are not over as far as this worker knows, and the lease on the one it is at."""
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
-        self._runs = dict(enumerate(task.comparison.runs(), start=1))
-        self._open = [number for number in self._runs if number not in task.over]
+    def __init__(self, task: Task, check: Callable[[RunConfig], None] = lambda config: None) -> None:
+        """`check` is given each cell that was decided too late to be checked with the others, and may refuse it."""
+        self._task, self._agenda, self._check = task, task.agenda, check
+        self._checked = {cell.label for cell in self._agenda.cells}
+        self._open = [number for number in range(1, self._agenda.total + 1) if number not in task.over]
         self._lease: Lease | None = None
+        self._notice = ""
         self._looks = 0
 
     def take(self) -> int:
         """The number of the first run that could be claimed, `WAIT` or `ALL_OVER`."""
         taken: list[int] = []
+        later: list[int] = []
         for number in tuple(self._open):
             try:
+                if self._is_settled(number):
+                    continue
+                if not self._agenda.is_due(number):
+                    later.append(number)
+                    continue
                 self._lease = self._claim(number, taken)
             except (UserError, StorageError) as error:
                 self._close(number)
                 self._task.tell(Failed(number, one_line(error)))
             if self._lease is not None:
                 self._looks = 0
-                self._task.tell(Begins(number))
+                self._task.tell(Begins(number, self._notice))
                 return number
         if not taken:
+            for number in later:  # nobody is at what they wait for, and it is not over: it failed
+                self._over(number, "left out, as a run that it waits for failed")
             return ALL_OVER
         self._looks += 1
         if self._looks == 2:  # at the first look, another worker of this command may not have said that it began
-            self._task.tell(Waits(tuple((number, holder(lease_of(self._runs[number]))) for number in taken)))
+            self._task.tell(Waits(tuple((number, holder(self._lease_of(number))) for number in taken)))
         return WAIT
 
     @contextlib.contextmanager
@@ -123,26 +141,40 @@ class Turns:
         """The lease on a run that is to be trained; notes in `taken` those that others hold."""
         if self._found_over(number):
             return None
-        lease = claim(lease_of(self._runs[number]))
+        config = known(self._agenda, number)
+        if config.label not in self._checked:
+            self._check(config)
+            self._checked.add(config.label)
+        lease = claim(lease_of(config))
         if lease is None:
             taken.append(number)
             return None
         is_ours = False
         try:
             # Its holder may have brought it to its end between the look and the claim.
-            is_ours = not (self._found_over(number) or self._took_baseline(number))
+            if not (self._found_over(number) or self._took_baseline(number)):
+                self._notice = self._agenda.begins(number)
+                is_ours = True
         finally:
             if not is_ours:
                 lease.release()
         return lease if is_ours else None
 
+    def _is_settled(self, number: int) -> bool:
+        """Whether a run will never be needed; then it is told, and closed."""
+        reason = self._agenda.settled(number)
+        if reason:
+            self._over(number, reason)
+        return bool(reason)
+
     def _found_over(self, number: int) -> bool:
         """Whether the records say that a run is over; then it is told, and closed."""
-        folder, baseline = folder_of(self._runs[number]), self._task.comparison.baseline
+        folder, baseline = folder_of(known(self._agenda, number)), self._agenda.context(number).baseline
         if not folder.exists():
             return False
         manifest = folder.manifest()
         if is_done(folder) and baseline in ("", manifest["baseline"]):
+            self._agenda.ended(number)
             self._over(number, manifest["status"])
             return True
         if has_failed_since(manifest, self._task.started):
@@ -153,12 +185,16 @@ class Turns:
 
     def _took_baseline(self, number: int) -> bool:
         """Whether a run only needed another baseline on record; the caller holds its lease."""
-        folder = folder_of(self._runs[number])
+        folder = folder_of(known(self._agenda, number))
         if not is_done(folder):
             return False
-        folder.update_manifest(baseline=self._task.comparison.baseline)
+        folder.update_manifest(baseline=self._agenda.context(number).baseline)
+        self._agenda.ended(number)
         self._over(number, folder.manifest()["status"])
         return True
+
+    def _lease_of(self, number: int) -> Path:
+        return lease_of(known(self._agenda, number))
 
     def _over(self, number: int, status: str) -> None:
         self._close(number)
@@ -190,14 +226,23 @@ def attempt(lab: Lab, task: Task, number: int, config: RunConfig) -> Exception |
 
 def follow(lab: Lab, task: Task, number: int, config: RunConfig, company: Callable[[], bool]) -> None:
     """Train a run, telling what happens; one that has company on its device at a logged point is marked."""
-    folder, main = folder_of(config), is_main(lab.accelerator)
+    folder, main, agenda = folder_of(config), is_main(lab.accelerator), task.agenda
     is_marked = False
-    for event in run_cell(lab, config, task.comparison.baseline):
+    for event in run_cell(lab, config, agenda.context(number), lambda event: agenda.watch(number, event)):
         if main and event.kind != "step" and not is_marked and (task.shares_device or company()):
             folder.update_manifest(shared_device=True)
             is_marked = True
         if main:
-            task.tell(Happened(number, event))
+            task.tell(noted_end(agenda, number, event) if event.kind == "end" else Happened(number, event))
+
+
+def noted_end(agenda: Agenda, number: int, event: Event) -> Happened | Failed:
+    """What is said of a run's end, which the agenda is told first; its records are whole even where that fails."""
+    try:
+        agenda.ended(number)
+    except (UserError, StorageError) as error:
+        return Failed(number, one_line(error))
+    return Happened(number, event)
 
 
 def record_failure(config: RunConfig, message: str, trace: str, began: datetime) -> None:

@@ -1,4 +1,4 @@
-"""A worker: a process of `compare` that trains cells, one after another. Its command starts it and hears from it.
+"""A worker: a process of a command that trains cells, one after another. Its command starts it and hears from it.
 
 Imported before workers are forked, so that each of them starts with the libraries loaded.
 """
@@ -51,11 +51,11 @@ def serve(order: Order, connection: Connection) -> None:
     wire = Wire(connection)
     try:
         task = Task(**order.task, tell=wire.tell)
-        runs = task.comparison.runs()
-        lab = open_lab(runs[0], lambda what, done, total: wire.tell(Prepares(what, done, total)))
+        agenda = task.agenda
+        lab = open_lab(agenda.cells[0], lambda what, done, total: wire.tell(Prepares(what, done, total)))
         if order.checks:
-            for config in task.comparison.cells:
-                check_cell(lab, config, task.comparison.seeds)
+            for config in agenda.cells:
+                check_cell(lab, config, agenda.seeds)
         wire.tell(Ready())
         sys.exit(DONE if work(lab, task) else SPENT)
     except (UserError, StorageError) as error:

@@ -1,4 +1,4 @@
-"""The workers of one `compare`: started, heard, replaced when a cell spoils or kills them, ended with the command.
+"""The workers of one command: started, heard, replaced when a cell spoils or kills them, ended with the command.
 
 What one cell does to its process is gone with it.
 """
@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,14 +16,14 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from harness.errors import StorageError, UserError
+from studies.agenda import Agenda
 from studies.compare import Board
 from studies.folders import lease_of
 from studies.fork_server import CONTEXT, start_server
 from studies.lease import claim
-from studies.messages import Begins, Broke, Failed, Happened, Ready, Refused
+from studies.messages import Begins, Broke, Failed, Happened, Left, Ready, Refused
 from studies.plan import Plan
-from studies.settings import Comparison
-from studies.work import record_failure
+from studies.work import known, record_failure
 from studies.worker import DONE, SPENT, Order, serve
 
 GRACE_SECONDS = 5
@@ -50,10 +51,11 @@ class Worker:
 class Crew:
     """All workers of a command."""
 
-    def __init__(self, comparison: Comparison, plan: Plan, board: Board, started: datetime) -> None:
-        self._comparison, self._plan, self._board = comparison, plan, board
-        self._runs, self._started = comparison.runs(), started
+    def __init__(self, agenda: Agenda, plan: Plan, board: Board, started: datetime) -> None:
+        self._agenda, self._plan, self._board, self._started = agenda, plan, board, started
         self._workers: list[Worker] = []
+        self._deaths: Counter[int] = Counter()
+        """Of processes, by the run they were at."""
         self._is_ready = False
         self._error: UserError | StorageError | WorkerError | None = None
 
@@ -91,7 +93,7 @@ class Crew:
 
     def _task(self) -> Mapping[str, Any]:
         return {
-            "comparison": self._comparison,
+            "agenda": self._agenda,
             "started": self._started,
             "over": tuple(self._board.over),
             "captured": True,
@@ -180,8 +182,12 @@ class Crew:
             self._start(worker.place)
 
     def _record_death(self, number: int, message: str) -> None:
-        """Put on record that a run's process died; not if another process has taken the run over already."""
-        config = self._runs[number - 1]
+        """Put on record that a run's process died, unless the run is to be taken up again or has been already."""
+        self._deaths[number] += 1
+        if self._deaths[number] <= self._agenda.retakes:
+            self._board.hear(Left(number, message))
+            return
+        config = known(self._agenda, number)
         try:
             lease = claim(lease_of(config))
         except UserError:

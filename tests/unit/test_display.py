@@ -2,7 +2,7 @@
 
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -11,6 +11,7 @@ from harness.config import BudgetConfig, DataConfig, RunConfig
 from harness.trainer import Event
 from studies import display
 from studies.display import Display, duration
+from studies.settings import Comparison
 
 BUDGET = 100
 CONFIG = RunConfig(data=DataConfig(name="digits"), method="sit", budget=BudgetConfig(amount=BUDGET))
@@ -45,9 +46,13 @@ def lines(capsys: pytest.CaptureFixture[str]) -> Callable[[], list[str]]:
     return lambda: capsys.readouterr().out.splitlines()
 
 
-def named(*cells: str, seed: int = 0) -> list[RunConfig]:
-    """Runs of these cells."""
-    return [replace(CONFIG, cell=cell, seed=seed) for cell in cells]
+def named(*cells: str, seed: int = 0) -> Comparison:
+    """These cells at a seed."""
+    return comparison([replace(CONFIG, cell=cell) for cell in cells], seed)
+
+
+def comparison(cells: Sequence[RunConfig], seed: int = 0) -> Comparison:
+    return Comparison(cells=tuple(cells), seeds=(seed,), baseline=cells[0].cell)
 
 
 def train_event(step: int) -> Event:
@@ -87,8 +92,8 @@ def test_plain_lines_of_a_run(clock: Clock, lines: Callable[[], list[str]]) -> N
 
 
 def test_a_budget_in_another_unit_is_shown_beside_the_step(clock: Clock, lines: Callable[[], list[str]]) -> None:
-    runs = [replace(CONFIG, cell="a", budget=BudgetConfig(unit="train_gflops", amount=2500.0))]
-    with Display(runs) as shown:
+    cell = replace(CONFIG, cell="a", budget=BudgetConfig(unit="train_gflops", amount=2500.0))
+    with Display(comparison([cell])) as shown:
         shown.begin(1)
         shown.event(1, Event("eval", 30, {"metrics": {"kd_x_898": 1.0, "fd_x_898": 2.0}}, 0.5))
     assert lines() == ["cell 1 of 1: a seed 0: step 30, 1,250 of 2,500 train_gflops  fd_x_898 2"]

@@ -14,6 +14,7 @@ from harness.config import DataConfig, OutputConfig, RunConfig
 from harness.errors import StorageError, UserError
 from harness.records import RunFolder
 from harness.trainer import Event
+from studies.agenda import Context
 from studies.compare import Board, Failure
 from studies.display import Display
 from studies.folders import folder_of, lease_of
@@ -41,14 +42,14 @@ def told() -> list[Message]:
 @pytest.fixture
 def turns(asked: Comparison, told: list[Message]) -> Callable[..., Turns]:
     """`turns(**fields)`: a worker's turns, that says what it does to `told`."""
-    return lambda **fields: Turns(Task(comparison=asked, started=NOW, tell=told.append, **fields))
+    return lambda **fields: Turns(Task(agenda=asked, started=NOW, tell=told.append, **fields))
 
 
 def record(config: RunConfig, **fields: Any) -> RunFolder:
     """Put a run on record."""
     folder = folder_of(config)
     folder.create()
-    folder.write_manifest({**first_manifest(config, "a"), **fields})
+    folder.write_manifest({**first_manifest(config, Context(baseline="a")), **fields})
     return folder
 
 
@@ -265,8 +266,8 @@ def test_a_log_holds_what_was_printed_and_the_trace(tmp_path: Path, capfd: pytes
 
 
 def test_what_several_workers_say_is_shown_once(asked: Comparison, capsys: pytest.CaptureFixture[str]) -> None:
-    with Display(asked.runs()) as display:
-        board = Board(asked.runs(), display)
+    with Display(asked) as display:
+        board = Board(asked, display)
         board.hear(Begins(1))
         board.hear(Happened(1, Event("start", 0)))
         board.hear(Waits(((1, "here"), (2, "host, process 3"))))

@@ -1,0 +1,78 @@
+"""What a command runs, and what must be known around each run. Workers take their turns on an agenda.
+
+A comparison knows all its runs beforehand. A search decides a run when a worker is free for it, and may stop one early;
+so an agenda is asked before a run begins, told what happens to it, and asked after every evaluation.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from harness.config import RunConfig
+
+if TYPE_CHECKING:
+    from harness.trainer import Event
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a run is told about the study around it."""
+
+    baseline: str = ""
+    """Label of the control cell; "" where the run stands alone."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of its manifest."""
+    mlflow_parent: str = ""
+    """MLflow run that it is a child of."""
+
+
+class Agenda(ABC):
+    """Runs numbered from 1 in their order, and how far they are decided. It is pickled to workers, so what it opens it
+    opens when it is first needed. Of several processes that train one run together the main one alone calls what
+    decides or notes something: `is_due`, `begins`, `watch` and `ended`.
+    """
+
+    cells: tuple[RunConfig, ...]
+    """What is checked before anything trains, one config a cell at seed 0; the first one's shared sections are all
+    cells'."""
+    seeds: tuple[int, ...]
+    """Training seeds of every cell."""
+    retakes: int = 0
+    """How often within one command a run whose process died is taken up again, from its last checkpoint."""
+
+    @property
+    @abstractmethod
+    def total(self) -> int:
+        """Number of runs."""
+
+    @abstractmethod
+    def run(self, number: int) -> RunConfig | None:
+        """What a run is; None while that is not decided."""
+
+    @abstractmethod
+    def context(self, number: int) -> Context:
+        """What a run is told."""
+
+    @abstractmethod
+    def with_threads(self, threads: int) -> Self:
+        """The same runs with that many threads each."""
+
+    def settled(self, number: int) -> str:
+        """Why a run will never be needed; "" for one that may be."""
+        return ""
+
+    def is_due(self, number: int) -> bool:
+        """Whether a run may begin, no run before it being free. Decides what it is where that is still open."""
+        return True
+
+    def begins(self, number: int) -> str:
+        """The caller holds the lease on a run and is about to train it; returns a line for people, or ""."""
+        return ""
+
+    def watch(self, number: int, event: "Event") -> bool:
+        """Whether to stop a run after this evaluation, which is not its last."""
+        return False
+
+    def ended(self, number: int) -> None:  # noqa: B027 - most agendas keep no account of their own
+        """A run's end is on record. It may be told more than once."""
