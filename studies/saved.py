@@ -2,15 +2,16 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from harness import checkpoint
-from harness.config import EvaluationConfig, OutputConfig, RunConfig, RuntimeConfig
+from harness.config import EvaluationConfig, OutputConfig, RunConfig, RuntimeConfig, require
 from harness.errors import UserError
+from harness.evaluate import Evaluator
 from harness.generate import generate_rounds, labels_for
 from harness.processes import from_main, is_main
 from harness.records import RunFolder
@@ -82,6 +83,16 @@ def load_backbone(folder: RunFolder, lab: Lab, step: int) -> tuple[SiT, int]:
         )
     backbone.load_state_dict(tensors)
     return backbone.to(lab.accelerator.device).eval(), found
+
+
+def evaluators(lab: Lab, seeds: Sequence[int]) -> Iterator[Evaluator]:
+    """The lab's evaluator under each evaluation seed; under its own where none is given."""
+    require(len(set(seeds)) == len(seeds), f"--seeds {','.join(map(str, seeds))} names a seed twice")
+    for seed in seeds or [lab.config.evaluation.seed]:
+        config = dataclasses.replace(lab.config.evaluation, seed=seed)
+        own, cache = lab.evaluator, lab.evaluator.cache
+        same = config == lab.config.evaluation
+        yield own if same else Evaluator(config, lab.config.runtime, lab.prepared, lab.accelerator, cache, lab.report)
 
 
 def write_samples(lab: Lab, backbone: SiT, num: int, out: Path, is_npz: bool) -> int:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from harness.config import require
@@ -36,8 +37,11 @@ def _add_options(parser: "ArgumentParser") -> "ArgumentParser":
 def evaluate_run(argv: Sequence[str]) -> int:
     """Evaluate a run's backbone; of several processes all generate, and the main one scores."""
     from studies import saved
+    from studies.settings import whole_numbers
 
     parser = _add_options(saved.build_parser("evaluate", DESCRIPTION))
+    several = "evaluation seeds, such as 0,1,2: how far the noise of an evaluation goes (default: --evaluation.seed)"
+    parser.add_argument("--seeds", type=whole_numbers, default=[], help=several)
     namespace, folder = saved.parse(parser, argv)
     from harness.processes import is_main
     from studies.display import Display
@@ -46,13 +50,19 @@ def evaluate_run(argv: Sequence[str]) -> int:
     with Display() as display:
         lab = open_lab(saved.recorded_config(folder, parser, namespace), display.report)
     backbone, step = saved.load_backbone(folder, lab, namespace.step)
-    evaluation = lab.evaluator.evaluate(backbone)
+    records = []
+    for evaluator in saved.evaluators(lab, namespace.seeds):
+        metrics = evaluator.evaluate(backbone).metrics
+        records.append({"step": step, "protocol": evaluator.digest, "metrics": metrics})
+        if is_main(lab.accelerator):
+            _store(folder, f"step_{step:08d}", records[-1], evaluator.protocol)
     if not is_main(lab.accelerator):
         return 0
-    record = {"step": step, "protocol": lab.evaluator.digest, "metrics": evaluation.metrics}
-    _store(folder, f"step_{step:08d}", record, lab.evaluator.protocol)
+    if len(records) > 1:
+        _show_seeds(records, namespace.seeds, lab.evaluator.warnings, namespace.format)
+        return 0
     lines = {} if namespace.format == "json" else lab.evaluator.lines()
-    _show(record, f"step {step}", lines, lab.evaluator.warnings, namespace.format)
+    _show(records[0], f"step {step}", lines, lab.evaluator.warnings, namespace.format)
     return 0
 
 
@@ -121,6 +131,23 @@ def _show(
     for name, value in record["metrics"].items():
         known = {line: f"{values[name]:.4g}" if name in values else "" for line, values in lines.items()}
         rows.append({"metric": name, title: f"{number(value):.4g}", **known})
+    print_table(rows)
+    for warning in warnings:
+        console(stderr=True).print(f"warning: {warning}")
+
+
+def _show_seeds(records: Sequence[Mapping[str, Any]], seeds: Sequence[int], warnings: Sequence[str], form: str) -> None:
+    """Print several records as a JSON list, or as a table with mean and standard deviation over the seeds."""
+    from studies.tables import console, print_table
+
+    if form == "json":
+        print(json.dumps(records, indent=1))
+        return
+    rows = []
+    for name in records[0]["metrics"]:
+        values = [number(record["metrics"][name]) for record in records]
+        shown = {f"seed {seed}": f"{value:.4g}" for seed, value in zip(seeds, values, strict=True)}
+        rows.append({"metric": name, **shown, "mean": f"{mean(values):.4g}", "sd": f"{stdev(values):.2g}"})
     print_table(rows)
     for warning in warnings:
         console(stderr=True).print(f"warning: {warning}")

@@ -132,6 +132,23 @@ def test_samples_against_a_reference_alone_need_no_run_and_no_data(
     assert "have nothing to be compared with: name a run, or give --config or --evaluation.reference" in err
 
 
+def test_evaluation_seeds_stand_side_by_side(finished: FinishedStudy, ditbench: Ditbench) -> None:
+    run = finished.run("sit")
+    status, out, err = ditbench("evaluate", str(run), "--seeds", "0,7", "--evaluation.kid_subset", "21")
+    assert status == 0, err
+    header, *rows = [line.split() for line in out.splitlines()]
+    assert header == ["metric", "seed", "0", "seed", "7", "mean", "sd"]
+    (row,) = (row for row in rows if row[0] == "fd_efficientnet_lite0_48")
+    first, second, middle, spread = map(float, row[1:])
+    assert first == pytest.approx(RunFolder(run).lines("eval")[-1]["metrics"][row[0]], rel=1e-3)
+    assert second != first
+    assert middle == pytest.approx((first + second) / 2, rel=1e-3)
+    assert spread == pytest.approx(abs(first - second) / 2**0.5, rel=0.1)
+    status, _, err = ditbench("evaluate", str(run), "--seeds", "1,1")
+    assert status == 2
+    assert "--seeds 1,1 names a seed twice" in err
+
+
 @pytest.mark.full
 def test_two_processes_evaluate_and_sample_as_one_does(
     finished: FinishedStudy, own: tuple[Path, Path], tmp_path: Path

@@ -11,7 +11,7 @@ from PIL import Image
 
 from harness import samples_file
 from harness.errors import StorageError, UserError
-from harness.samples_file import Destination
+from harness.samples_file import Destination, read_images
 
 NUM, SIDE, CHUNK = 10, 4, 4
 IMAGES = np.random.default_rng(0).integers(0, 256, (NUM, SIDE, SIDE, 3), dtype=np.uint8)
@@ -133,3 +133,59 @@ def test_a_full_disk_keeps_what_was_written(tmp_path: Path, monkeypatch: pytest.
             writer.add(IMAGES[4:8])
     assert write(destination(out)) >= 4
     assert np.array_equal(np.load(out)["arr_0"], IMAGES)
+
+
+# -- reading --------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_written_is_read_again(tmp_path: Path) -> None:
+    packed, loose = tmp_path / "x.npz", tmp_path / "x"
+    write(destination(packed))
+    write(destination(loose, is_npz=False))
+    for path in (packed, loose):
+        images = read_images(path, "--samples")
+        assert images.num == NUM
+        assert all(np.array_equal(images.get(i), image) for i, image in enumerate(IMAGES))
+        assert (images.labels_N is None) == (path is loose)
+    assert read_images(packed, "--samples").labels_N.tolist() == LABELS.tolist()
+
+
+def test_a_stored_array_is_mapped_and_a_packed_one_is_read(tmp_path: Path) -> None:
+    np.savez(tmp_path / "stored.npz", IMAGES, LABELS)
+    np.savez_compressed(tmp_path / "packed.npz", IMAGES)
+    stored, packed = (samples_file.read_array(tmp_path / f"{n}.npz", "arr_0", "x") for n in ("stored", "packed"))
+    assert isinstance(stored, np.memmap) and not isinstance(packed, np.memmap)
+    assert np.array_equal(stored, IMAGES) and np.array_equal(packed, IMAGES)
+    turned = np.asfortranarray(IMAGES)
+    np.savez(tmp_path / "turned.npz", turned)
+    assert np.array_equal(read_images(tmp_path / "turned.npz", "x").get(3), IMAGES[3])
+
+
+def test_labels_that_are_none_are_passed_over(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", IMAGES, LABELS / 2)
+    assert read_images(tmp_path / "x.npz", "x").labels_N is None
+
+
+def test_images_of_several_sizes_are_named(tmp_path: Path) -> None:
+    for name, side in (("a.png", 4), ("b.png", 4), ("c.png", 5)):
+        Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(tmp_path / name)
+    images = read_images(tmp_path, "--samples")
+    with pytest.raises(UserError, match=r"--samples: .*c\.png is not of the size of .*a\.png"):
+        images.get(2)
+
+
+def test_broken_and_missing_images_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"--samples: cannot read image .*a\.png"):
+        read_images(tmp_path, "--samples")
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(UserError, match="holds no PNG files"):
+        read_images(tmp_path, "--samples")
+    with pytest.raises(UserError, match=r"x\.npz is not there"):
+        read_images(tmp_path / "x.npz", "--samples")
+
+
+def test_an_array_of_objects_is_not_unpickled(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", arr_0=np.array([{}], dtype=object))
+    with pytest.raises(UserError, match=r"is not a \.npz of plain arrays \(it holds Python objects\)"):
+        read_images(tmp_path / "x.npz", "--samples")
