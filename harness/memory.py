@@ -148,7 +148,7 @@ def training_parts(config: RunConfig, method: Method, num_processes: int) -> Ite
 def evaluation_parts(config: RunConfig, shape: BackboneShape) -> Iterator[Part]:
     """What one evaluation needs. `num_samples` is resolved."""
     evaluation = config.evaluation
-    samples = 2 * evaluation.num_samples * 3 * config.data.image_size**2  # chunks, and all of them joined
+    samples = evaluation.num_samples * 3 * config.data.image_size**2
     yield Part(name="samples", num_bytes=samples, way_out="lower evaluation.num_samples or data.image_size")
     images = min(evaluation.chunk, evaluation.num_samples) * (1 if evaluation.sampler.cfg_scale == 1 else 2)
     half = 2 if evaluation.precision == "bf16" else FLOAT
