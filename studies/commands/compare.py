@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser
 
-from harness.errors import UserError
+from harness.config import require
 from studies.commands.common import is_main_process, print_config, quiet_libraries
 from studies.settings import Comparison, build_parser, comparison, parse
 
@@ -18,28 +18,18 @@ def main(argv: Sequence[str]) -> int:
     """Run the comparison, write its report and print the result table."""
     quiet_libraries()
     parser = command_parser()
-    namespace = parse(parser, [word for word in argv if word != "--print_config"])
-    asked = comparison(parser, namespace)
+    words = [word for word in argv if word != "--print_config"]
+    namespace = parse(parser, words)
+    asked = tuned(parser, words, Path(namespace.tuned)) if namespace.tuned else comparison(parser, namespace)
     if "--print_config" in argv:
         return print_config(list(asked.cells))
-    from studies.commands import report
-    from studies.lease import held, study_lock
-    from studies.tables import console
+    from studies.commands.report import end_study
 
+    study = Path(asked.cells[0].output.runs) / asked.cells[0].study
+    refuse_ablation(study)
     failures = run(asked, namespace.jobs, namespace.gpus_per_cell)
-    if not is_main_process():
-        return 1 if failures else 0
-    for failure in failures:
-        console(stderr=True).print(f"failed: {failure.run}: {failure.message}")
-    cell = asked.cells[0]
-    try:
-        # Two commands on one study come to its end at the same time.
-        with held(study_lock(cell.output.runs, cell.study, "report")):
-            report.write_and_print(Path(cell.output.runs) / cell.study)
-    except UserError as error:
-        if not failures:
-            raise
-        console(stderr=True).print(f"no report: {error}")
+    if is_main_process():
+        end_study(study, failures)
     return 1 if failures else 0
 
 
@@ -50,7 +40,30 @@ def command_parser() -> ArgumentParser:
         "--jobs", type=int, default=0, help="cells side by side; 0 = one on the CPU, else as many as there are GPUs"
     )
     parser.add_argument("--gpus_per_cell", type=int, default=1, help="GPUs that train one cell together")
+    parser.add_argument(
+        "--tuned", type=str, default="",
+        help="study of `ditbench ablate`, such as runs/digits-tuning: compare the best setting of each of its methods",
+    )  # fmt: skip
     return parser
+
+
+def tuned(parser: ArgumentParser, words: Sequence[str], folder: Path) -> Comparison:
+    """The winners of a study of trials, under its shared settings where the command gives no others."""
+    from studies.tuned import open_tuning, set_defaults, tuned_comparison
+
+    tuning = open_tuning(folder)
+    set_defaults(parser, tuning)
+    return tuned_comparison(parser, parse(parser, words), words, tuning)
+
+
+def refuse_ablation(study: Path) -> None:
+    """Refuse a folder of trials: its report would take the cells of a comparison for settings."""
+    from studies.ablation import RECORD
+
+    require(
+        not (study / RECORD).exists(),
+        f"{study} holds an ablation: give another --study, or compare its best settings with --tuned {study}",
+    )
 
 
 def run(asked: Comparison, jobs: int, gpus_per_cell: int) -> "list[Failure]":

@@ -4,8 +4,13 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from harness.errors import UserError
 from studies.commands.common import Parser
+
+if TYPE_CHECKING:
+    from studies.compare import Failure
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,3 +44,20 @@ def write_and_print(study: Path, form: str = "table") -> None:
     console().print("".join(f"{mark}\n" for mark in marks(found, found.main_metrics)))
     print_table(compact(paths.checks), justify="left")
     print(f"report: {paths.page}")
+
+
+def end_study(study: Path, failures: "Sequence[Failure]") -> None:
+    """Print the runs that failed and write the report; after a failure it is no further error that there is none."""
+    from studies.lease import held, study_lock
+    from studies.tables import console
+
+    for failure in failures:
+        console(stderr=True).print(f"failed: {failure.run}: {failure.message}")
+    try:
+        # Two commands on one study come to its end at the same time.
+        with held(study_lock(study.parent, study.name, "report")):
+            write_and_print(study)
+    except UserError as error:
+        if not failures:
+            raise
+        console(stderr=True).print(f"no report: {error}")

@@ -373,4 +373,5 @@ def test_plain_values_of_a_config_are_yaml() -> None:
     plain = as_plain(config)
     assert yaml.safe_load(yaml.safe_dump(plain)) == plain
     assert plain["sections"].keys() == {"repa", "sra"}
-    assert plain["data"] == {"name": "digits", "path": "", "image_size": 32, "holdout": 0.5, "split_seed": 0}
+    split = {"holdout": 0.5, "split_seed": 0, "flip": False}
+    assert plain["data"] == {"name": "digits", "path": "", "latents": "", "image_size": 32, **split}
