@@ -2,8 +2,9 @@
 
 A cache is a folder `<cache>/<kind>-<key12>/` with `index.json` and `shard-00000.npy`, `shard-00001.npy`, ... A shard
 is written to a temporary name, synced and renamed, and only then entered in the index; the index is marked complete
-last. So a half-written cache is never read, and an interrupted build goes on from the shards that are whole. A cache
-can always be made again: damaged files are, and `Report` is told which.
+last. So a half-written cache is never read, and an interrupted build goes on from the shards that are whole. Processes
+that need one cache at once make its shards side by side: each holds a lock on the shard that it makes, which the system
+lets go when it dies. A cache can always be made again: damaged files are, and `Report` is told which.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -171,21 +172,48 @@ def build(
             row 0, in any order of shards, so it must depend on nothing but the rows asked for.
         report: told about rows made, and about damaged files.
     """
+    wanted = _wanted(key, num_rows, row_shape, dtype)
+    maker = _Maker(folder, wanted, make_rows, report)
+    if not maker.is_whole(report):
+        maker.make()
+    return Sharded(folder, maker.mend)
+
+
+def missing_bytes(
+    folder: Path, key: Mapping[str, Any], num_rows: int, row_shape: tuple[int, ...], dtype: np.typing.DTypeLike
+) -> int:
+    """What `build` with these arguments would have to write."""
+    maker = _Maker(folder, _wanted(key, num_rows, row_shape, dtype), lambda start, stop: np.empty(0), None)
+    return 0 if maker.is_whole(None) else maker.missing_bytes()
+
+
+def check_room(folder: Path, num_bytes: int) -> None:
+    """Refuse a disk that has not so much left; `folder` need not be there yet."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(there).free
+    if num_bytes > free:
+        raise UserError(
+            f"output.cache: {folder} needs {size_in_words(num_bytes)} and the disk has {size_in_words(free)} left: "
+            "make room or name another folder"
+        )
+
+
+def size_in_words(num_bytes: int) -> str:
+    """Bytes as MB or GB."""
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+
+
+def _wanted(
+    key: Mapping[str, Any], num_rows: int, row_shape: tuple[int, ...], dtype: np.typing.DTypeLike
+) -> dict[str, Any]:
+    """What the index of such a cache says besides the checksums."""
     row_bytes = int(np.prod(row_shape)) * np.dtype(dtype).itemsize
-    rows_per_shard = max(1, SHARD_BYTES // max(1, row_bytes * ROWS_PER_CALL)) * ROWS_PER_CALL
-    wanted = {
+    return {
         "key": json.loads(canonical(key)),  # as it will be read back: tuples become lists
         "shape": [num_rows, *row_shape],
         "dtype": np.dtype(dtype).name,
-        "rows_per_shard": rows_per_shard,
+        "rows_per_shard": max(1, SHARD_BYTES // max(1, row_bytes * ROWS_PER_CALL)) * ROWS_PER_CALL,
     }
-    maker = _Maker(folder, wanted, make_rows, report)
-    if not maker.is_whole(None):
-        with _building(folder):
-            # Another process may have made it while this one waited for the lock.
-            if not maker.is_whole(report):
-                maker.make()
-    return Sharded(folder, maker.mend)
 
 
 @dataclass(frozen=True)
@@ -215,22 +243,44 @@ class _Maker:
         return same and all(_shard_path(self.folder, number).is_file() for number in range(self.num_shards))
 
     def make(self) -> None:
-        """Write the missing shards; the caller holds the lock."""
+        """Make the missing shards, together with every other process that is at it; at the end all are there."""
         with writing_to(self.folder):
-            for leftover in self.folder.glob(".*.tmp"):
-                leftover.unlink()
-        checksums = [
-            checksum if checksum and self._is_good(number, checksum) else None
-            for number, checksum in enumerate(self._checksums())
-        ]
-        num_rows, per_shard = self.wanted["shape"][0], self.wanted["rows_per_shard"]
-        missing_rows = sum(min(per_shard, num_rows - n * per_shard) for n, it in enumerate(checksums) if it is None)
-        _check_room(self.folder, missing_rows * self._row_bytes())
-        for number, checksum in enumerate(checksums):
-            if checksum is None:
-                checksums[number] = self._make_shard(number)
+            self.folder.mkdir(parents=True, exist_ok=True)
+        check_room(self.folder, self.missing_bytes())
+        for waits in (False, True):
+            for number in self._missing():
+                self._make_unless_others_do(number, waits)
+        with _building(self.folder):
+            checksums = self._checksums()
+            self._write_index(checksums, complete=None not in checksums)
+
+    def _make_unless_others_do(self, number: int, waits: bool) -> None:
+        """Make a missing shard; if another process is making it, pass over it, or wait until it is there."""
+        with _holding(_shard_path(self.folder, number).with_suffix(".lock"), waits) as is_mine:
+            if not is_mine or number not in self._missing():
+                return
+            with writing_to(self.folder):
+                for leftover in self.folder.glob(f".shard-{number:05d}.*.tmp"):
+                    leftover.unlink()
+            checksum = self._make_shard(number)
+            with _building(self.folder):
+                checksums = self._checksums()
+                checksums[number] = checksum
                 self._write_index(checksums, complete=False)
-        self._write_index(checksums, complete=True)
+
+    def _missing(self) -> list[int]:
+        """Shards that are not in the index or not on the disk; what is in the others is looked at on use."""
+        checksums = self._checksums()
+        return [n for n, it in enumerate(checksums) if it is None or not _shard_path(self.folder, n).is_file()]
+
+    def _num_rows(self, numbers: Iterable[int]) -> int:
+        """Rows of some shards."""
+        num_rows, per_shard = self.wanted["shape"][0], self.wanted["rows_per_shard"]
+        return sum(min(per_shard, num_rows - number * per_shard) for number in numbers)
+
+    def missing_bytes(self) -> int:
+        """Of the shards that have to be made."""
+        return self._num_rows(self._missing()) * self._row_bytes()
 
     def mend(self, number: int) -> str:
         """Make one damaged shard again; returns its checksum."""
@@ -262,6 +312,7 @@ class _Maker:
         """Make and write one shard; returns its file's checksum."""
         num_rows, per_shard = self.wanted["shape"][0], self.wanted["rows_per_shard"]
         start, stop = number * per_shard, min((number + 1) * per_shard, num_rows)
+        others = num_rows - self._num_rows({*self._missing(), number})
         out = np.empty((stop - start, *self.wanted["shape"][1:]), self.wanted["dtype"])
         for first in range(start, stop, ROWS_PER_CALL):
             last = min(first + ROWS_PER_CALL, stop)
@@ -271,7 +322,8 @@ class _Maker:
             )
             out[first - start : last - start] = rows
             if self.report is not None:
-                self.report(f"{self.folder.name} ({_size(self._row_bytes() * num_rows)})", last, num_rows)
+                what = f"{self.folder.name} ({size_in_words(self._row_bytes() * num_rows)})"
+                self.report(what, others + last - start, num_rows)
         with writing_to(self.folder):
             return _write_shard(_shard_path(self.folder, number), out)
 
@@ -315,24 +367,18 @@ def _shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}.npy"
 
 
-def _check_room(folder: Path, num_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if num_bytes > free:
-        raise UserError(
-            f"output.cache: {folder} needs {_size(num_bytes)} and the disk has {_size(free)} left: "
-            "make room or name another folder"
-        )
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+@contextlib.contextmanager
+def _building(folder: Path) -> Iterator[None]:
+    """Hold the lock of the folder's index; others wait."""
+    with _holding(folder / "lock", waits=True):
+        yield
 
 
 @contextlib.contextmanager
-def _building(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, so that two processes never build one cache at once; the second waits."""
+def _holding(path: Path, waits: bool) -> Iterator[bool]:
+    """Hold a lock file in a cache; without `waits`, say whether it is held or another process has it."""
     with contextlib.ExitStack() as held:
-        with writing_to(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(folder / "lock"))
-        yield
+        with writing_to(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            is_held = held.enter_context(locked(path, waits))
+        yield is_held

@@ -329,16 +329,23 @@ def is_open(file: IO[Any], path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` during the block, while other processes wait for it; it is gone afterwards."""
+def locked(path: Path, waits: bool = True) -> Iterator[bool]:
+    """Hold the lock file `path` during the block, while other processes wait for it; it is gone afterwards.
+
+    Without `waits`, the block runs at once, and is told whether the lock is held or another process has it.
+    """
     while True:
         with path.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
             # Its last holder may have removed the file that was opened here, which then locks nothing.
             if not is_open(lock, path):
                 continue
             try:
-                yield
+                yield True
             finally:
                 path.unlink(missing_ok=True)
             return

@@ -2,8 +2,10 @@
 
 import json
 import multiprocessing
+import multiprocessing.synchronize
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -123,8 +125,10 @@ def test_a_torn_shard_of_an_interrupted_build_is_made_again(tmp_path: Path, smal
         calls.append(start)
         return rows_by_formula(start, stop)
 
-    assert build_21(folder, make_rows).rows(np.arange(21)).tolist() == rows_by_formula(0, 21).tolist()
-    assert calls == [0, 4, 16, 20]
+    continued = build_21(folder, make_rows)
+    assert calls == [16, 20]
+    assert continued.rows(np.arange(21)).tolist() == rows_by_formula(0, 21).tolist()
+    assert calls == [16, 20, 0, 4], "the torn one is found when it is touched"
     assert not list(folder.glob(".*.tmp"))
 
 
@@ -338,6 +342,78 @@ def test_two_processes_build_one_cache_once(tmp_path: Path) -> None:
     made = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
     assert [int(start) for _, start in made] == [0, 64, 128, 192]
     assert len({process for process, _ in made}) == 1
+
+
+def _build_slowly(folder: Path, calls: Path, barrier: multiprocessing.synchronize.Barrier, dies_at: int) -> None:
+    """Build 21 rows in 3 shards; each process meets the others once, in its first shard."""
+    met: list[bool] = []
+
+    def make_rows(start: int, stop: int) -> np.ndarray:
+        with calls.open("a") as file:
+            file.write(f"{os.getpid()} {start}\n")
+        if not met:
+            met.append(True)
+            barrier.wait(30)
+        if start == dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rows_by_formula(start, stop)
+
+    build_21(folder, make_rows).verify()
+
+
+def _side_by_side(tmp_path: Path, num: int, dies_at: int = -1) -> tuple[list[int | None], dict[int, list[int]]]:
+    """Exit codes of `num` processes that build one cache, and by process the rows at which it began calls."""
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(num)
+    arguments = (tmp_path / "c", tmp_path / "calls", barrier, dies_at)
+    jobs = [context.Process(target=_build_slowly, args=arguments) for _ in range(num)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    made: dict[int, list[int]] = {}
+    for line in (tmp_path / "calls").read_text().splitlines():
+        made.setdefault(int(line.split()[0]), []).append(int(line.split()[1]))
+    return sorted(job.exitcode for job in jobs if job.exitcode is not None), made
+
+
+def test_processes_make_shards_side_by_side_and_each_once(tmp_path: Path, small_shards: None) -> None:
+    """Each is in a shard of its own at the same time: the barrier opens only then."""
+    codes, made = _side_by_side(tmp_path, 3)
+    assert codes == [0, 0, 0] and len(made) == 3
+    assert sorted(start for calls in made.values() for start in calls) == [0, 4, 8, 12, 16, 20]
+    alone = build_21(tmp_path / "alone")
+    for path in alone.folder.iterdir():
+        assert (tmp_path / "c" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {path.name for path in alone.folder.iterdir()}
+
+
+def test_others_make_the_shard_of_a_process_that_is_killed(tmp_path: Path, small_shards: None) -> None:
+    codes, made = _side_by_side(tmp_path, 2, dies_at=4)
+    # Row 4 kills whoever makes it: the first process, then the one that takes over its shard.
+    assert codes == [-signal.SIGKILL, -signal.SIGKILL]
+    assert sorted(start for calls in made.values() for start in calls) == [0, 0, 4, 4, 8, 12, 16, 20]
+    calls: list[int] = []
+
+    def make_rows(start: int, stop: int) -> np.ndarray:
+        calls.append(start)
+        return rows_by_formula(start, stop)
+
+    assert build_21(tmp_path / "c", make_rows).rows(np.arange(21)).tolist() == rows_by_formula(0, 21).tolist()
+    assert calls == [0, 4], "whole shards are kept"
+    assert not list((tmp_path / "c").glob("*.lock"))
+
+
+def test_missing_bytes_are_those_of_the_shards_that_are_not_whole(tmp_path: Path, small_shards: None) -> None:
+    wanted = (tmp_path / "c", KEY, 21, SHAPE, np.int64)
+    assert cache.missing_bytes(*wanted) == 21 * 48 and not (tmp_path / "c").exists()
+    with pytest.raises(KeyboardInterrupt):
+        build_21(tmp_path / "c", interrupted_after(12))
+    assert cache.missing_bytes(*wanted) == 13 * 48
+    build_21(tmp_path / "c")
+    assert cache.missing_bytes(*wanted) == 0
+    (tmp_path / "c" / "shard-00002.npy").unlink()
+    assert cache.missing_bytes(*wanted) == 5 * 48
 
 
 def test_index_holds_the_whole_key(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ FORBIDDEN = re.compile(
 """Modules that execute what they read, or whose archives need care; members of a zip are read in memory."""
 UNSAFE = re.compile(
     r"eval|exec|shutil\.unpack_archive|pandas\.read_pickle|yaml\.(load|load_all|full_load|unsafe_load)"
-    r"|\S+\.(extract|extractall|load_state_dict_from_url)"
+    r"|\S+\.(extractall|load_state_dict_from_url)|(?!harness\.)\S+\.extract"
 )
 SAFE_KEYWORDS = {
     "torch.load": {"weights_only": True},
@@ -93,6 +93,7 @@ def unsafe_loading(source: str) -> list[str]:
         ("archive.extractall()", ["archive.extractall"]),
         ("import zipfile\nzipfile.ZipFile(f).read(name)", []),
         ("archive.extract(name)", ["archive.extract"]),
+        ("from harness import fidelity\nfidelity.extract(images)", []),
         ("import yaml\nyaml.load(f, Loader=yaml.Loader)", ["yaml.load"]),
         ("import yaml\nyaml.safe_load(f)", []),
         ("eval(text)", ["eval"]),
@@ -203,14 +204,20 @@ def autoencoder(tmp_path: Path) -> Path:
 
 def test_autoencoder_weights(attack: Attack, autoencoder: Path) -> None:
     load = lambda: Autoencoder.load(str(autoencoder), "cpu")  # noqa: E731
-    attack.refused(load, autoencoder / WEIGHTS, "autoencoder.path: .* cannot be loaded")
+    attack.refused(load, autoencoder / WEIGHTS, rf"{WEIGHTS} is not a file of plain weights")
     attack.refused(load, autoencoder / "config.json", r"config\.json is not valid JSON")
 
 
 def test_an_autoencoder_with_pickled_weights_alone(attack: Attack, autoencoder: Path) -> None:
     (autoencoder / WEIGHTS).unlink()
     pickled = autoencoder / "diffusion_pytorch_model.bin"
-    attack.refused(lambda: Autoencoder.load(str(autoencoder), "cpu"), pickled, f"has no {WEIGHTS}")
+    attack.refused(lambda: Autoencoder.load(str(autoencoder), "cpu"), pickled, r"\.bin is not a file of plain weights")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin", "pth", "ckpt"])
+def test_an_autoencoder_in_one_file(attack: Attack, tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"vae.{suffix}"
+    attack.refused(lambda: Autoencoder.load(str(file), "cpu"), file, rf"{suffix} is not a file of plain weights")
 
 
 def test_pickled_weights_beside_an_autoencoder_are_not_read(attack: Attack, autoencoder: Path) -> None:
