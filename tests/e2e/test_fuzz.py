@@ -129,6 +129,7 @@ CAPPED = {
     "data.path": st.one_of(st.none(), TEXTS.filter(lambda text: not text.startswith(("/", "~", ".")))),
     "evaluation.chunk": st.one_of(st.integers(-1, 20), st.sampled_from(HUGE)),
     "evaluation.extractor_size": st.sampled_from([0, 1, 2, 7, 8, 31, 32, 64, 65, *HUGE]),
+    "evaluation.reference": TEXTS.filter(lambda text: not text.startswith(("/", "~", "."))),
     "evaluation.points": st.sampled_from([0, 1, 2, 3, 5, 10_001, *HUGE]),
     "evaluation.sampler.num_steps": st.sampled_from([0, 1, 2, 3, 5, *HUGE]),
     "model.name": st.sampled_from(
