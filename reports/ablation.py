@@ -212,7 +212,7 @@ def _trial_texts(ablation: Ablation, subject: Subject, trial: Trial) -> dict[str
 
 
 def search_notes(ablation: Ablation, subject: Subject) -> list[str]:
-    """How far a search is, what came to nothing, what pruning saved, and how far its best value can be trusted."""
+    """How far a search is, what of it came to nothing, what pruning saved, and what to make of the best value."""
     trials = ablation.of(subject)
     states = [f"{num} {state}" for state in ("pruned", "diverged", "running") if (num := _num(trials, state))]
     again = len(duplicates(trials))
@@ -223,11 +223,16 @@ def search_notes(ablation: Ablation, subject: Subject) -> list[str]:
         found.append(saved_text(ablation, subject))
     if len(ablation.ranked(subject)) > NUM_SHOWN:
         found.append(f"The first {NUM_SHOWN} settings are shown; the CSV beside the page holds all.")
+    return [*found, *search_remarks(ablation)]
+
+
+def search_remarks(ablation: Ablation) -> list[str]:
+    """How far the best value of a search can be trusted, and whether its order can be had again."""
     seeds = ",".join(map(str, ablation.seeds))
-    found.append(
+    found = [
         f"The best of many trials looks better on the seeds it was chosen by than it is: seeds {seeds} may not be "
-        f"reported. Confirm it on others, with `ditbench compare --tuned {ablation.study.path}` and other --seeds."
-    )
+        f"reported. Confirm it on others, with ditbench compare --tuned {ablation.study.path} and other --seeds."
+    ]
     if ablation.num_workers != 1:
         found.append(
             "Several workers shared the search: which setting is tried next depends on which runs have ended, so its "

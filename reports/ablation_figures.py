@@ -167,10 +167,11 @@ def _level_axis(ax: Axes, means: pd.DataFrame, is_numeric: bool) -> None:
         ax.set_xscale("log")
     ax.xaxis.set_major_locator(FixedLocator(places))
     ax.xaxis.set_minor_locator(NullLocator())
-    longest = ax.bbox.width / ax.figure.dpi / len(places)
-    ax.set_xticks(places, [shorten(text, longest) for text in means["level"]])
+    room = ax.bbox.width / ax.figure.dpi / len(places)
+    is_tight = max(text_width([text]) for text in means["level"]) > room
+    ax.set_xticks(places, [shorten(text, room * (1.5 if is_tight else 1)) for text in means["level"]])
     for label in ax.get_xticklabels():
-        label.set_parse_math(False)
+        label.set(parse_math=False, fontsize=6.5 if is_tight else 8.5)
     if not is_numeric or len(places) == 1:
         ax.set_xlim(min(places) - 0.5, max(places) + 0.5)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from harness.records import metric
-from reports.ablation import Level, levels
+from reports.ablation import Level, levels, search_remarks
 from reports.tables import MetricResult, difference_text, seeds_text
 from reports.trials import Ablation, Axis, Subject, level_text, num_runs
 from reports.units import number_text
@@ -116,8 +116,8 @@ def _best(ablation: Ablation, subject: Subject) -> str:
     text = f"Of {len(scored)} settings of {subject.method}, "
     if best.cell == subject.default_cell:
         return f"{text}the default has the {_superlative(ablation)} mean {ablation.objective}."
-    away = {name: value for name, value in best.setting.items() if value != subject.default[name]}
-    setting = ", ".join(f"{name} {level_text(value)}" for name, value in away.items())
+    away = [axis.name for axis in subject.axes if best.setting[axis.name] != axis.default]
+    setting = ", ".join(f"{name} {level_text(best.setting[name])}" for name in away)
     text += f"{setting} has the {_superlative(ablation)} mean, {ablation.show(result.mean)}{_over(result)}"
     return f"{text}: {_difference(ablation, result, 'the default')}; the best of {len(scored)} is an optimistic choice."
 
@@ -142,4 +142,4 @@ def notes(ablation: Ablation) -> list[str]:
     found = []
     if ablation.objective != main:
         found.append(f"Settings are ranked by {ablation.objective} ({family.direction} is better), not by {main}.")
-    return found
+    return found + (search_remarks(ablation) if ablation.is_search else [])

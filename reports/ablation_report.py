@@ -1,6 +1,6 @@
 """What a report holds of an ablation: its figures and its tables, for the folder and for the page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ import pandas as pd
 from harness.records import metric
 from reports import ablation_figures, optuna_figures, published_ablation
 from reports.ablation import Table, tables, trial_numbers
-from reports.ablation_findings import axis_sentence
+from reports.ablation_findings import NUM_AXES, axis_sentence
 from reports.formats import latex_table, markdown_table, markdown_text
 from reports.plans import Plan
 from reports.trials import Ablation, Subject
@@ -19,26 +19,28 @@ from reports.words import listed
 
 @dataclass(frozen=True)
 class Block:
-    """A part of the page: a table, a sentence in front of it, and figures by their stems."""
+    """A table on the page, and the sentences in front of it."""
 
     table: Table
-    sentence: str = ""
+    sentences: Sequence[str] = ()
 
 
 def blocks(ablation: Ablation) -> list[Block]:
     """The tables in their order on the page: axes or trials, then the published ones."""
-    found = [Block(table, sentence) for table, sentence in zip(tables(ablation), _sentences(ablation), strict=True)]
+    found = [Block(table, said) for table, said in zip(tables(ablation), _sentences(ablation), strict=True)]
     comparisons = published_ablation.comparisons(ablation)
     return [*found, *([Block(published_ablation.table(ablation, comparisons))] if comparisons else [])]
 
 
-def _sentences(ablation: Ablation) -> list[str]:
-    """What stands in front of each of an ablation's own tables."""
+def _sentences(ablation: Ablation) -> list[list[str]]:
+    """What stands in front of each of an ablation's own tables: sentences that the top of the page has no room for."""
     if ablation.is_search:
-        return [""] * len(ablation.subjects)
+        return [[] for _ in ablation.subjects]
     (subject,) = ablation.subjects
-    each = [axis_sentence(ablation, subject, axis) for axis in subject.axes]
-    return [" ".join(each)] if ablation.kind == "one_at_a_time" else each
+    each = [
+        [axis_sentence(ablation, subject, axis)] if place >= NUM_AXES else [] for place, axis in enumerate(subject.axes)
+    ]
+    return [[said for found in each for said in found]] if ablation.kind == "one_at_a_time" else each
 
 
 def saved_tables(ablation: Ablation) -> dict[str, tuple[pd.DataFrame, str, str]]:

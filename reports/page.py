@@ -101,10 +101,10 @@ def render(content: Content) -> str:
         footnotes=tables.footnotes(study, study.main_metrics[:1]),
         grids=[_grid(grid) for grid in samples.grids(shown)],
         methods=tables.methods_table(shown),
-        equal=[_equal_table(study, equal) for equal in equal_cost.equal_costs(study)],
+        equal=[_equal_table(shown, equal) for equal in equal_cost.equal_costs(study)],
         equal_notes=equal_cost.notes(study),
-        counted=costs.counted_rows(study),
-        measured=costs.measured_rows(study),
+        counted=costs.counted_rows(shown),
+        measured=costs.measured_rows(shown),
         cost_notes=costs.NOTES,
         time_notes=costs.time_notes(study),
         details=_details(study, shown_rows),
@@ -172,11 +172,12 @@ def _main_table(study: Study, rows: Sequence[tables.CellResult]) -> list[dict[st
 
 
 def _equal_table(study: Study, equal: equal_cost.EqualCost) -> dict[str, Any]:
-    """The main metric at one amount of a clock, a row per cell."""
+    """The main metric at one amount of a clock, a row per shown cell."""
     show = tables.shared_digits(equal.results.values())
     rows = [
         {"cell": cell, **_metric_texts(result, show), "steps": equal.steps_text(cell)}
         for cell, result in equal.results.items()
+        if cell in study.cells
     ]
     return {"title": equal_cost.title(equal), "rows": rows}
 

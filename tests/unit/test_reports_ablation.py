@@ -22,7 +22,7 @@ from records_factory import (
     write_study,
 )
 
-from harness.records import UserError
+from harness.records import UserError, write_json
 from reports import ablation_findings, ablation_report, findings, tables
 from reports.ablation import saved, search_table, terminal_tables
 from reports.ablation import tables as ablation_tables
@@ -323,7 +323,7 @@ def test_what_pruning_saved_is_counted_in_budget(search_path):
     notes = ablation_tables(ablation)[0].notes
     assert notes[0] == "6 of 8 trials are over, 2 pruned and 1 of a setting that had been tried."
     assert "Median pruning saved 2,600 steps, 32% of what the trials that are over would have spent." in notes
-    assert any(f"`ditbench compare --tuned {search_path}`" in note and "seeds 0,1" in note for note in notes)
+    assert any(f"ditbench compare --tuned {search_path}" in note and "seeds 0,1" in note for note in notes)
     assert any("order cannot be reproduced" in note for note in notes)
     assert "Not complete: 6 of 8 trials of vae_repa are there." in ablation_findings.headline(ablation)
 
@@ -333,6 +333,27 @@ def test_a_search_by_one_worker_can_be_reproduced(search_path):
     (search_path / "ablation.json").write_text(json.dumps({**record, "workers": 1, "pruner": "none"}))
     notes = " ".join(ablation_tables(load(search_path))[0].notes)
     assert "reproduced" not in notes and "saved" not in notes
+
+
+def test_methods_searched_together_have_a_table_each(search_path):
+    settings = [{"block": block} for block in (1, 2)]
+    both = json.loads((search_path / "ablation.json").read_text())
+    write_ablation(search_path.parent, settings, {"block": 1}, method="repa", kind="search", study="tpe")
+    set_values(search_path, "repa,block=2", 10.0, 11.0)
+    other = json.loads((search_path / "ablation.json").read_text())
+    both["methods"] |= other["methods"]
+    both["trial_list"] += other["trial_list"]
+    write_json(search_path / "ablation.json", both)
+    ablation = load(search_path)
+    assert [(table.stem, len(table.numbers)) for table in ablation_tables(ablation)] == [
+        ("trials_repa", 3),
+        ("trials_vae_repa", 7),
+    ]
+    assert ablation.shown_cells() == ("sit", "repa", "repa,block=2", "vae_repa", "vae_repa,block=2")
+    text = " ".join(ablation_findings.headline(ablation))
+    assert "An ablation of repa, a search over block; vae_repa, a search over block and head_layers, beside sit" in text
+    assert "Not complete: 2 of 8 trials of repa and 6 of 8 trials of vae_repa are there." in text
+    assert [plan.stem for plan in ablation_report.plans(ablation)] == ["history", "parallel_1", "parallel_2"]
 
 
 def test_long_searches_are_cut_in_text_and_whole_in_numbers(tmp_path):

@@ -1,8 +1,6 @@
 """Figures of an ablation: what is drawn is what the frames hold; Optuna's figures say what its study says."""
 
 import itertools
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -268,22 +266,6 @@ def test_optuna_leaves_no_style_no_open_figure_and_no_message_behind(ablation, l
     assert dict(matplotlib.rcParams) == before and matplotlib.get_backend() == backend
     assert plt.get_fignums() == []
     assert capfd.readouterr() == ("", "")
-
-
-def test_optuna_draws_without_torch():
-    code = (
-        "import sys, optuna.visualization.matplotlib, optuna.importance\n"
-        "optuna.importance.FanovaImportanceEvaluator(seed=0)\n"
-        "import reports.optuna_figures\n"
-        "assert 'torch' not in sys.modules"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 # -- all figures ----------------------------------------------------------------------------------------------------

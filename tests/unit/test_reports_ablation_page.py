@@ -65,6 +65,9 @@ def test_figures_show_four_cells_and_tables_all(page, written, text):
     assert best in methods and "vae_repa,block=2" not in methods
     result = text[text.index("After 800 steps") : text.index("Against other clocks")]
     assert all(f"vae_repa,block={block} " in result for block in range(2, 7))
+    assert text.count("Beside this page, with all 13 cells:") == 2
+    costs = text[text.index("Counted for one image") : text.index("Protocol and settings")]
+    assert best in costs and "vae_repa,block=2" not in costs
     curves = (written.folder / "figures" / "main.csv").read_text()
     assert best in curves and "vae_repa,block=2," not in curves
 
@@ -81,6 +84,7 @@ def test_swatches_of_one_colour_have_several_shapes(written):
 
 def test_a_partial_search_makes_a_page(tmp_path, monkeypatch):
     monkeypatch.setattr("reports.page.picture", lambda draw, look: Picture([], "data:image/png;base64,"))
+    monkeypatch.setattr("reports.figures.save", lambda draw, frame, stem, look: [])
     settings = [{"block": block} for block in (1, 2, 3)]
     study = write_ablation(tmp_path, settings, {"block": 1}, kind="search", seeds=(0,), trials=5, workers=2)
     edit_trial(study, 2, state="running")

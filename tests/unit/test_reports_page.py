@@ -263,6 +263,9 @@ def test_no_module_of_reports_loads_torch():
         "assert not [m for m in sys.modules if m.split('.')[0] in ('methods', 'studies')]\n"
         "assert {m for m in sys.modules if m.startswith('harness.')} == {'harness.records', 'harness.errors'}\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
+        "import optuna.importance, optuna.visualization.matplotlib\n"
+        "optuna.importance.FanovaImportanceEvaluator(seed=0)\n"
+        "assert 'torch' not in sys.modules, 'optuna'\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(reports.__file__).parent.parent
