@@ -256,7 +256,7 @@ class _Maker:
 
     def _make_unless_others_do(self, number: int, waits: bool) -> None:
         """Make a missing shard; if another process is making it, pass over it, or wait until it is there."""
-        with _holding(_shard_path(self.folder, number).with_suffix(".lock"), waits) as is_mine:
+        with holding(_shard_path(self.folder, number).with_suffix(".lock"), waits) as is_mine:
             if not is_mine or number not in self._missing():
                 return
             with writing_to(self.folder):
@@ -370,13 +370,13 @@ def _shard_path(folder: Path, number: int) -> Path:
 @contextlib.contextmanager
 def _building(folder: Path) -> Iterator[None]:
     """Hold the lock of the folder's index; others wait."""
-    with _holding(folder / "lock", waits=True):
+    with holding(folder / "lock", waits=True):
         yield
 
 
 @contextlib.contextmanager
-def _holding(path: Path, waits: bool) -> Iterator[bool]:
-    """Hold a lock file in a cache; without `waits`, say whether it is held or another process has it."""
+def holding(path: Path, waits: bool) -> Iterator[bool]:
+    """Hold a lock file in a folder of caches; without `waits`, say whether it is held or another process has it."""
     with contextlib.ExitStack() as held:
         with writing_to(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)

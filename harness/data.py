@@ -213,27 +213,48 @@ def _find_images(root: Path, name: str) -> list[str]:
 def _file_digests(whole: Path, root: Path, names: Sequence[str], cache: Path, report: Report | None) -> list[list[Any]]:
     """[path relative to `root`, size, SHA-256 of the content] of every file of the data set at `whole`.
 
-    Contents are read once; a file whose size and modification time are as before keeps its stored digest. Processes
-    that do so at once write the same list, and the last one wins.
+    Contents are read once; a file whose size and modification time are as before keeps its stored digest. Of several
+    processes that need the list at once one reads, while the others wait.
     """
+    listing = cache / f"files-{digest(str(whole.resolve()))[:12]}.json"
+    states = {name: _file_state(root / name) for name in names}
+    stored = _stored_digests(listing, report)
+    if _changed(states, stored):
+        with caches.holding(listing.with_suffix(".lock"), waits=True):
+            stored = _stored_digests(listing, None)
+            if changed := _changed(states, stored):
+                shas = {name: state[2] for name, state in stored.items()}
+                shas |= _read_all(root, [name for name in changed if name in states], report)
+                stored = {name: [*states[name], shas[name]] for name in names}
+                caches.write_small(listing, [[name, *state] for name, state in stored.items()])
+    return [[name, stored[name][0], stored[name][2]] for name in names]
+
+
+def _stored_digests(listing: Path, report: Report | None) -> dict[str, list[Any]]:
+    """Size, modification time and SHA-256 by path."""
+    return {name: state for name, *state in caches.read_small(listing, report) or []}
+
+
+def _changed(states: dict[str, list[int]], stored: dict[str, list[Any]]) -> list[str]:
+    """Files that are not in the list as they are now, or are there no more."""
+    changed = [name for name, state in states.items() if name not in stored or stored[name][:2] != state]
+    return changed + [name for name in stored if name not in states]
+
+
+def _read_all(root: Path, names: list[str], report: Report | None) -> dict[str, str]:
+    """SHA-256 of files by path, read by as many threads as there are cores."""
 
     def read(name: str) -> str:
         with _reading(root / name):
             return file_digest(root / name)
 
-    listing = cache / f"files-{digest(str(whole.resolve()))[:12]}.json"
-    stored = {name: state for name, *state in caches.read_small(listing, report) or []}
-    states = {name: _file_state(root / name) for name in names}
-    changed = [name for name in names if name not in stored or stored[name][:2] != states[name]]
-    shas = {name: state[2] for name, state in stored.items()}
+    shas: dict[str, str] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, (name, sha) in enumerate(zip(changed, pool.map(read, changed), strict=True), 1):
+        for name, sha in zip(names, pool.map(read, names), strict=True):
             shas[name] = sha
             if report is not None:
-                report("reading files", done, len(changed))
-    if changed or stored.keys() != states.keys():
-        caches.write_small(listing, [[name, *states[name], shas[name]] for name in names])
-    return [[name, states[name][0], shas[name]] for name in names]
+                report("reading files", len(shas), len(names))
+    return shas
 
 
 def _file_state(path: Path) -> list[int]:
