@@ -25,8 +25,10 @@ def main(argv: Sequence[str]) -> int:
 
 def write_and_print(study: Path, form: str = "table") -> None:
     """Write the report; print the result tables, what was checked to agree, then the path of the page."""
+    from reports.ablation import terminal_tables
     from reports.report import write_report
     from reports.tables import final_table, marks, means_rows, terminal_rows
+    from reports.trials import RECORD
     from reports.verify import compact
     from studies.tables import console, print_table
 
@@ -38,9 +40,15 @@ def write_and_print(study: Path, form: str = "table") -> None:
         print(json.dumps({"page": str(paths.page), "rows": rows, "checks": checks}, indent=1, ensure_ascii=False))
         return
     print(f"{found.main_metrics[0]} {found.after}")
-    print_table(terminal_rows(found))
-    print()
-    print_table(means_rows(found))
+    if (study / RECORD).is_file():
+        for title, lines in terminal_tables(study):
+            console().print(f"\n{title}")
+            print_table(lines)
+        print()
+    else:
+        print_table(terminal_rows(found))
+        print()
+        print_table(means_rows(found))
     console().print("".join(f"{mark}\n" for mark in marks(found, found.main_metrics)))
     print_table(compact(paths.checks), justify="left")
     print(f"report: {paths.page}")
