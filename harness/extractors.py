@@ -207,8 +207,7 @@ def find_pixels() -> Extractor:
 
 def _inception() -> Extractor:
     file = weights.find(INCEPTION)
-    # Released weights carry the first digits of their hash in their name.
-    is_standard = file.sha256.startswith(file.path.stem.rpartition("-")[2])
+    is_standard = weights.is_released(file)
     name = f"{INCEPTION}-{file.sha256[:12]}"
     if name not in FEATURE_EXTRACTORS_REGISTRY:
         facts = {"shared": _load_inception(file)}

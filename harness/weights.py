@@ -51,6 +51,7 @@ class Asset:
     name: str
     path: Path | None
     advice: str
+    """What to do, or what is wrong with the file that is there; "" = nothing."""
 
 
 def find(name: str) -> WeightsFile:
@@ -63,7 +64,13 @@ def find(name: str) -> WeightsFile:
 
 def inventory() -> list[Asset]:
     """Every known file: where it is, or which file to put where."""
-    return [Asset(name, path, "" if path else _advice(name)) for name in NAMES for path in [_search(name)]]
+    found = {name: _search(name) for name in NAMES}
+    return [Asset(name, path, _remark(name, path) if path else _advice(name)) for name, path in found.items()]
+
+
+def is_released(file: WeightsFile) -> bool:
+    """Whether a file whose name ends with the first digits of its release's SHA-256 is that release."""
+    return file.sha256.startswith(file.path.stem.rpartition("-")[2])
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -132,6 +139,13 @@ def _in_package(package: str) -> list[Path]:
     spec = find_spec(package)
     places = spec.submodule_search_locations if spec else None
     return sorted(Path(next(iter(places))).glob("models/*.pth")) if places else []
+
+
+def _remark(name: str, path: Path) -> str:
+    """What is wrong with a file that is there."""
+    if name == INCEPTION and not is_released(WeightsFile(name, path, file_digest(path))):
+        return "not the released file, so its distances are not called FID: replace it"
+    return ""
 
 
 def _advice(name: str) -> str:

@@ -24,10 +24,16 @@ def main(argv: Sequence[str]) -> int:
     print()
     print_table([{"package": name, "version": version} for name, version in facts["packages"].items()], "left")
     print()
-    print_table(
-        [{"weights": w["name"], "found": w["path"] or f"missing: {w['advice']}"} for w in facts["weights"]], "left"
-    )
+    print_table([{"weights": w["name"], "found": _place(w)} for w in facts["weights"]], "left")
     return 0
+
+
+def _place(weights: dict[str, str]) -> str:
+    """Where weights are, and what is wrong with them; or what to do."""
+    path, advice = weights["path"], weights["advice"]
+    if not path:
+        return f"missing: {advice}"
+    return f"{path} ({advice})" if advice else path
 
 
 def examine() -> dict[str, Any]:

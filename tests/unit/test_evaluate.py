@@ -18,7 +18,7 @@ from harness.evaluate import Evaluator, velocity_draws, velocity_errors
 from harness.generate import generate_together
 from harness.prepare import PreparedData
 from harness.processes import open_accelerator
-from harness.records import digest, metric
+from harness.records import digest, file_digest, metric
 from harness.rng import global_state_kept, stream
 from harness.sit import SiT
 
@@ -242,6 +242,48 @@ def test_floor_of_fewer_held_out_images_carries_their_own_count(tmp_path):
     evaluator = make_evaluator(tmp_path, prepared, num_samples=20, classifier=False)
     lines = evaluator.lines()
     assert "fd_efficientnet_lite0_16" in lines["floor"] and "fd_efficientnet_lite0_20" not in lines["floor"]
+
+
+# -- another reference ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def batch_of_30(tmp_path_factory):
+    """30 images of the data in ADM's layout."""
+    path = tmp_path_factory.mktemp("reference") / "batch.npz"
+    np.savez(path, make_data().images.images[:30])
+    return path
+
+
+def test_another_reference_is_what_all_are_compared_with(evaluator, batch_of_30, tmp_path):
+    """More samples than training images may be asked for; the classifier still knows the training images."""
+    other = make_evaluator(tmp_path, reference=str(batch_of_30), num_samples=40)
+    assert other.protocol["reference"] == file_digest(batch_of_30) and other.digest != evaluator.digest
+    images = other.prepared.images
+    found = other.score(images.images[:30], images.labels[:30])
+    assert found["fd_efficientnet_lite0_30"] == pytest.approx(0, abs=1e-2)
+    assert found["recall_efficientnet_lite0_30"] == 1 and found["class_accuracy_30"] > 0.9
+    assert evaluator.score(images.images[:30], images.labels[:30])["fd_efficientnet_lite0_30"] > 1
+    metrics = other.evaluate(make_backbone()).metrics
+    assert {"fd_efficientnet_lite0_40", "class_accuracy_40", "velocity_loss"} <= set(metrics)
+    assert "class_accuracy_24" in other.lines()["floor"]
+
+
+def test_a_reference_that_is_too_small_is_said(batch_of_30, tmp_path):
+    with pytest.raises(UserError, match=r"kid_subset is 25: .*held-out .*; the reference has 30; give 2 to 24"):
+        make_evaluator(tmp_path, reference=str(batch_of_30), kid_subset=25)
+    with pytest.raises(UserError, match=r"evaluation\.reference: .*nothing\.npz is not there"):
+        make_evaluator(tmp_path, reference=str(tmp_path / "nothing.npz"))
+
+
+def test_statistics_alone_leave_out_what_needs_images(tmp_path):
+    path = tmp_path / "statistics.npz"
+    np.savez(path, mu=np.zeros(1280), sigma=np.eye(1280))
+    evaluator = make_evaluator(tmp_path, reference=str(path), kid_subset=500, num_samples=10)
+    metrics = evaluator.evaluate(make_backbone()).metrics
+    scored = {name for name in metrics if not name.startswith("velocity")}
+    assert scored == {"fd_efficientnet_lite0_10", "class_accuracy_10"}
+    assert "statistics and no images" in evaluator.warnings[-1]
 
 
 # -- the velocity loss ----------------------------------------------------------------------------------------------

@@ -88,6 +88,20 @@ def test_inventory_says_for_every_name_where_or_what_to_do(tmp_path: Path, monke
     assert lines["efficientnet_lite2"].path is not None
 
 
+def test_inventory_says_when_inception_is_not_the_released_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DITBENCH_WEIGHTS", str(tmp_path))
+    (tmp_path / weights.INCEPTION_FILE).write_bytes(b"x")
+    (line,) = (asset for asset in weights.inventory() if asset.name == "inception")
+    assert line.path == tmp_path / weights.INCEPTION_FILE and "not called FID: replace it" in line.advice
+    renamed = f"weights-inception-2015-12-05-{hashlib.sha256(b'x').hexdigest()[:8]}.pth"
+    (tmp_path / weights.INCEPTION_FILE).rename(tmp_path / renamed)
+    monkeypatch.setattr(weights, "INCEPTION_FILE", renamed)
+    (line,) = (asset for asset in weights.inventory() if asset.name == "inception")
+    assert (line.path, line.advice) == (tmp_path / renamed, "")
+
+
 def test_both_file_types_are_read(tmp_path: Path) -> None:
     tensors = {"a": torch.arange(3.0), "b": torch.ones(2, 2)}
     torch.save(tensors, tmp_path / "x.pth")
