@@ -127,10 +127,9 @@ def is_cut(frame: pd.DataFrame) -> bool:
 def plot_levels(ax: Axes, frame: pd.DataFrame, look: Look) -> Axes:
     """One axis: seeds as thin lines, means with their intervals, the default as a ring, the control as a line."""
     for value in frame.loc[frame["series"] == "control", "value"]:
-        cell = frame.loc[frame["series"] == "control", "cell"].iloc[0]
-        ax.axhline(value, color=look.colour(cell), linewidth=1.4, dashes=(5, 2), zorder=1)
+        ax.axhline(value, color=look.theme.baseline, linewidth=1.4, dashes=(5, 2), zorder=1)
     own = frame[frame["series"] != "control"].sort_values("place", kind="stable")
-    colour = look.colour(own["cell"].iloc[0])
+    colour = look.theme.cells[0]
     is_numeric = bool(own["is_numeric"].iloc[0])
     for _, seed in own[own["series"] == "seed"].groupby("seed", sort=True):
         style = "-" if is_numeric else ""
@@ -186,9 +185,9 @@ def _caption_line(figure: Figure, frame: pd.DataFrame, look: Look) -> None:
     text = better if look.is_narrow else f"{shorten(name, 3)}, {better}"
     figure.text(1 - 0.14 / width, y, text, ha="right", va="center", color=theme.muted, fontsize=8, parse_math=False)
     x = 0.14
-    keys = [("○ default", look.colour(frame.loc[frame["series"] == "mean", "cell"].iloc[0]))]
+    keys = [("○ default", theme.cells[0])]
     if controls:
-        keys.append((f"- - {shorten(controls[0], 1.5)}", look.colour(controls[0])))
+        keys.append((f"- - {shorten(controls[0], 1.5)}", theme.baseline))
     for key, colour in keys:
         figure.text(x / width, y, key, va="center", color=colour, parse_math=False)
         x += text_width([key]) + 0.25

@@ -52,7 +52,7 @@ def _progress(ablation: Ablation) -> str:
     else:
         over, of = num_runs(ablation)
         parts += [f"{over} of {of} runs"] if over < of else []
-    return f"Not complete: {listed(parts)} are there." if parts else ""
+    return f"Not complete: {listed(parts)} are over." if parts else ""
 
 
 # -- axes -----------------------------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ def axis_sentence(ablation: Ablation, subject: Subject, axis: Axis) -> str:
     if best.is_default:
         others = [level for level in scored if level is not best]
         text = f"{axis.name}: the default {level_text(best.value)} has the {mean}, {value}"
-        return f"{text}; {_readings(others)}." if others else f"{text}, and no other level has a value yet."
+        return f"{text}; {_readings(others)}." if others else f"{text}, and no other level has a value."
     text = f"{axis.name}: the {mean} is at {level_text(best.value)}, {value}"
     return f"{text}: {_difference(ablation, best.result, f'the default {level_text(axis.default)}')}."
 
@@ -95,10 +95,12 @@ def _difference(ablation: Ablation, result: MetricResult, other: str) -> str:
 
 def _readings(others: Sequence[Level]) -> str:
     """What the other levels' intervals say against the default, as `4 and 6 worse, 2 not separated`."""
+    words = {"one seed": "without an interval, from one pair of seeds"}
     found: dict[str, list[str]] = {}
     for level in others:
         if level.result.difference:
-            found.setdefault(level.result.difference.reading, []).append(level_text(level.value))
+            reading = level.result.difference.reading
+            found.setdefault(words.get(reading, reading), []).append(level_text(level.value))
     parts = [f"{listed(values)} {be(values)} {reading}" for reading, values in found.items()]
     return f"against it, {', '.join(parts)}"
 
@@ -118,8 +120,11 @@ def _best(ablation: Ablation, subject: Subject) -> str:
         return f"{text}the default has the {_superlative(ablation)} mean {ablation.objective}."
     away = [axis.name for axis in subject.axes if best.setting[axis.name] != axis.default]
     setting = ", ".join(f"{name} {level_text(best.setting[name])}" for name in away)
+    choice = f"the best of {len(scored)} is an optimistic choice."
+    if len(away) == 1 and not ablation.is_search:  # its axis has a sentence with the numbers
+        return f"{text}{setting} has the {_superlative(ablation)} mean; {choice}"
     text += f"{setting} has the {_superlative(ablation)} mean, {ablation.show(result.mean)}{_over(result)}"
-    return f"{text}: {_difference(ablation, result, 'the default')}; the best of {len(scored)} is an optimistic choice."
+    return f"{text}: {_difference(ablation, result, 'the default')}; {choice}"
 
 
 def _against_control(ablation: Ablation, subject: Subject) -> str:

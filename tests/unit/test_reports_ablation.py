@@ -226,6 +226,23 @@ def test_the_headline_names_the_best_levels_with_their_intervals(grid):
     ]
 
 
+def test_one_seed_and_one_best_axis_are_said_in_words_of_their_own(tmp_path):
+    study = write_ablation(tmp_path, GRID[:2], DEFAULTS, seeds=(0,))
+    for cell, value in (("sit", 30.0), ("vae_repa", 20.0), ("vae_repa,head_layers=2", 25.0)):
+        set_values(study, cell, value)
+    block, heads = ablation_findings.headline(load(study))[1:3]
+    assert block == f"block: the default 1 has the lowest mean {MAIN}, 20.00, and no other level has a value."
+    assert heads.endswith("20.00; against it, 2 is without an interval, from one pair of seeds.")
+    assert "Of 2 settings of vae_repa, the default has the lowest mean" in " ".join(
+        ablation_findings.headline(load(study))
+    )
+    set_values(study, "vae_repa,head_layers=2", 15.0)
+    best = ablation_findings.headline(load(study))[3]
+    assert (
+        best == "Of 2 settings of vae_repa, head_layers 2 has the lowest mean; the best of 2 is an optimistic choice."
+    )
+
+
 def test_higher_is_better_where_the_objective_says_so(copied):
     record = json.loads((copied / "ablation.json").read_text())
     (copied / "ablation.json").write_text(json.dumps({**record, "objective": "class_accuracy", "direction": "higher"}))
@@ -257,7 +274,7 @@ def test_what_is_not_there_yet_is_counted_and_named(copied):
     diverge(run_folder(copied, "vae_repa,block=3,head_layers=2", 0), 312, "base", kept=3)
     ablation = load(copied)
     assert num_runs(ablation) == (10, 14)
-    assert "Not complete: 10 of 14 runs are there." in ablation_findings.headline(ablation)
+    assert "Not complete: 10 of 14 runs are over." in ablation_findings.headline(ablation)
     block, heads = ablation_tables(ablation)
     assert [row["every seed"] for row in block.rows[2:]] == ["17.00, unfinished", "waiting, waiting"]
     assert [row["n"] for row in block.rows[2:]] == ["1", "0"]
@@ -272,7 +289,7 @@ def test_a_study_that_has_the_control_alone_is_reported(copied):
         shutil.rmtree(copied / cell)
     ablation = load(copied)
     text = " ".join(ablation_findings.headline(ablation))
-    assert "2 of 14 runs are there" in text and "block: no level has a value yet." in text
+    assert "2 of 14 runs are over" in text and "block: no level has a value yet." in text
     assert "sit has 32.00; the default of vae_repa has no value there yet." in text
     assert ablation.shown_cells() == ("sit",)
     assert ablation_tables(ablation)[0].rows[1]["every seed"] == "waiting, waiting"
@@ -325,7 +342,7 @@ def test_what_pruning_saved_is_counted_in_budget(search_path):
     assert "Median pruning saved 2,600 steps, 32% of what the trials that are over would have spent." in notes
     assert any(f"ditbench compare --tuned {search_path}" in note and "seeds 0,1" in note for note in notes)
     assert any("order cannot be reproduced" in note for note in notes)
-    assert "Not complete: 6 of 8 trials of vae_repa are there." in ablation_findings.headline(ablation)
+    assert "Not complete: 6 of 8 trials of vae_repa are over." in ablation_findings.headline(ablation)
 
 
 def test_a_search_by_one_worker_can_be_reproduced(search_path):
@@ -352,7 +369,7 @@ def test_methods_searched_together_have_a_table_each(search_path):
     assert ablation.shown_cells() == ("sit", "repa", "repa,block=2", "vae_repa", "vae_repa,block=2")
     text = " ".join(ablation_findings.headline(ablation))
     assert "An ablation of repa, a search over block; vae_repa, a search over block and head_layers, beside sit" in text
-    assert "Not complete: 2 of 8 trials of repa and 6 of 8 trials of vae_repa are there." in text
+    assert "Not complete: 2 of 8 trials of repa and 6 of 8 trials of vae_repa are over." in text
     assert [plan.stem for plan in ablation_report.plans(ablation)] == ["history", "parallel_1", "parallel_2"]
 
 

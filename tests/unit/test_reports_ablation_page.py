@@ -90,6 +90,6 @@ def test_a_partial_search_makes_a_page(tmp_path, monkeypatch):
     edit_trial(study, 2, state="running")
     page = Page(write_report(study).page.read_text())
     text = " ".join("".join(page.text).split())
-    assert "Not complete: 2 of 5 trials of vae_repa are there." in text
+    assert "Not complete: 2 of 5 trials of vae_repa are over." in text
     assert "Trials of vae_repa, best first" in text and "order cannot be reproduced" in text
     assert f"ditbench compare --tuned {study}" in text and "2 of 30 finished trials" in text
