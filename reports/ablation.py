@@ -233,10 +233,10 @@ def search_remarks(ablation: Ablation) -> list[str]:
         f"The best of many trials looks better on the seeds it was chosen by than it is: seeds {seeds} may not be "
         f"reported. Confirm it on others, with ditbench compare --tuned {ablation.study.path} and other --seeds."
     ]
-    if ablation.num_workers != 1:
+    if len({worker for trial in ablation.trials for worker in trial.workers}) > 1:
         found.append(
-            "Several workers shared the search: which setting is tried next depends on which runs have ended, so its "
-            "order cannot be reproduced."
+            "More than one worker took part in the search: which setting is tried next depends on which runs have "
+            "ended, so its order cannot be reproduced."
         )
     return found
 

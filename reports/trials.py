@@ -75,6 +75,8 @@ class Trial:
     """What the pruner was told, by evaluation point."""
     spent: float
     """Share of the whole budget of its runs that they spent."""
+    workers: tuple[str, ...]
+    """Processes that worked on it, as host:pid."""
 
     @property
     def is_over(self) -> bool:
@@ -97,7 +99,6 @@ class Ablation:
     """Trials a method of a search; 0 for grids, which hold all of theirs from the start."""
     sampler: str
     pruner: str
-    num_workers: int
     depth: int
     """Blocks of the backbone."""
     subjects: tuple[Subject, ...]
@@ -153,19 +154,26 @@ class Ablation:
         return shared_digits(self.result(cell, cell) for cell in cells)
 
     def ranked(self, subject: Subject) -> list[Trial]:
-        """A method's settings, each once, best mean first; those without a value last."""
-        once = {trial.cell: trial for trial in reversed(self.of(subject))}
-        means = {cell: self.sign * self.result(cell, subject.default_cell).mean for cell in once}
-        scored = [trial for trial in once.values() if math.isfinite(means[trial.cell])]
-        others = [trial for trial in once.values() if trial not in scored]
-        return [
-            *sorted(scored, key=lambda trial: (means[trial.cell], trial.number)),
-            *sorted(others, key=lambda trial: trial.number),
-        ]
+        """A method's settings, each once: those of `scored`, then the others by number."""
+        scored = self.scored(subject)
+        return [*scored, *(trial for trial in self._settings(subject) if trial not in scored)]
 
     def scored(self, subject: Subject) -> list[Trial]:
-        """Those of `ranked` that have a value."""
-        return [t for t in self.ranked(subject) if self.result(t.cell, subject.default_cell).finite]
+        """A method's settings that have a value, best mean first; of a search those that are complete.
+
+        A pruned trial, or one that runs, may have a value at a seed or two, which is no mean to rank by.
+        """
+        found = [
+            trial
+            for trial in self._settings(subject)
+            if self.result(trial.cell, subject.default_cell).finite
+            and (trial.state == "complete" or not self.is_search)
+        ]
+        return sorted(found, key=lambda trial: self.sign * self.result(trial.cell, subject.default_cell).mean)
+
+    def _settings(self, subject: Subject) -> list[Trial]:
+        """The first trial of every setting, by number."""
+        return list({trial.cell: trial for trial in reversed(self.of(subject))}.values())[::-1]
 
     def shown_cells(self) -> tuple[str, ...]:
         """Cells that stand for all where each takes a line or a column: control, defaults, best and, of one, worst."""
@@ -215,7 +223,6 @@ def _ablation(study: Study, record: Mapping[str, Any]) -> Ablation:
         num_asked=record["trials"],
         sampler=record["sampler"].get("name", ""),
         pruner=record["pruner"],
-        num_workers=record["workers"],
         depth=record["model"]["depth"],
         subjects=tuple(_subject(name, facts) for name, facts in record["methods"].items()),
         trials=tuple(sorted(map(_trial, record["trial_list"]), key=lambda trial: (trial.method, trial.number))),
@@ -236,6 +243,7 @@ def _trial(line: Mapping[str, Any]) -> Trial:
         state=line["state"],
         intermediate={int(point): number(value) for point, value in line["intermediate"].items()},
         spent=line["spent"]["budget"],
+        workers=tuple(line["workers"]),
     )
 
 

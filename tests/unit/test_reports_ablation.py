@@ -306,9 +306,8 @@ SEARCHED = [{"block": b, "head_layers": 5} for b in (1, 2, 3, 2, 4, 5)]
 
 @pytest.fixture
 def search_path(tmp_path):
-    study = write_ablation(
-        tmp_path, SEARCHED, DEFAULTS, kind="search", study="tpe", pruner="median", trials=8, workers=2
-    )
+    study = write_ablation(tmp_path, SEARCHED, DEFAULTS, kind="search", study="tpe", pruner="median", trials=8)
+    edit_trial(study, 1, workers=["host:1", "other:7"])
     for block, value in (("", 20.0), (",block=2", 15.0), (",block=3", 18.0)):
         set_values(study, f"vae_repa{block}", value, value + 2)
     edit_trial(study, 3, spent={"budget": 0.0})
@@ -333,6 +332,23 @@ def test_trials_stand_best_first_beside_default_and_control(search_path):
     assert ablation.trials[4].intermediate == {1: 90.5}
 
 
+def test_a_pruned_trial_with_a_value_at_one_seed_is_not_ranked(search_path):
+    edit_trial(search_path, 1, state="pruned")
+    edit_manifest(run_folder(search_path, "vae_repa,block=2", 0), status="pruned")
+    shutil.rmtree(run_folder(search_path, "vae_repa,block=2", 1).path)
+    ablation = load(search_path)
+    rows = ablation_tables(ablation)[0].rows
+    assert [(row["trial"], row["mean"]) for row in rows[1:4]] == [
+        ("0 (default)", "21.00"),
+        ("2", "19.00"),
+        ("1", "15.00"),
+    ]
+    assert ablation.shown_cells() == ("sit", "vae_repa", "vae_repa,block=3")
+    assert "Of 2 settings of vae_repa, block 3 has the lowest mean, 19.00" in " ".join(
+        ablation_findings.headline(ablation)
+    )
+
+
 def test_what_pruning_saved_is_counted_in_budget(search_path):
     ablation = load(search_path)
     # (1 - 0.125) + (1 - 0.25) = 1.625 trials of 2 seeds x 800 steps, of five settings
@@ -347,7 +363,8 @@ def test_what_pruning_saved_is_counted_in_budget(search_path):
 
 def test_a_search_by_one_worker_can_be_reproduced(search_path):
     record = json.loads((search_path / "ablation.json").read_text())
-    (search_path / "ablation.json").write_text(json.dumps({**record, "workers": 1, "pruner": "none"}))
+    (search_path / "ablation.json").write_text(json.dumps({**record, "pruner": "none"}))
+    edit_trial(search_path, 1, workers=["host:1"])
     notes = " ".join(ablation_tables(load(search_path))[0].notes)
     assert "reproduced" not in notes and "saved" not in notes
 

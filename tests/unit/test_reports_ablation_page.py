@@ -86,8 +86,8 @@ def test_a_partial_search_makes_a_page(tmp_path, monkeypatch):
     monkeypatch.setattr("reports.page.picture", lambda draw, look: Picture([], "data:image/png;base64,"))
     monkeypatch.setattr("reports.figures.save", lambda draw, frame, stem, look: [])
     settings = [{"block": block} for block in (1, 2, 3)]
-    study = write_ablation(tmp_path, settings, {"block": 1}, kind="search", seeds=(0,), trials=5, workers=2)
-    edit_trial(study, 2, state="running")
+    study = write_ablation(tmp_path, settings, {"block": 1}, kind="search", seeds=(0,), trials=5)
+    edit_trial(study, 2, state="running", workers=["host:2"])
     page = Page(write_report(study).page.read_text())
     text = " ".join("".join(page.text).split())
     assert "Not complete: 2 of 5 trials of vae_repa are over." in text
