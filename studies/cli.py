@@ -12,8 +12,8 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": "train one method at one seed",
     "compare": "train and evaluate several methods under one budget, and write the report",
-    "evaluate": "evaluate a run's EMA backbone again, under its own or another protocol",
-    "sample": "generate images from a run",
+    "evaluate": "evaluate a run's EMA backbone again, under its own or another protocol, or score anybody's images",
+    "sample": "generate images from a run, as PNG files or one .npz",
     "report": "write the report of a study from its records",
     "sync": "rebuild MLflow from the records of a study",
     "diff": "show what differs between two runs, and whether they may be compared",

@@ -114,6 +114,8 @@ def write_samples(lab: Lab, backbone: SiT, num: int, out: Path, is_npz: bool) ->
             side = lab.config.data.image_size
             to = Destination(out=out, is_npz=is_npz, num=num, side=side, chunk=config.chunk, recipe=recipe)
             writer = held.enter_context(to.writer())
+            if writer.done:
+                lab.report(f"{writer.done} of {num} images are there already", 1, 1)
         done = from_main(accelerator, writer.done if writer else 0)
         for part in generate_rounds(backbone, lab.prepared.autoencoder, config, num, accelerator, done):
             bad_images += part.bad_images

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from harness.records import RunFolder
-from studies import saved
+from studies import cli, saved
 from tests.e2e.conftest import FinishedStudy, contents, run_process
 
 Ditbench = Callable[..., tuple[int, str, str]]
@@ -50,6 +50,7 @@ def test_an_interrupted_command_goes_on_to_the_same_file(
     assert not out.exists()
     status, printed, err = ditbench("sample", run, *SMALL_CHUNKS, "--npz", str(out))
     assert (status, err) == (0, "")
+    assert "20 of 48 images are there already" in printed.splitlines()
     assert out.read_bytes() == whole.read_bytes()
     assert sorted(path.name for path in folder.iterdir()) == ["out.npz", "whole.npz"]
 
@@ -58,12 +59,18 @@ def test_an_interrupted_command_goes_on_to_the_same_file(
 def own(finished: FinishedStudy, folder: Path) -> tuple[Path, Path]:
     """The images that the run was evaluated with, as a .npz and as a folder."""
     packed, loose = folder / "own.npz", folder / "own"
-    result = finished.place.process("sample", str(finished.run("sit")), "--num", "48", "--npz", str(packed))
-    assert (result.returncode, result.stderr) == (0, ""), "libraries print nothing among our lines"
+    assert cli.main(["sample", str(finished.run("sit")), "--num", "48", "--npz", str(packed)]) == 0
     loose.mkdir()
     for index, image in enumerate(np.load(packed)["arr_0"]):
         Image.fromarray(image).save(loose / f"{index:06d}.png")
     return packed, loose
+
+
+def test_the_commands_silence_the_libraries_before_they_load_them(tmp_path: Path) -> None:
+    """torch warns when it is loaded."""
+    code = "import studies.commands.evaluate, studies.commands.sample, sys; print('torch' in sys.modules)"
+    result = run_process([sys.executable, "-c", code], tmp_path)
+    assert (result.stdout, result.stderr) == ("False\n", "")
 
 
 def scores(ditbench: Ditbench, *words: str) -> dict[str, Any]:
