@@ -36,6 +36,8 @@ QUICK_S = 1.0
 """A call up to this long is the usual price of tracking, and does not count as slow."""
 PARENT_TAG = "mlflow.parentRunId"
 """MLflow's own tag of a child run."""
+ROLE_TAG = "ditbench.role"
+"""`study` for the parent of a study's runs."""
 STATUS_TAG = "ditbench.status"
 """Our status, as MLflow knows no diverged or pruned run."""
 THEIR_STATUS = {
@@ -151,6 +153,39 @@ def set_status(client: "MlflowClient", run_id: str, status: str, end_ms: int | N
         client.update_run(run_id, status=theirs)
     else:
         client.set_terminated(run_id, theirs, end_ms)
+
+
+def open_parent(output: OutputConfig, study: str) -> str:
+    """The run of a whole study, to which its runs are children: made once, later opened again; found by its tag.
+
+    Never raises, waits at most `PATIENCE_S`. Returns "" where MLflow is off or away.
+    """
+    if not output.mlflow:
+        return ""
+    from mlflow import MlflowClient
+
+    def work() -> str:
+        prepare_store(output, study)
+        client = MlflowClient(tracking_uri(output))
+        run_id = parent_run(client, study)
+        set_status(client, run_id, "running")
+        return run_id
+
+    try:
+        return attempt(work, PATIENCE_S)
+    except Exception:  # as in `Tracker`
+        return ""
+
+
+def parent_run(client: "MlflowClient", study: str) -> str:
+    """The id of the parent run of a study, in a prepared store."""
+    experiment = client.get_experiment_by_name(study)
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], filter_string=f"tags.`{ROLE_TAG}` = 'study'", max_results=1)
+    if found:
+        return found[0].info.run_id
+    run = client.create_run(experiment.experiment_id, run_name=study, tags={"study": study, ROLE_TAG: "study"})
+    return run.info.run_id
 
 
 # -- a run, live ----------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """One run, from config to records: what the cells of a study share, and one cell at one seed."""
 
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -28,6 +27,7 @@ from harness.sit import parse_name
 from harness.tracking import PARENT_TAG, Tracker, tracking_uri
 from harness.trainer import Event, Run, check_split, end_run, resume, set_up, train
 from studies.agenda import Context
+from studies.command_line import recorded_command
 from studies.folders import folder_of, is_done
 from studies.settings import SECTIONS, as_plain, resolve_sections, section_of, size_of
 
@@ -232,7 +232,7 @@ def first_manifest(config: RunConfig, context: Context) -> dict[str, Any]:
         "baseline": context.baseline or config.label,
         "status": "running",
         "status_detail": {},
-        "command": ["ditbench", *sys.argv[1:]],
+        "command": recorded_command(),
         "config": as_plain(config),
         "digests": {},
         "shared_device": False,

@@ -1,0 +1,519 @@
+"""The runs of an ablation as an agenda, and its record.
+
+A trial is one setting of one method; its runs are that cell at every seed. Their folders are the source of truth: what
+the record and Optuna's storage say of a trial is read from them, so whatever a killed process left out is made up for
+by the next one that looks. Both are changed under one lock of the study.
+"""
+
+import contextlib
+import math
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial
+
+from harness import tracking
+from harness.config import RunConfig
+from harness.errors import UserError
+from harness.records import RunFolder, main_metric, metric, number, read_json, run_path, write_json
+from studies.ablation import RECORD, Ablation, Setting, Subject, differences, grown, joined, plan_record, refusal
+from studies.agenda import Agenda, Context
+from studies.command_line import recorded_command
+from studies.folders import folder_of, is_done
+from studies.lease import claim, held, lease_path, study_lock
+from studies.storage import Ledger, check_reachable, connect, journal_path, make_pruner, open_ledger, owner_of, reaching
+
+if TYPE_CHECKING:
+    from harness.trainer import Event
+
+OVER = ("complete", "pruned", "diverged")
+"""States of trials that need no more runs, unless the study grows."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run stands in an ablation."""
+
+    subject: Subject | None
+    """None: the control."""
+    index: int
+    """A grid's setting, or a search's trial, from 0; 0 for the control."""
+    seed: int
+
+
+class AblationAgenda(Agenda):
+    """The control and every trial at every seed: a grid seed by seed, a search trial by trial.
+
+    A search decides a trial when no run of those before it is free. With a pruner, the first seed of a trial is
+    watched, and its other seeds wait until that came through.
+    """
+
+    retakes = 1
+
+    def __init__(self, ablation: Ablation, parent: str = "") -> None:
+        """`parent` is the MLflow run that every run is a child of."""
+        self.ablation, self._parent = ablation, parent
+        self.seeds = ablation.seeds
+        self._cells = {subject.method: _cells(ablation, subject) for subject in ablation.subjects}
+        self.cells = (ablation.control, *(cell for cells in self._cells.values() for cell in cells))
+        self._asked: dict[tuple[str, int], RunConfig] = {}
+        """A search's cells by method and trial, as far as they were looked up."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        opened = ("_storage", "_ledgers")
+        return {key: value for key, value in self.__dict__.items() if key not in opened}
+
+    # -- what there is to run ---------------------------------------------------------------------------------------
+
+    @property
+    def total(self) -> int:
+        return self._slots * len(self.seeds)
+
+    @property
+    def _slots(self) -> int:
+        """The control and all trials."""
+        number = self.ablation.trials or len(self.ablation.settings)
+        return 1 + number * len(self.ablation.subjects)
+
+    def _place(self, number: int) -> Place:
+        if self.ablation.kind == "search":
+            slot, seed = divmod(number - 1, len(self.seeds))
+        else:
+            seed, slot = divmod(number - 1, self._slots)
+        if slot == 0:
+            return Place(None, 0, self.seeds[seed])
+        # The methods of a search take turns.
+        index, method = divmod(slot - 1, len(self.ablation.subjects))
+        return Place(self.ablation.subjects[method], index, self.seeds[seed])
+
+    def run(self, number: int) -> RunConfig | None:
+        place = self._place(number)
+        cell = self._cell(place)
+        return replace(cell, seed=place.seed) if cell else None
+
+    def _cell(self, place: Place) -> RunConfig | None:
+        if place.subject is None:
+            return self.ablation.control
+        known = self._cells[place.subject.method]
+        if place.index < len(known):
+            return known[place.index]
+        key = (place.subject.method, place.index)
+        if key not in self._asked:
+            entries = entries_of(self._read(), place.subject.method)
+            if place.index >= len(entries):
+                return None
+            self._asked[key] = place.subject.cell(entries[place.index]["setting"])
+        return self._asked[key]
+
+    def context(self, number: int) -> Context:
+        return Context(baseline=self.ablation.control.label, mlflow_parent=self._parent)
+
+    def with_threads(self, threads: int) -> Self:
+        control = _with_threads(self.ablation.control, threads)
+        subjects = tuple(replace(s, base=_with_threads(s.base, threads)) for s in self.ablation.subjects)
+        return type(self)(replace(self.ablation, control=control, subjects=subjects), self._parent)
+
+    # -- around a run -----------------------------------------------------------------------------------------------
+
+    def settled(self, number: int) -> str:
+        """The other seeds of a trial that its first seed did not come through are never needed."""
+        status = self._first_status(number)
+        return f"left out, {status} at seed {self.seeds[0]}" if status in ("pruned", "diverged") else ""
+
+    def is_due(self, number: int) -> bool:
+        place = self._place(number)
+        if self._cell(place) is None:
+            assert place.subject is not None
+            self._ask(place.subject, place.index)
+        return self._first_status(number) in ("", "finished")
+
+    def _first_status(self, number: int) -> str:
+        """What became of the first seed of a run's trial, where that decides about the run; else ""."""
+        place = self._place(number)
+        cell = self._cell(place)
+        if self.ablation.pruner == "none" or place.subject is None or place.seed == self.seeds[0] or cell is None:
+            return ""
+        return folder_of(replace(cell, seed=self.seeds[0])).status() or "not begun"
+
+    def begins(self, number: int) -> str:
+        config, place = self.run(number), self._place(number)
+        assert config is not None
+        is_left = folder_of(config).status() == "running"
+        before = ""
+        if place.subject is not None:
+            with self._locked():
+                before = self._note_begin(place, config, is_left)
+        return f"taken over from {before or 'a process'}, which is gone" if is_left else ""
+
+    def _note_begin(self, place: Place, config: RunConfig, is_left: bool) -> str:
+        """Put on record who is at a trial's run; returns who was."""
+        record = self._read()
+        entry = self._entry(record, place)
+        ledger, own = self._ledgers[entry["method"]], f"{socket.gethostname()}:{os.getpid()}"
+        attributes = ledger.trial(entry["number"]).user_attrs
+        holders = attributes.get("holders", {})
+        before = str(holders.get(str(config.seed), ""))
+        ledger.begin(entry["number"])
+        ledger.note(entry["number"], holders={**holders, str(config.seed): own})
+        if is_left:
+            takeover = {"seed": config.seed, "from": before, "by": own, "time": now()}
+            ledger.note(entry["number"], takeovers=[*attributes.get("takeovers", []), takeover])
+        entry["state"] = "running"
+        entry["started"] = entry["started"] or now()
+        entry["workers"] = list(dict.fromkeys([*entry["workers"], own]))
+        self._write(record)
+        return before
+
+    def watch(self, number: int, event: "Event") -> bool:
+        place = self._place(number)
+        if self.ablation.pruner == "none" or place.subject is None or place.seed != self.seeds[0]:
+            return False
+        with self._locked():
+            record, ledger = self._read(), self._ledgers[place.subject.method]
+            entry = self._entry(record, place)
+            self._name_objective(record, event.record["metrics"])
+            self._report(record, entry, [event.record])
+            self._write(record)
+            return not ledger.trial(entry["number"]).state.is_finished() and ledger.prunes(entry["number"])
+
+    def ended(self, number: int) -> None:
+        config = self.run(number)
+        assert config is not None
+        record = self._read()
+        if record["objective"] and not self._open_entries(record, config.label):
+            return
+        with self._locked():
+            record = self._read()
+            if lines := folder_of(config).lines("eval"):
+                self._name_objective(record, lines[-1]["metrics"])
+            for entry in self._open_entries(record, config.label):
+                self._settle(record, entry)
+            self._write(record)
+
+    def _entry(self, record: Mapping[str, Any], place: Place) -> dict[str, Any]:
+        """A trial's entry; those of a grid were added in another order where it has grown."""
+        assert place.subject is not None
+        entries = entries_of(record, place.subject.method)
+        if self.ablation.kind == "search":
+            return entries[place.index]
+        label = self._cells[place.subject.method][place.index].label
+        return next(entry for entry in entries if entry["cell"] == label)
+
+    def _open_entries(self, record: Mapping[str, Any], cell: str) -> list[dict[str, Any]]:
+        """The trials of a cell that are not over: a search may try a setting twice."""
+        return [entry for entry in record["trial_list"] if entry["cell"] == cell and entry["state"] not in OVER]
+
+    # -- trials -----------------------------------------------------------------------------------------------------
+
+    def _ask(self, subject: Subject, index: int) -> None:
+        """Decide a search's trial, unless another worker has."""
+        with self._locked():
+            record, ledger = self._read(), self._ledgers[subject.method]
+            if len(ledger.trials()) <= index:
+                setting = ledger.propose(subject)
+                ledger.add(subject, setting, subject.cell(setting).label)
+            self._take_up(record, subject)
+            self._write(record)
+
+    def _take_up(self, record: dict[str, Any], subject: Subject) -> None:
+        """Put on record the trials of the storage that it lacks."""
+        known = len(entries_of(record, subject.method))
+        for trial in self._ledgers[subject.method].trials()[known:]:
+            record["trial_list"].append(new_entry(subject, trial))
+
+    def _settle(self, record: dict[str, Any], entry: dict[str, Any]) -> None:
+        """Bring a trial's entry up to its runs' records, and tell Optuna when it is over."""
+        ledger = self._ledgers[entry["method"]]
+        folders = [self._folder(entry["cell"], seed) for seed in record["seeds"]]
+        statuses = [folder.status() for folder in folders]
+        self._report(record, entry, folders[0].lines("eval"))
+        entry["spent"] = {"budget": sum(map(self._share, folders)) / len(folders)}
+        values = [last_value(folder, record) for folder in folders]
+        state = self._state_of(statuses, values)
+        entry["value"] = sum(values) / len(values) if state == "complete" else None
+        if state:
+            ledger.tell(entry["number"], state, entry["value"], record["seeds"])
+            entry |= {"state": state, "ended": entry["ended"] or now()}
+            return
+        frozen = ledger.trial(entry["number"])
+        # A trial that was told and has gained seeds is told by its runs alone.
+        is_running = "running" in statuses if frozen.state.is_finished() else frozen.state.name == "RUNNING"
+        entry |= {"state": "running" if is_running else "waiting", "ended": ""}
+
+    def _state_of(self, statuses: Sequence[str | None], values: Sequence[float]) -> str:
+        """How a trial ended; "" while it goes on."""
+        first = statuses[0]
+        if "pruned" in statuses:
+            return "pruned"
+        if first == "diverged" and self.ablation.pruner != "none":
+            return "diverged"
+        if any(status not in ("finished", "diverged") for status in statuses):
+            return ""
+        return "complete" if "diverged" not in statuses and all(map(math.isfinite, values)) else "diverged"
+
+    def _report(self, record: dict[str, Any], entry: dict[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
+        """Tell the pruner what the first seed's evaluations found."""
+        if self.ablation.pruner == "none" or not record["objective"]:
+            return
+        values = {line["point"]: number(line["metrics"][record["objective"]]) for line in lines}
+        self._ledgers[entry["method"]].report(entry["number"], values)
+        entry["intermediate"] |= {str(point): value for point, value in values.items()}
+
+    def _name_objective(self, record: dict[str, Any], metrics: Mapping[str, Any]) -> None:
+        """The objective by its full name, which the first evaluation shows."""
+        record["objective"] = record["objective"] or full_name(self.ablation.objective, list(metrics))
+
+    def _share(self, folder: RunFolder) -> float:
+        """The part of its budget that a run has spent."""
+        budget, lines = self.ablation.control.budget, folder.lines("train")
+        if folder.status() == "finished":
+            return 1.0
+        return min(1.0, lines[-1][CLOCKS[budget.unit]] / budget.amount) if lines else 0.0
+
+    # -- the study's files ------------------------------------------------------------------------------------------
+
+    @property
+    def _runs(self) -> str:
+        return self.ablation.control.output.runs
+
+    @property
+    def study(self) -> str:
+        """Name of the study."""
+        return self.ablation.control.study
+
+    def _folder(self, cell: str, seed: int) -> RunFolder:
+        return RunFolder(run_path(self._runs, self.study, cell, seed))
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Change the record and the storage within the block, alone."""
+        journal = journal_path(self._runs, self.study)
+        with held(study_lock(self._runs, self.study, "ablation")), reaching(self.ablation.storage, journal):
+            yield
+
+    def _read(self) -> dict[str, Any]:
+        record: dict[str, Any] = read_json(self.ablation.folder / RECORD)
+        return record
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        write_json(self.ablation.folder / RECORD, record)
+
+    @cached_property
+    def _storage(self) -> BaseStorage:
+        return connect(self.ablation.storage, self._runs, self.study)
+
+    @cached_property
+    def _ledgers(self) -> dict[str, Ledger]:
+        """By method; opened once the record is there."""
+        record, points = self._read(), self.ablation.control.evaluation.points
+        return {
+            subject.method: open_ledger(
+                self._storage,
+                study_name(self.study, subject),
+                record["id"],
+                record["direction"],
+                make_pruner(self.ablation.pruner, points),
+                self.ablation.kind == "search",
+            )
+            for subject in self.ablation.subjects
+        }
+
+
+CLOCKS = {"steps": "step", "images": "images", "train_gflops": "train_gflops", "seconds": "train_seconds"}
+"""Field of a record that counts what a budget is in."""
+
+
+def _cells(ablation: Ablation, subject: Subject) -> list[RunConfig]:
+    """The cells of a method that are known beforehand: a grid's all, a search's default."""
+    settings = [subject.default()] if ablation.kind == "search" else ablation.settings
+    return [subject.cell(setting) for setting in settings]
+
+
+def _with_threads(config: RunConfig, threads: int) -> RunConfig:
+    return replace(config, runtime=replace(config.runtime, threads=threads))
+
+
+def study_name(study: str, subject: Subject) -> str:
+    """Optuna's name for the trials of a method."""
+    return f"{study}/{subject.method}"
+
+
+def entries_of(record: Mapping[str, Any], method: str) -> list[dict[str, Any]]:
+    """A method's trials on record, by number."""
+    own = [entry for entry in record["trial_list"] if entry["method"] == method]
+    return sorted(own, key=lambda entry: entry["number"])
+
+
+def new_entry(subject: Subject, trial: FrozenTrial) -> dict[str, Any]:
+    """A trial as it stands on record before anything is known of its runs."""
+    setting: Setting = {**subject.default(), **trial.user_attrs["setting"]}
+    return {
+        "method": subject.method,
+        "number": trial.number,
+        "cell": trial.user_attrs["cell"],
+        "setting": setting,
+        "state": "waiting",
+        "value": None,
+        "intermediate": {},
+        "started": "",
+        "ended": "",
+        "workers": [],
+        "spent": {"budget": 0.0},
+    }
+
+
+def last_value(folder: RunFolder, record: Mapping[str, Any]) -> float:
+    """The objective at the last evaluation point of a run; NaN where it was not reached."""
+    lines = [line for line in folder.lines("eval") if line["point"] == record["points"]]
+    return number(lines[-1]["metrics"][record["objective"]]) if lines and record["objective"] else math.nan
+
+
+def full_name(asked: str, names: Sequence[str]) -> str:
+    """The metric that a name or a family means among those that were measured; "" means the main one.
+
+    Raises:
+        UserError: for one that was not measured.
+    """
+    if not asked:
+        return main_metric(names)
+    family = sorted((name for name in names if metric(name).prefix == asked), key=lambda name: (len(name), name))
+    found = [asked] if asked in names else family
+    if not found:
+        raise UserError(f"objective is {asked!r}, which was not measured: give one of {', '.join(names)}")
+    return found[0]
+
+
+def now() -> str:
+    """The time in UTC, as it stands in the record."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+# -- begin and end of a command -------------------------------------------------------------------------------------
+
+
+def prepare(ablation: Ablation) -> AblationAgenda:
+    """Make or open an ablation's record and trials, add what they lack, and tell Optuna what is over already.
+
+    Raises:
+        UserError: the study holds another ablation, or the trials of another folder of runs; or the storage cannot be
+            reached. Nothing has changed then.
+        StorageError: the disk refuses a file.
+    """
+    output, study = ablation.control.output, ablation.control.study
+    check_reachable(ablation.storage)
+    with (
+        held(study_lock(output.runs, study, "ablation")),
+        reaching(ablation.storage, journal_path(output.runs, study)),
+    ):
+        ablation, record = _merged(ablation)
+        agenda = AblationAgenda(ablation)
+        _refuse_other_owner(agenda, record["id"])
+        agenda._write(record)
+        for subject in ablation.subjects:
+            _fill(agenda, record, subject)
+        for entry in record["trial_list"]:
+            agenda._settle(record, entry)
+        agenda._write(record)
+    return AblationAgenda(ablation, _open_parent(agenda))
+
+
+def _merged(ablation: Ablation) -> tuple[Ablation, dict[str, Any]]:
+    """The ablation and the study's record, each with what the other asks for."""
+    path, command = ablation.folder / RECORD, recorded_command()
+    if not path.exists():
+        direction = metric(ablation.objective).direction if ablation.objective else "lower"
+        own = {"id": secrets.token_hex(8), "direction": direction, "mlflow_run": "", "trial_list": []}
+        return ablation, {**plan_record(ablation), **own, "commands": [command]}
+    before = read_json(path)
+    if lines := differences(before, plan_record(ablation)):
+        raise UserError(refusal(ablation.folder, lines))
+    ablation = joined(ablation, before)
+    record = grown(before, plan_record(ablation))
+    return ablation, {**record, "commands": [c for c in record["commands"] if c != command] + [command]}
+
+
+def _refuse_other_owner(agenda: AblationAgenda, own: str) -> None:
+    """Two folders of runs must not share a study: each would lack runs that the other's trials count on."""
+    for subject in agenda.ablation.subjects:
+        name = study_name(agenda.study, subject)
+        if owner_of(agenda._storage, name) not in (None, "", own):
+            raise UserError(
+                f"the storage holds a study {name!r} of another folder of runs: give another --study, "
+                "or remove it with: optuna delete-study"
+            )
+
+
+def _fill(agenda: AblationAgenda, record: dict[str, Any], subject: Subject) -> None:
+    """Trials on record that the storage lost, then those asked for that it lacks; a search begins with the default."""
+    ledger = agenda._ledgers[subject.method]
+    for entry in entries_of(record, subject.method)[len(ledger.trials()) :]:
+        ledger.add(subject, entry["setting"], entry["cell"])
+    known = {trial.user_attrs["cell"] for trial in ledger.trials()}
+    for cell in agenda._cells[subject.method]:
+        if cell.label not in known:
+            ledger.add(subject, subject.setting_of(cell), cell.label)
+    agenda._take_up(record, subject)
+
+
+def _open_parent(agenda: AblationAgenda) -> str:
+    """The study's parent run in MLflow, made once; "" where MLflow is away."""
+    config = agenda.ablation.control
+    with held(study_lock(config.output.runs, config.study, "mlflow")):
+        run_id = tracking.open_parent(config.output, config.study)
+        with agenda._locked():
+            record = agenda._read()
+            record["mlflow_run"] = run_id or record["mlflow_run"]
+            agenda._write(record)
+    return str(record["mlflow_run"])
+
+
+def withdraw(agenda: AblationAgenda) -> None:
+    """Take back what `prepare` made, where no run has begun: the data or weights of the plan may be wrong.
+
+    Otherwise the plan put right would be refused as another ablation.
+    """
+    journal = journal_path(agenda._runs, agenda.study)
+    with agenda._locked():
+        if any(agenda.ablation.folder.glob("*/seed*/manifest.json")):
+            return
+        for subject in agenda.ablation.subjects:
+            optuna.delete_study(study_name=study_name(agenda.study, subject), storage=agenda._storage)
+        journal.unlink(missing_ok=True)
+        (agenda.ablation.folder / RECORD).unlink()
+
+
+def finish(agenda: AblationAgenda) -> None:
+    """Queue the trials of runs that failed for a later command, and close MLflow's parent run."""
+    with agenda._locked():
+        record = agenda._read()
+        for entry in record["trial_list"]:
+            if entry["state"] not in OVER:
+                if _is_to_be_tried_again(agenda, entry, record["seeds"]):
+                    agenda._ledgers[entry["method"]].queue(entry["number"])
+                agenda._settle(record, entry)
+        agenda._write(record)
+    tracking.mark(agenda.ablation.control.output, record["mlflow_run"], "finished")
+
+
+def _is_to_be_tried_again(agenda: AblationAgenda, entry: Mapping[str, Any], seeds: Sequence[int]) -> bool:
+    """Whether a trial has a run that failed, and nobody is at any of its runs."""
+    folders = [agenda._folder(entry["cell"], seed) for seed in seeds]
+    if not any(folder.status() == "failed" for folder in folders):
+        return False
+    leases = [
+        claim(lease_path(agenda._runs, agenda.study, entry["cell"], seed))
+        for seed, folder in zip(seeds, folders, strict=True)
+        if not is_done(folder)
+    ]
+    for lease in leases:
+        if lease:
+            lease.release()
+    return all(leases)
