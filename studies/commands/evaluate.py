@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from studies.commands.common import is_main_process, quiet_libraries
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+    from harness.sit import SiT
+    from studies.run import Lab
     from studies.scored import Protocol
 
 DESCRIPTION = (
@@ -43,27 +46,49 @@ def evaluate_run(argv: Sequence[str]) -> int:
     several = "evaluation seeds, such as 0,1,2: how far the noise of an evaluation goes (default: --evaluation.seed)"
     parser.add_argument("--seeds", type=whole_numbers, default=[], help=several)
     namespace, folder = saved.parse(parser, argv)
-    from harness.processes import is_main
     from studies.display import Display
     from studies.run import open_lab
 
     with Display() as display:
         lab = open_lab(saved.recorded_config(folder, parser, namespace), display.report)
     backbone, step = saved.load_backbone(folder, lab, namespace.step)
-    records = []
-    for evaluator in saved.evaluators(lab, namespace.seeds):
-        metrics = evaluator.evaluate(backbone).metrics
-        records.append({"step": step, "protocol": evaluator.digest, "metrics": metrics})
-        if is_main(lab.accelerator):
-            _store(folder, f"step_{step:08d}", records[-1], evaluator.protocol)
-    if not is_main(lab.accelerator):
-        return 0
-    if len(records) > 1:
-        _show_seeds(records, namespace.seeds, lab.evaluator.warnings, namespace.format)
-        return 0
-    lines = {} if namespace.format == "json" else lab.evaluator.lines()
-    _show(records[0], f"step {step}", lines, lab.evaluator.warnings, namespace.format)
+    subject = Subject(title=f"step {step}", facts={"step": step}, folder=folder.path, file=f"step_{step:08d}")
+    evaluate_backbone(lab, backbone, subject, namespace.seeds, namespace.format)
     return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is evaluated, and where the records go."""
+
+    title: str
+    """In tables."""
+    facts: Mapping[str, Any]
+    """First fields of the records."""
+    folder: Path
+    """Records go into its `evaluations/`."""
+    file: str
+    """Name of the files of its records."""
+
+
+def evaluate_backbone(lab: "Lab", backbone: "SiT", subject: Subject, seeds: Sequence[int], form: str) -> None:
+    """Evaluate under every evaluation seed, store the records and print them."""
+    from harness.processes import is_main
+    from studies.saved import evaluators
+
+    records = []
+    for evaluator in evaluators(lab, seeds):
+        metrics = evaluator.evaluate(backbone).metrics
+        records.append({**subject.facts, "protocol": evaluator.digest, "metrics": metrics})
+        if is_main(lab.accelerator):
+            _store(subject.folder, subject.file, records[-1], evaluator.protocol)
+    if not is_main(lab.accelerator):
+        return
+    if len(records) > 1:
+        _show_seeds(records, seeds, lab.evaluator.warnings, form)
+    else:
+        lines = {} if form == "json" else lab.evaluator.lines()
+        _show(records[0], subject.title, lines, lab.evaluator.warnings, form)
 
 
 def evaluate_file(argv: Sequence[str], has_config: bool) -> int:
@@ -77,7 +102,7 @@ def evaluate_file(argv: Sequence[str], has_config: bool) -> int:
     with Display(stderr=True) as display:
         found = score_file(Path(samples), protocol, display.report)
     if folder is not None:
-        _store(folder, f"samples_{found.record['sha256'][:12]}", found.record, found.settings)
+        _store(folder.path, f"samples_{found.record['sha256'][:12]}", found.record, found.settings)
     _show(found.record, Path(samples).name, {}, found.warnings, form)
     return 0
 
@@ -111,9 +136,9 @@ def _parse_with_run(argv: Sequence[str]) -> "tuple[str, str, Protocol, RunFolder
     return namespace.samples, namespace.format, Protocol(**sections, data=None), None
 
 
-def _store(folder: RunFolder, name: str, record: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Keep a record and its protocol in the run's folder, apart from the run's own records."""
-    target = folder.path / "evaluations" / record["protocol"][:12]
+def _store(folder: Path, name: str, record: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Keep a record and its protocol in a folder, apart from a run's own records."""
+    target = folder / "evaluations" / record["protocol"][:12]
     target.mkdir(parents=True, exist_ok=True)
     write_json(target / f"{name}.json", {**record, "settings": settings})
 

@@ -1,6 +1,7 @@
 """`sample --npz` and `evaluate --samples`, on the finished study."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,12 @@ def test_an_interrupted_command_goes_on_to_the_same_file(
 
 
 @pytest.fixture(scope="module")
+def run(finished: FinishedStudy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the run, as evaluations are kept in its folder."""
+    return Path(shutil.copytree(finished.run("sit"), tmp_path_factory.mktemp("copy") / "seed0"))
+
+
+@pytest.fixture(scope="module")
 def own(finished: FinishedStudy, folder: Path) -> tuple[Path, Path]:
     """The images that the run was evaluated with, as a .npz and as a folder."""
     packed, loose = folder / "own.npz", folder / "own"
@@ -80,10 +87,9 @@ def scores(ditbench: Ditbench, *words: str) -> dict[str, Any]:
 
 
 def test_a_run_s_own_samples_score_as_the_run_did(
-    finished: FinishedStudy, ditbench: Ditbench, own: tuple[Path, Path]
+    finished: FinishedStudy, run: Path, ditbench: Ditbench, own: tuple[Path, Path]
 ) -> None:
     """Under the protocol of the run, and under a config that says the same; all but what needs the backbone."""
-    run = finished.run("sit")
     recorded = RunFolder(run).lines("eval")[-1]["metrics"]
     wanted = {name: value for name, value in recorded.items() if not name.startswith("velocity")}
     assert len(wanted) == 6
@@ -104,11 +110,9 @@ def test_a_run_s_own_samples_score_as_the_run_did(
     assert scores(ditbench, *words[1:]) == found
 
 
-def test_a_folder_of_samples_is_scored_without_labels(
-    finished: FinishedStudy, ditbench: Ditbench, own: tuple[Path, Path]
-) -> None:
-    recorded = RunFolder(finished.run("sit")).lines("eval")[-1]["metrics"]
-    status, out, err = ditbench("evaluate", str(finished.run("sit")), "--samples", str(own[1]))
+def test_a_folder_of_samples_is_scored_without_labels(run: Path, ditbench: Ditbench, own: tuple[Path, Path]) -> None:
+    recorded = RunFolder(run).lines("eval")[-1]["metrics"]
+    status, out, err = ditbench("evaluate", str(run), "--samples", str(own[1]))
     assert status == 0
     assert f"{own[1]} has no labels, so no class accuracy is given" in err
     shown = {row.split()[0]: row.split()[1] for row in out.splitlines()[1:]}
@@ -139,8 +143,7 @@ def test_samples_against_a_reference_alone_need_no_run_and_no_data(
     assert "have nothing to be compared with: name a run, or give --config or --evaluation.reference" in err
 
 
-def test_evaluation_seeds_stand_side_by_side(finished: FinishedStudy, ditbench: Ditbench) -> None:
-    run = finished.run("sit")
+def test_evaluation_seeds_stand_side_by_side(run: Path, ditbench: Ditbench) -> None:
     status, out, err = ditbench("evaluate", str(run), "--seeds", "0,7", "--evaluation.kid_subset", "21")
     assert status == 0, err
     header, *rows = [line.split() for line in out.splitlines()]
@@ -157,10 +160,8 @@ def test_evaluation_seeds_stand_side_by_side(finished: FinishedStudy, ditbench: 
 
 
 @pytest.mark.full
-def test_two_processes_evaluate_and_sample_as_one_does(
-    finished: FinishedStudy, own: tuple[Path, Path], tmp_path: Path
-) -> None:
-    run, out = finished.run("vae_repa"), tmp_path / "two.npz"
+def test_two_processes_evaluate_and_sample_as_one_does(run: Path, own: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "two.npz"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     launcher += ["-m", "studies.cli"]
     result = run_process([*launcher, "evaluate", str(run), "--format", "json"], tmp_path)
@@ -168,9 +169,7 @@ def test_two_processes_evaluate_and_sample_as_one_does(
     recorded = RunFolder(run).lines("eval")[-1]
     found = json.loads(result.stdout[result.stdout.index("{") :])
     assert (found["protocol"], found["metrics"]) == (recorded["protocol"], recorded["metrics"])
-    result = run_process(
-        [*launcher, "sample", str(finished.run("sit")), "--num_images", "48", "--npz", str(out)], tmp_path
-    )
+    result = run_process([*launcher, "sample", str(run), "--num_images", "48", "--npz", str(out)], tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("48 images of step 6") == 1, "one process prints"
     assert out.read_bytes() == own[0].read_bytes()
