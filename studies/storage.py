@@ -279,13 +279,12 @@ def open_ledger(
     storage: BaseStorage, name: str, owner: str, direction: str, pruner: optuna.pruners.BasePruner, is_search: bool
 ) -> Ledger:
     """A method's trials; the study is made if need be."""
-    study = optuna.create_study(
-        study_name=name,
-        storage=storage,
-        direction=StudyDirection.MINIMIZE if direction == "lower" else StudyDirection.MAXIMIZE,
-        pruner=pruner,
-        load_if_exists=True,
-    )
-    if OWNER not in study.user_attrs:
+    before = owner_of(storage, name)
+    if before is None:
+        towards = StudyDirection.MINIMIZE if direction == "lower" else StudyDirection.MAXIMIZE
+        study = optuna.create_study(study_name=name, storage=storage, direction=towards, pruner=pruner)
+    else:
+        study = optuna.load_study(study_name=name, storage=storage, pruner=pruner)
+    if not before:
         study.set_user_attr(OWNER, owner)
     return Ledger(study, storage, storage.get_study_id_from_name(name), is_search)

@@ -179,7 +179,7 @@ class AblationAgenda(Agenda):
         with self._locked():
             record, ledger = self._read(), self._ledgers[place.subject.method]
             entry = self._entry(record, place)
-            self._name_objective(record, event.record["metrics"])
+            self._name_objective(record, [event.record])
             self._report(record, entry, [event.record])
             self._write(record)
             return not ledger.trial(entry["number"]).state.is_finished() and ledger.prunes(entry["number"])
@@ -192,8 +192,7 @@ class AblationAgenda(Agenda):
             return
         with self._locked():
             record = self._read()
-            if lines := folder_of(config).lines("eval"):
-                self._name_objective(record, lines[-1]["metrics"])
+            self._name_objective(record, folder_of(config).lines("eval"))
             for entry in self._open_entries(record, config.label):
                 self._settle(record, entry)
             self._write(record)
@@ -234,6 +233,7 @@ class AblationAgenda(Agenda):
         ledger = self._ledgers[entry["method"]]
         folders = [self._folder(entry["cell"], seed) for seed in record["seeds"]]
         statuses = [folder.status() for folder in folders]
+        self._name_objective(record, [line for folder in folders for line in folder.lines("eval")[:1]])
         self._report(record, entry, folders[0].lines("eval"))
         entry["spent"] = {"budget": sum(map(self._share, folders)) / len(folders)}
         values = [last_value(folder, record) for folder in folders]
@@ -267,9 +267,10 @@ class AblationAgenda(Agenda):
         self._ledgers[entry["method"]].report(entry["number"], values)
         entry["intermediate"] |= {str(point): value for point, value in values.items()}
 
-    def _name_objective(self, record: dict[str, Any], metrics: Mapping[str, Any]) -> None:
+    def _name_objective(self, record: dict[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
         """The objective by its full name, which the first evaluation shows."""
-        record["objective"] = record["objective"] or full_name(self.ablation.objective, list(metrics))
+        if lines and not record["objective"]:
+            record["objective"] = full_name(self.ablation.objective, list(lines[0]["metrics"]))
 
     def _share(self, folder: RunFolder) -> float:
         """The part of its budget that a run has spent."""
