@@ -6,10 +6,15 @@ BIN := $(VENV)/bin
 SHARED := -n 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-full lint bench clean
+.PHONY: demo ablation-demo test test-full lint bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/ditbench compare --config digits
+
+# Every block x 2 and 5 head layers, 2 seeds: 26 runs. Evaluated twice each, as evaluations take half of the time.
+ablation-demo: $(INSTALLED)
+	$(BIN)/ditbench ablate --config digits --method vae_repa --grid.block all --grid.head_layers 2,5 \
+	  --seeds 0,1 --evaluation.points 2 --workers 2
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(SHARED) -m "not full"

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": "train one method at one seed",
     "compare": "train and evaluate several methods under one budget, and write the report",
+    "ablate": "try settings of a method, as a grid or as a search, and write the report",
     "evaluate": "evaluate a run's EMA backbone again, under its own or another protocol, or score anybody's images",
     "sample": "generate images from a run, as PNG files or one .npz",
     "report": "write the report of a study from its records",
@@ -68,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"ditbench: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
-        print("ditbench: interrupted; run again, train and compare go on from the last checkpoint", file=sys.stderr)
+        print(
+            "ditbench: interrupted; run again, train, compare, ablate go on from the last checkpoint", file=sys.stderr
+        )
         return 130
     except BrokenPipeError:
         # The reader (head, less) went away; what is left in the buffer must not raise again at exit.

@@ -372,7 +372,7 @@ def test_an_interrupt_leaves_a_run_that_goes_on(
     with monkeypatch.context() as patched:
         patched.setattr(trainer, "train_step", interrupted)
         assert main(words) == 130
-    assert "train and compare go on from the last checkpoint" in capsys.readouterr().err
+    assert "train, compare, ablate go on from the last checkpoint" in capsys.readouterr().err
     folder = RunFolder(place.runs / "short" / "sit" / "seed0")
     assert folder.status() == "running"
     assert main(words) == 0

@@ -167,7 +167,7 @@ def test_ctrl_c_ends_the_workers_too(place: Place, faults: Faults, start: Start)
     worker = faults.waiting()
     os.killpg(command.process.pid, signal.SIGINT)
     assert command.status() == 130
-    assert command.err() == "ditbench: interrupted; run again, train and compare go on from the last checkpoint\n"
+    assert command.err() == "ditbench: interrupted; run again, train, compare, ablate go on from the last checkpoint\n"
     assert is_gone(worker)
     assert short_run(place, "faulty").status() == "running"
 

@@ -125,7 +125,7 @@ def test_an_interrupt_says_how_to_go_on(
 ) -> None:
     stub(raising(KeyboardInterrupt()))
     assert cli.main(["doctor"]) == 130
-    said = "ditbench: interrupted; run again, train and compare go on from the last checkpoint\n"
+    said = "ditbench: interrupted; run again, train, compare, ablate go on from the last checkpoint\n"
     assert capsys.readouterr().err == said
 
 
@@ -154,7 +154,7 @@ sys.exit(main(["doctor"]))
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["nothing"], "command 'nothing' is not known: there are train, compare, evaluate, "),
+        (["nothing"], "command 'nothing' is not known: there are train, compare, ablate, evaluate, "),
         (["report"], "report: the following arguments are required: study; see ditbench report --help"),
         (["report", "a", "b"], "report: unrecognized arguments: b; see ditbench report --help"),
         (["methods", "--format", "xml"], "methods: argument --format: invalid choice: 'xml' (choose from"),
