@@ -82,7 +82,7 @@ class Evaluator:
     def evaluate(self, backbone: SiT) -> Evaluation:
         """Generate `num_samples` images and score them, and score the velocity on held-out images.
 
-        All processes generate; the main one alone scores, and the others get no metrics.
+        All processes generate; the main one alone scores, and the others get neither metrics nor pictures.
 
         Args:
             backbone: the EMA backbone, on the evaluator's device; left as it was.

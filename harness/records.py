@@ -74,7 +74,10 @@ def metric(name: str) -> Metric:
     return max(found, key=lambda m: len(m.prefix))
 
 
-METRIC_ORDER = ("fid", "fd", "kid", "kd", "class_accuracy", "velocity_loss", "fd_pixels", "precision", "recall")
+METRIC_ORDER = (
+    *("fid", "fd", "sfid", "sfd", "kid", "kd", "is"),
+    *("class_accuracy", "velocity_loss", "fd_pixels", "precision", "recall"),
+)
 """Families of metrics in the order in which they are shown; the first one recorded is the main metric."""
 
 

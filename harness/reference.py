@@ -101,9 +101,16 @@ def _open_folder(root: Path, image_size: int, cache: Path, report: Report | None
     files = _content(root, names, cache, report)
     return Source(
         num=len(names),
-        get=lambda index: read_image(root / names[index], image_size),
+        get=lambda index: _read_image(root / names[index], image_size),
         digest=digest({"files": files, "transform": FOLDER_TRANSFORM, "image_size": image_size}),
     )
+
+
+def _read_image(path: Path, image_size: int) -> np.ndarray:
+    try:
+        return read_image(path, image_size)
+    except UserError as error:
+        raise UserError(str(error).replace("data.path", KEY, 1)) from error
 
 
 def _content(root: Path, names: list[str], cache: Path, report: Report | None) -> str:

@@ -4,8 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from harness.config import EvaluationConfig, SamplerConfig
-from harness.generate import chunk_bounds, generate, generate_latents, inference, labels_for
+from harness.config import EvaluationConfig, RuntimeConfig, SamplerConfig
+from harness.generate import (
+    chunk_bounds,
+    generate,
+    generate_latents,
+    generate_rounds,
+    generate_together,
+    inference,
+    labels_for,
+)
+from harness.processes import open_accelerator
 from harness.rng import global_state_kept, stream
 from harness.sit import SiT
 
@@ -109,6 +118,19 @@ def test_images_are_the_decoded_latents(backbone):
     assert sorted(parts) == [0, 4]
     assert np.array_equal(parts[4], Decoder().decode(torch.stack([latents[4], latents[5]])))
     assert parts[0].dtype == np.uint8 and parts[0].shape == (4, 4, 4, 3)
+
+
+def test_rounds_go_on_from_any_chunk(backbone):
+    """Chunks of 4 of 10 images: the last one is short."""
+    accelerator = open_accelerator(RuntimeConfig(device="cpu"))
+    whole = list(generate_rounds(backbone, Decoder(), config(), 10, accelerator))
+    rest = list(generate_rounds(backbone, Decoder(), config(), 10, accelerator, done=4))
+    assert [part.start for part in whole] == [0, 4, 8] and [part.start for part in rest] == [4, 8]
+    for one, other in zip(whole[1:], rest, strict=True):
+        assert np.array_equal(one.images_NHWC, other.images_NHWC)
+    assert len(rest[-1].images_NHWC) == 2 and sum(part.bad_images for part in whole) == 0
+    images, bad_images = generate_together(backbone, Decoder(), config(), 10, accelerator)
+    assert np.array_equal(images, np.concatenate([part.images_NHWC for part in whole])) and bad_images == 0
 
 
 def test_backbone_is_left_as_it_was(backbone):

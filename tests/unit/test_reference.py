@@ -168,6 +168,12 @@ def test_contents_are_read_again_only_when_a_file_changed(
     assert opened(folder, tmp_path).digest == first
 
 
+def test_a_broken_image_is_named_with_the_key_it_came_by(folder: Path, tmp_path: Path) -> None:
+    (folder / "a" / "2.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"^evaluation\.reference: cannot read image .*2\.png"):
+        opened(folder, tmp_path).get(1)
+
+
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"evaluation\.reference: .*empty holds no images"):
