@@ -15,7 +15,7 @@ from typing import Any
 from harness.records import UserError, metric
 from reports.formats import Row
 from reports.load import load_study
-from reports.tables import MISSING, MetricResult, difference_text, mean_text, seeds_values
+from reports.tables import MISSING, MetricResult, difference_text, marks, mean_text, seeds_values
 from reports.trials import Ablation, Axis, Subject, Trial, duplicates, level_text, load_ablation
 from reports.units import rounded_text
 from reports.words import count, listed
@@ -218,7 +218,10 @@ def search_notes(ablation: Ablation, subject: Subject) -> list[str]:
     again = len(duplicates(trials))
     states += [f"{again} of a setting that had been tried"] if again else []
     over = sum(trial.is_over for trial in trials)
-    found = [f"{over} of {ablation.num_asked} trials are over" + (f", {listed(states)}." if states else ".")]
+    found = [
+        f"{over} of {ablation.num_asked} trials of {subject.method} are over"
+        + (f", {listed(states)}." if states else ".")
+    ]
     if ablation.pruner != "none":
         found.append(saved_text(ablation, subject))
     if len(ablation.ranked(subject)) > NUM_SHOWN:
@@ -263,7 +266,7 @@ def saved_text(ablation: Ablation, subject: Subject) -> str:
     pruner = pruner[0].upper() + pruner[1:]
     unit = ablation.study.unit
     text = f"{amount:,.0f} {unit.words}" if unit.is_whole else f"{rounded_text(amount)} {unit.words}"
-    return f"{pruner} saved {text}, {100 * share:.0f}% of what the trials that are over would have spent."
+    return f"{pruner} saved {text}, {100 * share:.0f}% of what these trials would have spent."
 
 
 # -- numbers --------------------------------------------------------------------------------------------------------
@@ -340,7 +343,7 @@ def notes(ablation: Ablation) -> list[str]:
     ]
     if any(has_product(ablation, subject) for subject in ablation.subjects):
         found.append("The last column is the mean over all settings with that level, and how many they are.")
-    return found
+    return found + marks(ablation.study, [name])
 
 
 def terminal_tables(study: Path) -> list[tuple[str, list[dict[str, str]]]]:

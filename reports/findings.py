@@ -141,10 +141,18 @@ def _bias(study: Study, rows: Sequence[CellResult]) -> list[str]:
         return []
     metrics = [name for name in study.main_metrics if any(row.metrics[name].favoured for row in rows)]
     family = study.first(cells[0]).manifest["extractor_family"]
+    methods = list(dict.fromkeys(row.method for row in rows if row.cell in cells))
+    is_short = len(cells) <= MOST_CELLS
+    named = listed(cells) if is_short else f"{len(cells)} cells of {listed(methods)}"
+    them = named if is_short else "them"
     return [
-        f"{listed(cells)} {be(cells)} trained towards features of the {family} family, and {listed(metrics)} "
-        f"{be(metrics)} measured with a network of that family: the bias favours {listed(cells)} ({BIAS_MARK})."
+        f"{named} {be(cells)} trained towards features of the {family} family, and {listed(metrics)} "
+        f"{be(metrics)} measured with a network of that family: the bias favours {them} ({BIAS_MARK})."
     ]
+
+
+MOST_CELLS = 4
+"""Cells that a note names one by one."""
 
 
 def _tuned(study: Study) -> list[str]:

@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from reports.figures import shorten, text_width
 from reports.style import Look, Theme, rc
@@ -173,6 +174,7 @@ def history_figure(frame: pd.DataFrame, look: Look) -> Figure:
             points.set(facecolor=colour, edgecolor=look.theme.background, sizes=[28])
             best.set(color=colour, alpha=1, linewidth=1.6, drawstyle="steps-post")
         ax.set(xlabel="trial", ylabel=shorten(name, 2.4))
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
         _legend(ax, look, [study.study_name for study in studies])
     return figure
 

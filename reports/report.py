@@ -129,7 +129,7 @@ def _plans(study: Study, shown: Study) -> list[Plan]:
         )
     if len(shown.cells) == len(study.cells):
         return plans
-    chosen = f" Of {len(study.cells)} cells {listed(shown.cells)} are shown: {CHOSEN}."
+    chosen = f" Of {len(study.cells)} cells {len(shown.cells)} are shown: {CHOSEN}."
     return [dataclasses.replace(plan, caption=plan.caption + chosen) for plan in plans]
 
 

@@ -265,6 +265,14 @@ def test_higher_is_better_where_the_objective_says_so(copied):
 # -- partial studies ------------------------------------------------------------------------------------------------
 
 
+def test_a_bias_of_many_cells_is_said_by_their_method(tmp_path):
+    settings = [{"block": block} for block in range(1, 6)]
+    study = load_study(write_ablation(tmp_path, settings, {"block": 1}, method="repa", seeds=(0,)))
+    note = next(note for note in findings.notes(study, tables.results(study), []) if "bias" in note)
+    assert note.startswith("5 cells of repa are trained towards features of the efficientnet family, and ")
+    assert note.endswith("the bias favours them (†).")
+
+
 def test_what_is_not_there_yet_is_counted_and_named(copied):
     shutil.rmtree(copied / "vae_repa,block=3")
     edit_trial(copied, 4, state="waiting")
@@ -354,8 +362,8 @@ def test_what_pruning_saved_is_counted_in_budget(search_path):
     # (1 - 0.125) + (1 - 0.25) = 1.625 trials of 2 seeds x 800 steps, of five settings
     assert saved(ablation, ablation.subjects[0]) == pytest.approx((2600.0, 0.325))
     notes = ablation_tables(ablation)[0].notes
-    assert notes[0] == "6 of 8 trials are over, 2 pruned and 1 of a setting that had been tried."
-    assert "Median pruning saved 2,600 steps, 32% of what the trials that are over would have spent." in notes
+    assert notes[0] == "6 of 8 trials of vae_repa are over, 2 pruned and 1 of a setting that had been tried."
+    assert "Median pruning saved 2,600 steps, 32% of what these trials would have spent." in notes
     assert any(f"ditbench compare --tuned {search_path}" in note and "seeds 0,1" in note for note in notes)
     assert any("order cannot be reproduced" in note for note in notes)
     assert "Not complete: 6 of 8 trials of vae_repa are over." in ablation_findings.headline(ablation)
@@ -384,6 +392,9 @@ def test_methods_searched_together_have_a_table_each(search_path):
         ("trials_vae_repa", 7),
     ]
     assert ablation.shown_cells() == ("sit", "repa", "repa,block=2", "vae_repa", "vae_repa,block=2")
+    # repa is trained towards features of the extractor's family
+    assert ablation_tables(ablation)[0].rows[1]["mean"].endswith(" †")
+    assert any(note.startswith("† The method was trained towards") for note in ablation_tables(ablation)[0].notes)
     text = " ".join(ablation_findings.headline(ablation))
     assert "An ablation of repa, a search over block; vae_repa, a search over block and head_layers, beside sit" in text
     assert "Not complete: 2 of 8 trials of repa and 6 of 8 trials of vae_repa are over." in text
