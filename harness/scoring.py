@@ -121,7 +121,7 @@ class Scorer:
         """
         num = len(pictures)
         found = self._reference.distances(self.extractor, pictures, self.config.kid_subset)
-        metrics = {self._name(kind, num): value for kind, value in found.items()}
+        metrics = {self.metric_name(kind, num): value for kind, value in found.items()}
         needs_classes = self.has_classifier and labels_N is not None
         if not (self.source.num or needs_classes):
             return metrics
@@ -133,7 +133,8 @@ class Scorer:
             metrics[f"class_accuracy_{count_name(num)}"] = float(np.mean(named_N == labels_N))
         return metrics
 
-    def _name(self, kind: str, num: int) -> str:
+    def metric_name(self, kind: str, num: int) -> str:
+        """What a kind of score of `num` images is called: `fid50k`, or `fd_efficientnet_lite0_898`."""
         if self.extractor.is_standard:
             return f"{STANDARD_NAMES.get(kind, kind)}{count_name(num)}"
         return f"{kind}_{self.extractor.label}_{count_name(num)}"

@@ -105,10 +105,10 @@ def test_other_weights_give_no_fid(here: Path, tmp_path: Path, monkeypatch: pyte
     assert all(np.isfinite(value) and metric(name) for name, value in found.items())
     assert found["is_inception_unverified_12"] >= 1
     assert real.protocol["inception_score"] == {"splits": 10, "seed": 2020}
-    names = {kind: real._name(kind, 50_000) for kind in kinds}
+    names = {kind: real.metric_name(kind, 50_000) for kind in kinds}
     assert names["fd"] == "fd_inception_unverified_50k"
     monkeypatch.setattr(real, "extractor", replace(real.extractor, is_standard=True))
-    assert [real._name(kind, 50_000) for kind in kinds] == [
+    assert [real.metric_name(kind, 50_000) for kind in kinds] == [
         *("fid50k", "sfid50k", "kid50k", "precision50k", "recall50k", "is50k")
     ]
 
