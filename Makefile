@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SHARED := -n 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo ablation-demo test test-full lint bench clean
+.PHONY: demo ablation-demo test test-server test-full lint bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/ditbench compare --config digits
@@ -17,9 +17,13 @@ ablation-demo: $(INSTALLED)
 	  --seeds 0,1 --evaluation.points 2 --workers 2
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(SHARED) -m "not full"
+	$(BIN)/python -m pytest $(SHARED) -m "not full and not server"
 
-# The kill and fuzz tests at their whole numbers as well.
+# Needs the binaries of PostgreSQL (Debian: postgresql), and fails without them.
+test-server: $(INSTALLED)
+	$(BIN)/python -m pytest -m server
+
+# The kill and fuzz tests at their whole numbers, and those that need a server, as well.
 test-full: $(INSTALLED)
 	DITBENCH_FULL=1 $(BIN)/python -m pytest $(SHARED)
 
