@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import pandas as pd
 
@@ -144,7 +143,7 @@ def _parallel_plan(ablation: Ablation, subject: Subject, frame: pd.DataFrame, pl
         f"Optuna's parallel coordinates of {subject.method}: a line for every trial with a value, from "
         f"{ablation.objective} through its level on every axis. The better, the stronger the line."
     )
-    draw = partial(_drawn, optuna_figures.parallel_figure, axes=subject.axes)
+    draw = partial(optuna_figures.parallel_figure, axes=subject.axes)
     return Plan(f"parallel_{place}", frame, draw, f"Settings of {subject.method} by {ablation.objective}", caption)
 
 
@@ -157,12 +156,8 @@ def _importance_plans(ablation: Ablation, subject: Subject, frame: pd.DataFrame,
         f"{importances['num_trials'].iloc[0]} finished trials (Optuna, seed {optuna_figures.SEED}): the share of the "
         "variance between settings that each axis explains alone. It says nothing of which level is better."
     )
-    draw = partial(_drawn, optuna_figures.importance_figure, trials=frame, axes=subject.axes)
+    draw = partial(optuna_figures.importance_figure, trials=frame, axes=subject.axes)
     return [Plan(f"importance_{place}", importances, draw, f"Importance of the axes of {subject.method}", caption)]
-
-
-def _drawn(draw: Any, frame: pd.DataFrame, look: Any, **about: Any) -> Any:
-    return draw(frame, look, **about)
 
 
 def importance_notes(ablation: Ablation) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from harness.records import FORMAT, UserError, metric, number, read_json
+from harness.records import FORMAT, UserError, metric, read_json
 from reports.load import Study
 from reports.statistics import Direction, paired_difference
 from reports.tables import Digits, MetricResult, absences, is_favoured, shared_digits
@@ -71,8 +71,6 @@ class Trial:
     """By axis, every axis of the method."""
     state: str
     """complete, running, waiting, pruned or diverged."""
-    intermediate: Mapping[int, float]
-    """What the pruner was told, by evaluation point."""
     spent: float
     """Share of the whole budget of its runs that they spent."""
     workers: tuple[str, ...]
@@ -97,7 +95,6 @@ class Ablation:
     """Label of the control's cell."""
     num_asked: int
     """Trials a method of a search; 0 for grids, which hold all of theirs from the start."""
-    sampler: str
     pruner: str
     depth: int
     """Blocks of the backbone."""
@@ -221,7 +218,6 @@ def _ablation(study: Study, record: Mapping[str, Any]) -> Ablation:
         seeds=tuple(record["seeds"]),
         control=record["control"],
         num_asked=record["trials"],
-        sampler=record["sampler"].get("name", ""),
         pruner=record["pruner"],
         depth=record["model"]["depth"],
         subjects=tuple(_subject(name, facts) for name, facts in record["methods"].items()),
@@ -241,7 +237,6 @@ def _trial(line: Mapping[str, Any]) -> Trial:
         cell=line["cell"],
         setting={name: _fixed(value) for name, value in line["setting"].items()},
         state=line["state"],
-        intermediate={int(point): number(value) for point, value in line["intermediate"].items()},
         spent=line["spent"]["budget"],
         workers=tuple(line["workers"]),
     )

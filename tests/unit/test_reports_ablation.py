@@ -337,7 +337,6 @@ def test_trials_stand_best_first_beside_default_and_control(search_path):
     assert [line.get("trial") for line in table.numbers] == [None, 1, 3, 2, 0, 4, 5]
     assert [line["is_duplicate"] for line in table.numbers[1:]] == [False, True, False, False, False, False]
     assert [trial.number for trial in duplicates(ablation.trials)] == [3]
-    assert ablation.trials[4].intermediate == {1: 90.5}
 
 
 def test_a_pruned_trial_with_a_value_at_one_seed_is_not_ranked(search_path):
