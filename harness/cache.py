@@ -189,13 +189,18 @@ def missing_bytes(
 
 def check_room(folder: Path, num_bytes: int) -> None:
     """Refuse a disk that has not so much left; `folder` need not be there yet."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(there).free
+    free = free_bytes(folder)
     if num_bytes > free:
         raise UserError(
             f"output.cache: {folder} needs {size_in_words(num_bytes)} and the disk has {size_in_words(free)} left: "
             "make room or name another folder"
         )
+
+
+def free_bytes(folder: Path) -> int:
+    """What is left on the disk of a folder that need not be there yet."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    return shutil.disk_usage(there).free
 
 
 def size_in_words(num_bytes: int) -> str:

@@ -29,6 +29,7 @@ from harness.rng import stream
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 """Endings of image files, in lower case; other files are passed over."""
+NUM_DIGITS = 1797
 FOLDER_TRANSFORM = "exif, white under alpha, RGB, box halving, bicubic short side, centre crop"
 """What `read_image` does; part of the data's digest, so change it when the pixels change."""
 DIGITS_TRANSFORM = "0..16 to 0..255, bicubic, RGB"
@@ -63,6 +64,30 @@ class ImageSet:
         if isinstance(self.images, np.ndarray):
             return self.images[np.asarray(indices, dtype=np.int64)]
         return self.images.rows(indices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """What the names of a data set's files say."""
+
+    num_images: int
+    is_cached: bool
+    """Whether images are kept in a cache, as they are resized; others are read where they are."""
+    has_moments: bool
+    """Whether posterior moments came with them."""
+
+
+def outline(config: DataConfig) -> Outline:
+    """Look at the data set without reading an image; `UserError` names a bad path."""
+    if config.name == "digits":
+        return Outline(num_images=NUM_DIGITS, is_cached=False, has_moments=False)
+    if config.name == "preprocessed":
+        pictures_at, moments_at = preprocessed.locate(Path(config.path), config.latents)
+        pictures = Archive.open(pictures_at, EXTENSIONS)
+        return Outline(num_images=len(pictures.names), is_cached=False, has_moments=moments_at is not None)
+    root = Path(config.path)
+    num_images = sum(len(_find_images(root, name)) for name in _find_classes(root))
+    return Outline(num_images=num_images, is_cached=True, has_moments=False)
 
 
 def load_images(config: DataConfig, cache: Path, report: Report | None = None) -> ImageSet:

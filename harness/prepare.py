@@ -23,8 +23,8 @@ from harness.sit import parse_name
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mirrored:
-    """What the mirror image of every image gives, row by row: neither a latent nor its tokens can be flipped."""
+class Encoded:
+    """What the frozen networks make of every image, or of its mirror image: latents cannot be flipped, nor tokens."""
 
     moments: Rows
     """As `PreparedData.moments`."""
@@ -48,7 +48,7 @@ class PreparedData:
     autoencoder: Autoencoder
     digests: dict[str, str]
     """Of `data`, `autoencoder` and `encoder/<name>`: what must agree between compared runs."""
-    mirrored: Mirrored | None = None
+    mirrored: Encoded | None = None
     """With `data.flip`."""
 
     @property
@@ -63,26 +63,19 @@ def prepare(config: RunConfig, needs: Needs, device: str | torch.device, report:
     Raises:
         UserError: for bad images, sizes that do not fit each other, missing weights, or a disk that is full.
     """
-    cache, size = caches.cache_folder(config.output), config.data.image_size
-    autoencoder = Autoencoder.load(config.autoencoder.path, device)
+    cache, autoencoder = caches.cache_folder(config.output), Autoencoder.load(config.autoencoder.path, device)
     grid = token_grid(config, autoencoder)
     encoders = {name: encoder_digest(name, grid) for name in needs.encoders}
     images = data.load_images(config.data, cache, report)
     train_rows, holdout_rows = data.split(len(images), config.data.holdout, config.data.split_seed)
-    maker = _Maker(cache, images, report)
-
-    def tokens(mirror: bool) -> dict[str, Rows]:
-        return {name: maker.tokens(name, encoders[name], grid, device, mirror) for name in encoders}
-
+    plain, *mirrored = _rows(_Maker(cache, images, autoencoder, grid, encoders, device), config, report)
     return PreparedData(
         images=images,
         train_rows=train_rows,
         holdout_rows=holdout_rows,
-        moments=maker.moments(autoencoder, size),
-        tokens=tokens(mirror=False),
-        mirrored=Mirrored(moments=maker.mirrored_moments(autoencoder, size), tokens=tokens(mirror=True))
-        if config.data.flip
-        else None,
+        moments=plain.moments,
+        tokens=plain.tokens,
+        mirrored=mirrored[0] if mirrored else None,
         autoencoder=autoencoder,
         digests={
             "data": images.digest,
@@ -90,6 +83,19 @@ def prepare(config: RunConfig, needs: Needs, device: str | torch.device, report:
             **{f"encoder/{name}": value for name, value in encoders.items()},
         },
     )
+
+
+def estimate(config: RunConfig, needs: Needs) -> dict[str, int]:
+    """Bytes of every cache that a run reads, by its name, whether it is there or not. No image is read."""
+    autoencoder, found = Autoencoder.load(config.autoencoder.path, "cpu"), data.outline(config.data)
+    grid, side = token_grid(config, autoencoder), config.data.image_size
+    of_one = {"images": 3 * side**2} if found.is_cached else {}
+    for mirror in _mirrors(config):
+        if mirror or not found.has_moments:
+            of_one[_kind("moments", mirror)] = 4 * int(np.prod(_moments_shape(autoencoder, side)))
+        for name in needs.encoders:
+            of_one[_kind(f"tokens-{name}", mirror)] = 2 * int(np.prod(_tokens_shape(name, grid)))
+    return {kind: found.num_images * num_bytes for kind, num_bytes in of_one.items()}
 
 
 def token_grid(config: RunConfig, autoencoder: Autoencoder) -> int:
@@ -105,68 +111,115 @@ def token_grid(config: RunConfig, autoencoder: Autoencoder) -> int:
     return side // patch
 
 
+# -- caches with one row for each image -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Cache:
+    """A cache to be opened, and made before where it is not there."""
+
+    folder: Path
+    key: dict[str, str]
+    shape: tuple[int, ...]
+    """[M, ...]."""
+    dtype: type[np.generic]
+    make_rows: Callable[[int, int], np.ndarray]
+
+    def missing_bytes(self) -> int:
+        return caches.missing_bytes(self.folder, self.key, self.shape[0], self.shape[1:], self.dtype)
+
+    def build(self, report: Report | None) -> Sharded:
+        shape = self.shape
+        return caches.build(self.folder, self.key, shape[0], shape[1:], self.dtype, self.make_rows, report)
+
+
 @dataclass(frozen=True)
 class _Maker:
-    """Makes or opens the caches that hold one row for each image."""
+    """Knows how to make the rows of images and of their mirror images."""
 
-    cache: Path
+    root: Path
+    """Folder of all caches."""
     images: ImageSet
-    report: Report | None
+    autoencoder: Autoencoder
+    grid: int
+    encoders: dict[str, str]
+    """Digests by name."""
+    device: str | torch.device
 
-    def moments(self, autoencoder: Autoencoder, image_size: int) -> Rows:
-        """Those that came with the images, or the autoencoder's."""
-        if self.images.moments is None:
-            return self._encoded("moments", autoencoder, image_size, mirror=False)
-        _check_given(self.images, autoencoder, image_size)
-        return self.images.moments
-
-    def mirrored_moments(self, autoencoder: Autoencoder, image_size: int) -> Rows:
-        """The autoencoder's, of the mirror images."""
-        return self._encoded("moments-mirrored", autoencoder, image_size, mirror=True)
-
-    def _encoded(self, kind: str, autoencoder: Autoencoder, image_size: int, mirror: bool) -> Rows:
-        channels, height, width = autoencoder.latent_shape(image_size)
-
+    def moments(self, image_size: int, mirror: bool) -> _Cache:
         def make_rows(start: int, stop: int) -> np.ndarray:
-            return autoencoder.moments(self._pictures(start, stop, mirror)).numpy()
+            return self.autoencoder.moments(self._pictures(start, stop, mirror)).numpy()
 
-        key = {"autoencoder": autoencoder.digest, "values": "mean, std", **_mirror_key(mirror)}
-        return self._cached(kind, key, (2 * channels, height, width), np.float32, make_rows)
+        key = {"autoencoder": self.autoencoder.digest, "values": "mean, std"}
+        return self._cache("moments", mirror, key, _moments_shape(self.autoencoder, image_size), np.float32, make_rows)
 
-    def tokens(self, name: str, encoder: str, grid: int, device: str | torch.device, mirror: bool) -> Rows:
-        """Tokens of the encoder `name`, whose digest is `encoder`; it is built only when tokens are missing."""
+    def tokens(self, name: str, mirror: bool) -> _Cache:
+        """Tokens of the encoder `name`, which is built only when tokens are missing."""
         loaded: list[FrozenEncoder] = []
 
         def make_rows(start: int, stop: int) -> np.ndarray:
             if not loaded:
-                loaded.append(FrozenEncoder.load(name, grid, device))
+                loaded.append(FrozenEncoder.load(name, self.grid, self.device))
             images_NCHW = torch.from_numpy(self._pictures(start, stop, mirror)).permute(0, 3, 1, 2)
             return loaded[0].tokens(images_NCHW).half().cpu().numpy()
 
-        shape = (grid**2, encoder_width(name))
-        kind = f"tokens-{name.replace('/', '-')}" + ("-mirrored" if mirror else "")
-        return self._cached(kind, {"encoder": encoder, **_mirror_key(mirror)}, shape, np.float16, make_rows)
+        key, shape = {"encoder": self.encoders[name]}, _tokens_shape(name, self.grid)
+        return self._cache(f"tokens-{name}", mirror, key, shape, np.float16, make_rows)
 
     def _pictures(self, start: int, stop: int, mirror: bool) -> np.ndarray:
         """Images or their mirror images, uint8 [stop - start, H, W, 3]."""
         images_NHWC = self.images.rows(np.arange(start, stop))
         return np.ascontiguousarray(images_NHWC[:, :, ::-1]) if mirror else images_NHWC
 
-    def _cached(
+    def _cache(
         self,
-        kind: str,
+        what: str,
+        mirror: bool,
         key: dict[str, str],
         row_shape: tuple[int, ...],
         dtype: type[np.generic],
         make_rows: Callable[[int, int], np.ndarray],
-    ) -> Sharded:
-        key = {"data": self.images.digest, **key, "dtype": np.dtype(dtype).name}
-        folder = caches.entry(self.cache, kind, key)
-        return caches.build(folder, key, len(self.images), row_shape, dtype, make_rows, self.report)
+    ) -> _Cache:
+        mirrored = {"mirror": "left to right"} if mirror else {}
+        key = {"data": self.images.digest, **key, **mirrored, "dtype": np.dtype(dtype).name}
+        folder = caches.entry(self.root, _kind(what, mirror), key)
+        return _Cache(folder, key, (len(self.images), *row_shape), dtype, make_rows)
 
 
-def _mirror_key(mirror: bool) -> dict[str, str]:
-    return {"mirror": "left to right"} if mirror else {}
+def _rows(maker: _Maker, config: RunConfig, report: Report | None) -> list[Encoded]:
+    """What images give, and with flips their mirror images. The disk is looked at before the first row is made."""
+    given, side, mirrors = maker.images.moments, config.data.image_size, _mirrors(config)
+    if given is not None:
+        _check_given(maker.images, given, maker.autoencoder, side)
+    moments = {mirror: maker.moments(side, mirror) for mirror in mirrors if mirror or given is None}
+    tokens = {(mirror, name): maker.tokens(name, mirror) for mirror in mirrors for name in maker.encoders}
+    caches.check_room(maker.root, sum(each.missing_bytes() for each in (*moments.values(), *tokens.values())))
+    return [
+        Encoded(
+            moments=given if given is not None and not mirror else moments[mirror].build(report),
+            tokens={name: tokens[mirror, name].build(report) for name in maker.encoders},
+        )
+        for mirror in mirrors
+    ]
+
+
+def _mirrors(config: RunConfig) -> tuple[bool, ...]:
+    """Images, and with flips their mirror images as well."""
+    return (False, True) if config.data.flip else (False,)
+
+
+def _kind(what: str, mirror: bool) -> str:
+    """Name of a cache; names of timm's encoders have a slash."""
+    return what.replace("/", "-") + ("-mirrored" if mirror else "")
+
+
+def _moments_shape(autoencoder: Autoencoder, image_size: int) -> tuple[int, int, int]:
+    channels, height, width = autoencoder.latent_shape(image_size)
+    return 2 * channels, height, width
+
+
+def _tokens_shape(name: str, grid: int) -> tuple[int, int]:
+    return grid**2, encoder_width(name)
 
 
 GIVEN_IMAGES = 3
@@ -176,12 +229,9 @@ GIVEN_TOLERANCE = 0.05
 on the scale [0, 1], another autoencoder or another image lie far above."""
 
 
-def _check_given(images: ImageSet, autoencoder: Autoencoder, image_size: int) -> None:
+def _check_given(images: ImageSet, moments: Rows, autoencoder: Autoencoder, image_size: int) -> None:
     """Refuse moments of another shape, of other images, or of another encoder or range of pixels."""
-    moments = images.moments
-    assert moments is not None
-    channels, height, width = autoencoder.latent_shape(image_size)
-    row_shape = (2 * channels, height, width)
+    row_shape = _moments_shape(autoencoder, image_size)
     if moments.shape[1:] != row_shape:
         raise UserError(
             f"data.latents: moments are {moments.shape[1:]}, autoencoder.path makes {row_shape} of data.image_size: "

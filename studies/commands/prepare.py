@@ -1,11 +1,22 @@
-"""`ditbench prepare`: caches ahead of time, and training of an autoencoder."""
+"""`ditbench prepare`: caches ahead of time, by one process or several, and training of an autoencoder."""
 
-from collections.abc import Sequence
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from harness.config import require
+from harness.config import RunConfig, require
 from studies.commands.common import quiet_libraries
-from studies.settings import build_parser, comparison, parse, run_config
+from studies.settings import build_parser, comparison, nominal_shape, parse, resolve_sections, run_config, section_of
+
+CONTEXT = multiprocessing.get_context("spawn")
+"""Makes the helpers: threads and CUDA do not survive a fork."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -17,37 +28,166 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--train_autoencoder", action="store_true", help="train an autoencoder on the data instead")
     parser.add_argument("--out", type=str, default="", help="folder for the trained autoencoder")
     parser.add_class_arguments(AutoencoderRecipe, "recipe")
+    parser.add_argument(
+        "--jobs", type=int, default=0, help="processes that encode side by side; 0 = one a GPU, on the CPU one"
+    )
     parser.add_argument("--verify", type=str, default="touched", help="full: check every shard of every cache")
     namespace = parse(parser, argv)
     require(namespace.verify in ("touched", "full"), f"--verify is {namespace.verify!r}: give touched or full")
+    require(0 <= namespace.jobs <= 1024, f"--jobs is {namespace.jobs}: give 0 to 1024 processes")
     config = run_config(parser, namespace)
     if namespace.train_autoencoder:
         require(bool(namespace.out), "--out is empty: name the folder for the trained autoencoder")
         return _train_autoencoder(config, parser.instantiate(namespace).recipe, Path(namespace.out))
     cells = comparison(parser, namespace).cells if namespace.methods or namespace.cells else (config,)
-    return _build_caches(cells, verify=namespace.verify == "full")
+    return _build_caches(cells, namespace.jobs, verify=namespace.verify == "full")
 
 
-def _build_caches(cells: Sequence, verify: bool) -> int:
-    from harness.cache import Sharded
-    from harness.prepare import prepare
+# -- caches ---------------------------------------------------------------------------------------------------------
+
+
+def _build_caches(cells: Sequence[RunConfig], jobs: int, verify: bool) -> int:
+    from harness import environment
+    from harness.cache import cache_folder, free_bytes, size_in_words
+    from harness.method import Needs
+    from harness.prepare import estimate, prepare
     from studies.display import Display
-    from studies.run import build_method, open_lab, resolve_run
     from studies.tables import console
 
-    with Display() as display:
-        lab = open_lab(cells[0], display.report)
-        for cell in cells:
-            needs = build_method(lab, resolve_run(lab, cell)).needs()
-            prepared = prepare(lab.config, needs, lab.accelerator.device, display.report)
-            for cached in (prepared.images.images, prepared.moments, *prepared.tokens.values()):
-                if verify and isinstance(cached, Sharded):
-                    cached.verify()
-    checked = ", every shard checked" if verify else ""
+    runtime = environment.resolve_runtime(cells[0].runtime)
+    group = _Group.of(runtime.device, jobs)
+    config = replace(cells[0], runtime=replace(runtime, threads=max(1, runtime.threads // group.size)))
+    needs = Needs(encoders=tuple(dict.fromkeys(name for cell in cells for name in _needs(cell).encoders)))
+    sizes, folder = estimate(config, needs), cache_folder(config.output)
+    listed = ", ".join(f"{kind} {size_in_words(size)}" for kind, size in sizes.items())
     console().print(
-        f"{len(lab.prepared.images)} images of {lab.prepared.images.num_classes} classes are ready{checked}"
+        f"caches in {folder} take {size_in_words(sum(sizes.values()))} in all ({listed}); "
+        f"{size_in_words(free_bytes(folder))} of its disk are free"
     )
+    environment.apply_runtime(config.runtime)
+    with Display() as display, _helpers(config, needs, group):
+        pace = _Pace(display.report)
+        prepared = prepare(config, needs, group.device(0), pace.report)
+        images, mirrored = prepared.images, prepared.mirrored
+        opened = [images.images, prepared.moments, *prepared.tokens.values()]
+        opened += [mirrored.moments, *mirrored.tokens.values()] if mirrored else []
+        for cached in opened:
+            if verify and hasattr(cached, "verify"):
+                cached.verify(pace.report)
+    checked = ", every shard checked" if verify else ""
+    console().print(f"{len(images)} images of {images.num_classes} classes are ready{checked}")
     return 0
+
+
+def _needs(config: RunConfig):
+    """What a cell's method reads, from an outline of it: nothing has to be encoded to know it."""
+    import methods
+    from harness.encoders import encoder_width
+    from harness.memory import outline
+    from harness.method import DataShape
+    from harness.rng import global_state_kept
+
+    shape = nominal_shape(config)
+    data = DataShape(image_size=config.data.image_size, num_classes=shape.num_classes, encoder_width=encoder_width)
+    section = section_of(resolve_sections(config, shape))
+    with global_state_kept():
+        return outline(config.method, lambda: methods.load(config.method)(section, shape, data)).needs()
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The processes that make the caches together, and what each of them computes on."""
+
+    kind: str
+    """cpu, cuda or mps."""
+    size: int
+    """Processes on this machine."""
+    started: int
+    """Of them, those that this process starts, itself included."""
+    place: int
+    """Of this process, from 0."""
+
+    @classmethod
+    def of(cls, kind: str, jobs: int) -> "_Group":
+        """Those of a launcher such as torchrun; else as many as asked for."""
+        import torch
+
+        size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            require(jobs in (0, 1), f"--jobs is {jobs}: a launcher has started {size} processes here, so leave it out")
+            return cls(kind, size, 1, int(os.environ.get("LOCAL_RANK", "0")))
+        num = jobs or (torch.cuda.device_count() if kind == "cuda" else 1)
+        return cls(kind, num, num, 0)
+
+    def device(self, number: int) -> str:
+        """Device of the process that was started as number `number`: they take turns on the GPUs."""
+        import torch
+
+        return f"cuda:{(self.place + number) % torch.cuda.device_count()}" if self.kind == "cuda" else self.kind
+
+
+@contextlib.contextmanager
+def _helpers(config: RunConfig, needs, group: _Group) -> Iterator[None]:
+    """Processes that make the same caches during the block: each shard is made by the one that claims it first."""
+    helpers = [
+        CONTEXT.Process(target=_help, args=(config, needs, group.device(number)), daemon=True)
+        for number in range(1, group.started)
+    ]
+    for helper in helpers:
+        helper.start()
+    try:
+        yield
+    finally:
+        for helper in helpers:
+            helper.terminate()
+            helper.join()
+
+
+def _help(config: RunConfig, needs, device: str) -> None:
+    """Make what is missing; what is wrong with the data or the disk is told by the process that started this one."""
+    from harness import environment
+    from harness.errors import StorageError, UserError
+    from harness.prepare import prepare
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the command alone answers it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by the way of `finally`: no half-written file stays
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    quiet_libraries()
+    environment.apply_runtime(config.runtime)
+    try:
+        prepare(config, needs, device)
+    except (UserError, StorageError):
+        sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """A command that was killed ends its helpers too."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@dataclass
+class _Pace:
+    """Adds the time left to progress: all processes' work counts, as all of it is in what is done."""
+
+    tell: Callable[[str, int, int], None]
+    first: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """When something was first heard of, and how much was done then."""
+
+    def report(self, what: str, done: int, total: int) -> None:
+        """A `harness.cache.Report`."""
+        from studies.display import duration
+
+        now = time.monotonic()
+        start, before = self.first.setdefault(what, (now, done))
+        if before < done < total:
+            what = f"{what}, {duration((now - start) / (done - before) * (total - done))} left"
+        self.tell(what, done, total)
+
+
+# -- an autoencoder -------------------------------------------------------------------------------------------------
 
 
 def _train_autoencoder(config, recipe, out: Path) -> int:

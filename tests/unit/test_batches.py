@@ -18,7 +18,7 @@ from harness.batches import Batch, BatchSource, Shard
 from harness.data import ImageSet
 from harness.errors import UserError
 from harness.method import Needs
-from harness.prepare import Mirrored, PreparedData
+from harness.prepare import Encoded, PreparedData
 from harness.rng import stream
 from harness.trainer import extend_chain
 
@@ -241,7 +241,7 @@ def flipping(prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory) -
 
     everything = np.arange(NUM_IMAGES)
     moments, tokens = prepared.moments.rows(everything) + 100, prepared.tokens["eyes"].rows(everything) + 100
-    mirrored = Mirrored(moments=stored("mirrored", moments), tokens={"eyes": stored("mirrored-tokens", tokens)})
+    mirrored = Encoded(moments=stored("mirrored", moments), tokens={"eyes": stored("mirrored-tokens", tokens)})
     return replace(prepared, mirrored=mirrored)
 
 

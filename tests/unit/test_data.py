@@ -93,6 +93,13 @@ def test_digits_digest_depends_on_the_size_and_on_nothing_else(tmp_path: Path) -
     assert first != load_images(digits(16), tmp_path / "a").digest
 
 
+def test_the_outline_counts_what_is_read(folder: Path, tmp_path: Path) -> None:
+    for config in (digits(8), folder_config(folder)):
+        found = data.outline(config)
+        assert found.num_images == len(load_images(config, tmp_path / "cache"))
+        assert found.is_cached == (config.name == "imagefolder") and not found.has_moments
+
+
 # -- modes ----------------------------------------------------------------------------------------------------------
 
 

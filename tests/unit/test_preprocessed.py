@@ -20,7 +20,7 @@ from harness.config import DataConfig, ModelConfig, OutputConfig, RunConfig
 from harness.data import ImageSet, load_images
 from harness.errors import UserError
 from harness.method import Needs
-from harness.prepare import prepare
+from harness.prepare import estimate, prepare
 
 NUM, SIDE = 7, 16
 CLASSES = [2, 0, 0, 4, 1, 2, 0]
@@ -139,6 +139,16 @@ def test_tokens_are_those_of_the_images_in_place(root: Path) -> None:
     assert (
         prepare(plain, Needs(encoders=(name,)), "cpu").tokens[name].rows(np.arange(NUM)) == tokens.rows(np.arange(NUM))
     ).all()
+
+
+def test_only_what_is_made_is_estimated(root: Path) -> None:
+    tokens = {"tokens-efficientnet_lite0": NUM * 4 * 1280 * 2}
+    needs = Needs(encoders=("efficientnet_lite0",))
+    assert estimate(config(root), needs) == tokens
+    mirrored = {f"{kind}-mirrored": size for kind, size in tokens.items()}
+    flipping = estimate(config(root, flip=True), needs)
+    assert flipping == {**tokens, "moments-mirrored": NUM * 8 * 4 * 4 * 4, **mirrored}
+    assert estimate(config(part(root, "images")), Needs()) == {"moments": NUM * 8 * 4 * 4 * 4}
 
 
 def test_images_without_moments_are_encoded(root: Path) -> None:
