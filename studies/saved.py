@@ -1,14 +1,19 @@
-"""A run on disk, opened again for evaluation and sampling: its config, and its EMA backbone. No method code runs."""
+"""A run on disk, opened again for evaluation and sampling: its config, and its EMA backbone. No method code runs.
+
+`studies.released` has the same functions for checkpoints of other people's code.
+"""
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from harness import checkpoint
+from harness.cache import Report
 from harness.config import EvaluationConfig, OutputConfig, RunConfig, RuntimeConfig, require
 from harness.errors import UserError
 from harness.evaluate import Evaluator
@@ -18,11 +23,27 @@ from harness.records import RunFolder
 from harness.rng import global_state_kept
 from harness.samples_file import Destination
 from harness.sit import SiT
-from studies.run import Lab
+from studies.run import Lab, open_lab
 from studies.settings import SECTIONS, explain
 
 OVERRIDES: Mapping[str, type] = {"evaluation": EvaluationConfig, "runtime": RuntimeConfig, "output": OutputConfig}
 """Sections of a run that may be given anew when it is evaluated or sampled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A backbone on its device, and what it is seen with: data, autoencoder and evaluator."""
+
+    lab: Lab
+    backbone: SiT
+    title: str
+    """What it is called where its images and metrics are shown."""
+    facts: Mapping[str, Any]
+    """First fields of its records."""
+    folder: Path
+    """Its records go into `evaluations/` of this folder."""
+    file: str
+    """Name of the files of its records."""
 
 
 def build_parser(command: str, description: str, run_needed: bool = True) -> ArgumentParser:
@@ -48,6 +69,20 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Namespace, RunFo
     recorded = folder.manifest()["config"]
     parser.set_defaults({f"{name}.{key}": value for name in OVERRIDES for key, value in recorded[name].items()})
     return parse_words(parser, argv), folder
+
+
+def parse_to_open(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Namespace, Callable[[Report], Opened]]:
+    """The words of a command, and how to open the backbone that they name."""
+    namespace, folder = parse(parser, argv)
+    config = recorded_config(folder, parser, namespace)
+
+    def opening(report: Report) -> Opened:
+        lab = open_lab(config, report)
+        backbone, step = load_backbone(folder, lab, namespace.step)
+        facts, file = {"step": step}, f"step_{step:08d}"
+        return Opened(lab=lab, backbone=backbone, title=f"step {step}", facts=facts, folder=folder.path, file=file)
+
+    return namespace, opening
 
 
 def parse_words(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:

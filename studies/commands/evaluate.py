@@ -1,8 +1,7 @@
-"""`ditbench evaluate`: evaluate a run's EMA backbone again, or score anybody's images."""
+"""`ditbench evaluate`: evaluate a run's EMA backbone again or a released one, or score anybody's images."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
@@ -14,12 +13,12 @@ from studies.commands.common import is_main_process, quiet_libraries
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from harness.sit import SiT
-    from studies.run import Lab
+    from studies.saved import Opened
     from studies.scored import Protocol
 
 DESCRIPTION = (
-    "Evaluate a run's EMA backbone, under its own protocol or another. With --samples the images of a file are scored "
+    "Evaluate a run's EMA backbone, under its own protocol or another. For a released checkpoint give --checkpoint "
+    "FILE --source repa|sra|sit --config CONFIG. With --samples the images of a file are scored "
     "instead, under the protocol of a run, of --config, or of --evaluation.reference and the options."
 )
 
@@ -28,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     """Evaluate, store the record in `<run>/evaluations/`, and print it. The run's own records stay as they are."""
     quiet_libraries()
     given = {word.partition("=")[0] for word in argv}
-    return evaluate_file(argv, "--config" in given) if "--samples" in given else evaluate_run(argv)
+    return evaluate_file(argv, "--config" in given) if "--samples" in given else evaluate_weights(argv)
 
 
 def _add_options(parser: "ArgumentParser") -> "ArgumentParser":
@@ -37,58 +36,47 @@ def _add_options(parser: "ArgumentParser") -> "ArgumentParser":
     return parser
 
 
-def evaluate_run(argv: Sequence[str]) -> int:
-    """Evaluate a run's backbone; of several processes all generate, and the main one scores."""
-    from studies import saved
+def evaluate_weights(argv: Sequence[str]) -> int:
+    """Evaluate the backbone of a run or of a released checkpoint; of several processes the main one scores."""
+    from studies import released, saved
     from studies.settings import whole_numbers
 
-    parser = _add_options(saved.build_parser("evaluate", DESCRIPTION))
-    several = "evaluation seeds, such as 0,1,2: how far the noise of an evaluation goes (default: --evaluation.seed)"
-    parser.add_argument("--seeds", type=whole_numbers, default=[], help=several)
-    namespace, folder = saved.parse(parser, argv)
+    is_released, words = released.route(argv)
+    source = released if is_released else saved
+    parser = _add_options(source.build_parser("evaluate", DESCRIPTION))
+    if not is_released:  # whose config has seeds already, those of training
+        several = (
+            "evaluation seeds, such as 0,1,2: how far the noise of an evaluation goes (default: --evaluation.seed)"
+        )
+        parser.add_argument("--seeds", type=whole_numbers, default=[], help=several)
+    namespace, opening = source.parse_to_open(parser, words)
+    given = any(word.partition("=")[0] == "--seeds" for word in words)
     from studies.display import Display
-    from studies.run import open_lab
 
     with Display() as display:
-        lab = open_lab(saved.recorded_config(folder, parser, namespace), display.report)
-    backbone, step = saved.load_backbone(folder, lab, namespace.step)
-    subject = Subject(title=f"step {step}", facts={"step": step}, folder=folder.path, file=f"step_{step:08d}")
-    evaluate_backbone(lab, backbone, subject, namespace.seeds, namespace.format)
+        opened = opening(display.report)
+    evaluate_backbone(opened, namespace.seeds if given else [], namespace.format)
     return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """What is evaluated, and where the records go."""
-
-    title: str
-    """In tables."""
-    facts: Mapping[str, Any]
-    """First fields of the records."""
-    folder: Path
-    """Records go into its `evaluations/`."""
-    file: str
-    """Name of the files of its records."""
-
-
-def evaluate_backbone(lab: "Lab", backbone: "SiT", subject: Subject, seeds: Sequence[int], form: str) -> None:
+def evaluate_backbone(opened: "Opened", seeds: Sequence[int], form: str) -> None:
     """Evaluate under every evaluation seed, store the records and print them."""
     from harness.processes import is_main
     from studies.saved import evaluators
 
-    records = []
+    lab, records = opened.lab, []
     for evaluator in evaluators(lab, seeds):
-        metrics = evaluator.evaluate(backbone).metrics
-        records.append({**subject.facts, "protocol": evaluator.digest, "metrics": metrics})
+        metrics = evaluator.evaluate(opened.backbone).metrics
+        records.append({**opened.facts, "protocol": evaluator.digest, "metrics": metrics})
         if is_main(lab.accelerator):
-            _store(subject.folder, subject.file, records[-1], evaluator.protocol)
+            _store(opened.folder, opened.file, records[-1], evaluator.protocol)
     if not is_main(lab.accelerator):
         return
     if len(records) > 1:
         _show_seeds(records, seeds, lab.evaluator.warnings, form)
     else:
         lines = {} if form == "json" else lab.evaluator.lines()
-        _show(records[0], subject.title, lines, lab.evaluator.warnings, form)
+        _show(records[0], opened.title, lines, lab.evaluator.warnings, form)
 
 
 def evaluate_file(argv: Sequence[str], has_config: bool) -> int:
