@@ -108,6 +108,8 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # Of an axis at which all trials have one level, which matplotlib then gives room.
+            warnings.filterwarnings("ignore", "Attempting to set identical low and high", UserWarning)
             yield
     finally:
         optuna.logging.set_verbosity(level)

@@ -201,6 +201,13 @@ def test_parallel_coordinates_carry_the_names_and_levels_of_the_axes_they_stand_
             assert (line[place][1] - low) / (high - low) == pytest.approx((at - bottom) / (top - bottom))
 
 
+def test_an_axis_at_one_level_is_drawn_without_a_warning(tmp_path, look, recwarn):
+    ablation = load(write_ablation(tmp_path, [{"zeta": 2, "alpha": a} for a in (1, 3)], {"zeta": 2, "alpha": 1}))
+    frame = optuna_figures.trial_frame(ablation, ablation.subjects[0])
+    figure = optuna_figures.parallel_figure(frame, look, ablation.subjects[0].axes)
+    assert len(figure.axes) == 3 and not recwarn.list
+
+
 def sorted_lines(ax, frame):
     """The lines in the order of the trials, told by their values."""
     (lines,) = ax.collections
