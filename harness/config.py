@@ -56,12 +56,12 @@ class ModelConfig:
 class DataConfig:
     """The images, and their split into a training half and a held-out half."""
 
-    name: Literal["digits", "imagefolder", "preprocessed"] = "imagefolder"
+    name: Literal["digits", "imagefolder", "preprocessed", "parquet"] = "imagefolder"
     """digits: scikit-learn's 1,797 digits; imagefolder: a folder with one folder of images a class; preprocessed: what
-    the tools of EDM2 and REPA write, read in place."""
+    the tools of EDM2 and REPA write, read in place; parquet: files of a data set of Hugging Face."""
     path: str = ""
     """imagefolder: folder of class folders; preprocessed: folder or zip of images with dataset.json, or a folder that
-    holds images and vae-sd."""
+    holds images and vae-sd; parquet: folder of the files, or folder/train for the files train-*."""
     latents: str = ""
     """preprocessed: folder or zip of the images' moments (mean and std); "" = vae-sd beside images, if it is there,
     else they are encoded."""
@@ -85,8 +85,12 @@ class DataConfig:
         if self.name == "digits":
             require(not self.path, "data.path has no meaning for digits: leave it out, or set data.name to imagefolder")
         else:
-            held = "one folder of images for each class" if self.name == "imagefolder" else "images and dataset.json"
-            require(bool(self.path), f"data.path is empty: name a folder that holds {held}")
+            held = {
+                "imagefolder": "one folder of images for each class",
+                "preprocessed": "images and dataset.json",
+                "parquet": "parquet files",
+            }
+            require(bool(self.path), f"data.path is empty: name a folder that holds {held[self.name]}")
         require(
             not self.latents or self.name == "preprocessed",
             f"data.latents has no meaning for {self.name}: leave it out, or set data.name to preprocessed",

@@ -6,6 +6,7 @@ Shapes: M images in all, H W image height and width in pixels.
 
 import contextlib
 import hashlib
+import io
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ import torch
 from PIL import Image, ImageOps
 
 from harness import cache as caches
-from harness import preprocessed
+from harness import parquet, preprocessed
 from harness.cache import Report, Rows
 from harness.config import DataConfig
 from harness.errors import UserError
@@ -85,6 +86,8 @@ def outline(config: DataConfig) -> Outline:
         pictures_at, moments_at = preprocessed.locate(Path(config.path), config.latents)
         pictures = Archive.open(pictures_at, EXTENSIONS)
         return Outline(num_images=len(pictures.names), is_cached=False, has_moments=moments_at is not None)
+    if config.name == "parquet":
+        return Outline(num_images=len(parquet.open_table(Path(config.path)).labels), is_cached=True, has_moments=False)
     root = Path(config.path)
     num_images = sum(len(_find_images(root, name)) for name in _find_classes(root))
     return Outline(num_images=num_images, is_cached=True, has_moments=False)
@@ -96,6 +99,8 @@ def load_images(config: DataConfig, cache: Path, report: Report | None = None) -
         return _digits(config.image_size)
     if config.name == "preprocessed":
         return _preprocessed(config, cache, report)
+    if config.name == "parquet":
+        return _parquet(Path(config.path), config.image_size, cache, report)
     return _image_folder(Path(config.path), config.image_size, cache, report)
 
 
@@ -176,6 +181,27 @@ def _preprocessed(config: DataConfig, cache: Path, report: Report | None) -> Ima
         ),
         moments=moments,
     )
+
+
+# -- data sets of Hugging Face --------------------------------------------------------------------------------------
+
+
+def _parquet(path: Path, image_size: int, cache: Path, report: Report | None) -> ImageSet:
+    table = parquet.open_table(path)
+    content = _file_digests(path, table.folder, table.names, cache, report)
+    # The files hold classes and their names as well.
+    key = {"files": digest(content), "transform": FOLDER_TRANSFORM, "image_size": image_size}
+
+    def make_rows(start: int, stop: int) -> np.ndarray:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            found = pool.map(lambda row: _squared(io.BytesIO(row[1]), row[0], image_size), table.pictures(start, stop))
+            return np.stack(list(found))
+
+    shape = (image_size, image_size, 3)
+    images = caches.build(
+        caches.entry(cache, "images", key), key, len(table.labels), shape, np.uint8, make_rows, report
+    )
+    return ImageSet(images=images, labels=table.labels, class_names=table.class_names, digest=digest(key))
 
 
 # -- a folder of class folders --------------------------------------------------------------------------------------
@@ -300,12 +326,17 @@ def _reading(path: Path) -> Iterator[None]:
 
 def read_image(path: Path, image_size: int) -> np.ndarray:
     """One image file as uint8 [image_size, image_size, 3]; `UserError` names a file that cannot be read."""
+    return _squared(path, str(path), image_size)
+
+
+def _squared(file: Path | io.BytesIO, place: str, image_size: int) -> np.ndarray:
+    """An encoded picture that lies at `place`, as `read_image` gives it."""
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             rgb = to_rgb(ImageOps.exif_transpose(image))
             return np.asarray(centre_crop(rgb, image_size))
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... on broken files
-        raise UserError(f"data.path: cannot read image {path} ({error}): replace or remove it") from error
+        raise UserError(f"data.path: cannot read image {place} ({error}): replace or remove it") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
