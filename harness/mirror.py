@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.config import OutputConfig
-from harness.records import RunFolder, seed_of
+from harness.records import ABLATION_RECORD, RunFolder, seed_of
 from harness.tracking import (
     CONFIG_FILE,
+    PARENT_TAG,
     STATUS_TAG,
     THEIR_STATUS,
     config_text,
     history,
     metrics_of,
     offset_ms,
+    parent_run,
     prepare_store,
     send,
     set_status,
@@ -72,7 +74,7 @@ class Mirror:
         What that process sends later is the same to the millisecond, so it stays single.
         """
         manifest, wanted = folder.manifest(), recorded_points(folder)
-        tags = {**place_of(folder), "method": manifest["method"]}
+        tags = {**place_of(folder), "method": manifest["method"], **self._parent(folder)}
         found = self._runs_of(tags, manifest.get("mlflow_run", ""))
         if in_progress and not (found or wanted):
             return Mirrored("", 0, "unchanged")  # its process is about to start the run in MLflow
@@ -94,6 +96,16 @@ class Mirror:
         )
         action: Any = "rebuilt" if rebuilt else "added" if any(changes) else "unchanged"
         return Mirrored(run.info.run_id, len(wanted), action)
+
+    def _parent(self, folder: RunFolder) -> dict[str, str]:
+        """The tag of a child run, where the study is an ablation; its parent is made if need be."""
+        study = folder.path.absolute().parents[1]
+        if not (study / ABLATION_RECORD).exists():
+            return {}
+        run_id = parent_run(self._client, study.name)
+        if STATUS_TAG not in self._client.get_run(run_id).data.tags:  # just made, and no command is at it
+            set_status(self._client, run_id, "finished")
+        return {PARENT_TAG: run_id}
 
     def _runs_of(self, tags: Mapping[str, str], named: str) -> "list[Run]":
         """Runs with the study, cell and seed of these tags; that of the id `named` comes first."""

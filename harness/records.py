@@ -32,6 +32,10 @@ FORMAT = 1
 Status = Literal["running", "finished", "diverged", "pruned", "failed"]
 
 
+ABLATION_RECORD = "ablation.json"
+"""In the folder of a study that is an ablation: all that is known of it besides its runs."""
+
+
 # -- metrics --------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,145 @@
+"""The workers of an ablation: killed, failing, shared by two commands, and their runs in MLflow."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from harness.records import RunFolder
+from harness.tracking import PARENT_TAG
+from studies.commands import report
+from tests.e2e.conftest import Faults, Place
+from tests.e2e.test_jobs import Start, begins, is_gone, same_records, start, until  # noqa: F401 - a fixture
+
+Ditbench = Callable[..., tuple[int, str, str]]
+
+ABLATION = (
+    *("--study", "abl", "--method", "faulty", "--grid.weight", "1.0,2.0", "--seeds", "0"),
+    *("--budget.amount", "6", "--evaluation.points", "2", "--output.log_every", "1"),
+)
+"""Three runs, of which the method's two do what a test asks for; the method itself adds nothing."""
+CELLS = ("sit", "faulty", "faulty,weight=2.0")
+WITHOUT_MLFLOW = ("--output.mlflow", "false")
+
+
+def run_of(place: Place, cell: str) -> RunFolder:
+    return RunFolder(place.runs / "abl" / cell / "seed0")
+
+
+def record_of(place: Place) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((place.runs / "abl" / "ablation.json").read_text())
+    return found
+
+
+def states(place: Place) -> dict[str, str]:
+    return {trial["cell"]: trial["state"] for trial in record_of(place)["trial_list"]}
+
+
+def ends(place: Place) -> int:
+    """Trials that Optuna's journal was told the end of."""
+    lines = [json.loads(line) for line in (place.runs / "abl" / "optuna.journal").read_text().splitlines()]
+    return sum("datetime_complete" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_and_a_killed_command_lose_nothing(
+    place: Place,
+    faults: Faults,
+    start: Start,  # noqa: F811
+    ditbench: Ditbench,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The worker is replaced in the same command; what the command leaves is taken up by the next one."""
+    words = place.words("ablate", *ABLATION, *WITHOUT_MLFLOW)
+    faults.are("wait")
+    command = start(*words)
+    first = faults.waiting()
+    (faults.folder / "waits").unlink()
+    os.kill(first, signal.SIGKILL)
+    second = faults.waiting()
+    assert second != first
+    died = "cell 2 of 3: faulty seed 0: its process was killed by SIGKILL (often: out of memory); it is taken up again"
+    gone = f"cell 2 of 3: faulty seed 0: taken over from {os.uname().nodename}:{first}, which is gone"
+    assert [line for line in command.out().splitlines() if line in (died, gone)] == [died, gone]
+    command.process.kill()
+    until(lambda: is_gone(second), "the worker outlived its command", 10)
+    assert run_of(place, "faulty").status() == "running"
+    assert states(place) == {"faulty": "running", "faulty,weight=2.0": "waiting"}
+
+    monkeypatch.setattr(report, "write_and_print", lambda study: None)
+    faults.are("")
+    status, out, err = ditbench(*words)
+    assert (status, err) == (0, "")
+    assert "2 settings and sit, at 1 seed: 3 runs, 2 of them to be run\n" in out
+    assert f"cell 2 of 3: faulty seed 0: taken over from {os.uname().nodename}:{second}, which is gone\n" in out
+    sit, faulty, other = (run_of(place, cell) for cell in CELLS)
+    for run in (faulty, other):
+        assert same_records(run, sit, "terms", "gradient_norms", "samples", "diagnostics")
+    assert [len(begins(run)) for run in (sit, faulty, other)] == [1, 3, 1]
+    assert {(trial["state"], trial["value"]) for trial in record_of(place)["trial_list"]} == {
+        ("complete", sit.lines("eval")[-1]["metrics"]["fd_efficientnet_lite0_48"])
+    }
+    assert ends(place) == 2, "each trial was told once"
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_tried_again_by_the_same_command(
+    place: Place, faults: Faults, ditbench: Ditbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All runs are children of one run in MLflow."""
+    monkeypatch.setattr(report, "write_and_print", lambda study: None)
+    words = place.words("ablate", *ABLATION)
+    faults.are("raise")
+    status, _, err = ditbench(*words)
+    assert status == 1
+    assert "failed: faulty/seed0: RuntimeError: no space [left] on the device\n" in err
+    assert states(place) == {"faulty": "waiting", "faulty,weight=2.0": "waiting"}
+    assert ends(place) == 0
+    faults.are("")
+    status, out, err = ditbench(*words)
+    assert (status, err) == (0, "")
+    assert "3 runs, 2 of them to be run\n" in out
+    assert states(place) == {"faulty": "complete", "faulty,weight=2.0": "complete"}
+    assert record_of(place)["mlflow_run"] == assert_children_of_one_run(f"sqlite:///{place.runs}/mlflow.db")
+    assert len(record_of(place)["commands"]) == 1
+    other = f"sqlite:///{place.folder}/other.db"
+    for action in ("added", "unchanged"):
+        status, out, err = ditbench("sync", str(place.runs / "abl"), "--format", "json", "--mlflow_uri", other)
+        assert (status, err) == (0, "")
+        assert [row["action"] for row in json.loads(out)] == [action] * 3
+        assert_children_of_one_run(other)
+
+
+def assert_children_of_one_run(uri: str) -> str:
+    """Returns the parent's id."""
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("abl")
+    assert experiment is not None
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert runs.keys() == {"abl", *(f"{cell}/seed0" for cell in CELLS)}
+    parent = runs.pop("abl")
+    assert parent.info.status == "FINISHED"
+    assert {run.data.tags[PARENT_TAG] for run in runs.values()} == {parent.info.run_id}
+    return str(parent.info.run_id)
+
+
+@pytest.mark.full
+def test_two_commands_at_once_share_one_study(place: Place, faults: Faults, start: Start) -> None:  # noqa: F811
+    """Neither can end before both are there, as the one waits within a run."""
+    words = place.words("ablate", *ABLATION, *WITHOUT_MLFLOW)
+    faults.are("wait")
+    commands = [start(*words) for _ in range(2)]
+    faults.waiting()
+    until(lambda: all("to be run" in command.out() for command in commands), "a command did not begin")
+    faults.are("")
+    assert [command.status() for command in commands] == [0, 0], [command.err() for command in commands]
+    assert [len(begins(run_of(place, cell))) for cell in CELLS] == [1, 1, 1]
+    assert states(place) == {"faulty": "complete", "faulty,weight=2.0": "complete"}
+    assert ends(place) == 2
+    workers = {worker for trial in record_of(place)["trial_list"] for worker in trial["workers"]}
+    assert 1 <= len(workers) <= 2
+    assert (place.runs / "abl" / "report" / "index.html").is_file()
