@@ -210,6 +210,17 @@ def test_wrong_words_are_one_line_and_leave_nothing(
     assert not place.runs.exists()
 
 
+def test_a_launcher_is_refused(
+    place: Place, ditbench: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, out, err = ditbench(*place.words("ablate", "--method", "vae_repa", *BLOCK))
+    assert (status, out) == (2, "") and not place.runs.exists()
+    assert err == (
+        "ditbench: ablate runs under no launcher: start it alone, with --workers N for N runs side by side\n"
+    )
+
+
 def test_a_plan_whose_data_are_not_there_is_no_study(
     place: Place, ditbench: Callable[..., tuple[int, str, str]]
 ) -> None:
