@@ -65,8 +65,11 @@ class Board:
 
     def failures(self) -> list[Failure]:
         """The runs that failed, in their order."""
-        failed = [(self._agenda.run(number), message) for number, message in sorted(self.over.items()) if message]
-        return [Failure(f"{config.label}/seed{config.seed}", message) for config, message in failed if config]
+        return [Failure(self._name(number), message) for number, message in sorted(self.over.items()) if message]
+
+    def _name(self, number: int) -> str:
+        config = self._agenda.run(number)
+        return f"{config.label}/seed{config.seed}" if config else f"run {number}, which was not decided"
 
 
 def run_here(agenda: Agenda) -> list[Failure]:

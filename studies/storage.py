@@ -10,6 +10,7 @@ import fcntl
 import io
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,9 @@ SAMPLER_SEED = 0
 
 CONNECT_SECONDS = 10
 """How long a database server may take to answer."""
+
+RETRY_SECONDS = 2
+"""Before the tables of a database are looked for again."""
 
 OWNER = "ditbench_id"
 """User attribute of a study: the id in the record of the ablation that it belongs to."""
@@ -103,7 +107,13 @@ def connect(url: str, runs: str, study: str) -> BaseStorage:
         lock = KernelLock(journal, study_lock(runs, study, "optuna"))
         return JournalStorage(JournalFileBackend(str(journal), lock))
     # A server that was started again has closed the connections it knew.
-    return RDBStorage(url, engine_kwargs={"pool_pre_ping": True, "connect_args": _connect_args(url)})
+    options = {"pool_pre_ping": True, "connect_args": _connect_args(url)}
+    try:
+        return RDBStorage(url, engine_kwargs=options)
+    except (SQLAlchemyError, StorageInternalError):
+        # Commands on two studies that make the tables of an empty database at once: one of them finds them half made.
+        time.sleep(RETRY_SECONDS)
+        return RDBStorage(url, engine_kwargs=options)
 
 
 def check_reachable(url: str) -> None:

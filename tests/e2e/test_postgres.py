@@ -22,7 +22,7 @@ from harness.records import RunFolder
 from studies.trials import prepare
 from tests.e2e.conftest import Faults, Place, contents
 from tests.e2e.test_jobs import Start, begins, same_records, start, until  # noqa: F401 - a fixture
-from tests.unit.ablation_factory import grid
+from tests.unit.ablation_factory import grid, with_study
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -88,21 +88,22 @@ def trials_of(url: str, name: str) -> list[optuna.trial.FrozenTrial]:
 
 
 def test_four_processes_at_once_make_one_study(server: Server, tmp_path: Path) -> None:
-    """On a database that has no tables yet."""
+    """On a database that has no tables yet; a fifth makes a study of another name."""
     ablation = grid(tmp_path, {"block": "1,2,3"}, storage=server.url)
     context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(4)
+    barrier = context.Barrier(5)
 
-    def begin() -> None:
+    def begin(name: str) -> None:
         barrier.wait()
-        prepare(ablation)
+        prepare(with_study(ablation, name))
 
-    processes = [context.Process(target=begin) for _ in range(4)]
+    processes = [context.Process(target=begin, args=(name,)) for name in ("abl", "abl", "other", "abl", "abl")]
     for process in processes:
         process.start()
     for process in processes:
         process.join(120)
-    assert [process.exitcode for process in processes] == [0] * 4
+    assert [process.exitcode for process in processes] == [0] * 5
+    assert len(trials_of(server.url, "other/vae_repa")) == 3
     trials = trials_of(server.url, "abl/vae_repa")
     assert [trial.user_attrs["cell"] for trial in trials] == ["vae_repa", "vae_repa,block=2", "vae_repa,block=3"]
     assert json.loads((ablation.folder / "ablation.json").read_text())["storage"] == "postgresql"

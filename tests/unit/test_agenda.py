@@ -12,7 +12,7 @@ from harness.config import DataConfig, OutputConfig, RunConfig
 from harness.errors import UserError
 from harness.trainer import Event
 from studies.agenda import Agenda, Context
-from studies.compare import Board
+from studies.compare import Board, Failure
 from studies.display import Display
 from studies.folders import folder_of, lease_of
 from studies.lease import claim
@@ -159,12 +159,13 @@ def test_a_refusal_is_a_failure_and_holds_no_lease(
 
 def test_a_late_cell_may_be_refused(agenda: Late, turns: Callable[..., Turns], told: list[Message]) -> None:
     def refuse(config: RunConfig) -> None:
-        raise UserError(f"{config.label} needs too much memory")
+        if config.label == "b":
+            raise UserError("b needs too much memory")
 
     worker = turns(refuse)
     assert worker.take() == 1
     finish(worker, agenda, 1)
-    worker.take()
+    assert worker.take() == 3
     assert Failed(2, "b needs too much memory") in told
     assert claim(lease_of(agenda.configs[1])) is not None
 
@@ -223,6 +224,14 @@ def test_a_run_that_was_left_is_not_over(agenda: Late) -> None:
         board.hear(Begins(1))
         board.hear(Left(1, "killed"))
     assert board.over == {}
+
+
+def test_the_failure_of_a_run_that_nobody_knows_counts(agenda: Late) -> None:
+    """The storage was away when it was to be decided."""
+    with Display(agenda) as display:
+        board = Board(agenda, display)
+        board.hear(Failed(2, "the storage is away"))
+    assert board.failures() == [Failure("run 2, which was not decided", "the storage is away")]
 
 
 # -- comparisons ----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from harness import tracking
 from harness.config import OutputConfig
 from harness.recorder import Recorder
 from harness.records import RunFolder
-from harness.tracking import Session, Tracker, metrics_of, tracking_uri
+from harness.tracking import Session, Tracker, mark, metrics_of, open_parent, tracking_uri
 
 TAGS = {"study": "digits", "cell": "repa+vae_repa", "method": "repa+vae_repa", "seed": "0"}
 
@@ -392,6 +393,32 @@ def test_a_store_that_never_answers_costs_its_time_once(
         thread.join(10)
     assert answers == ["late"]
     assert tracker.run_id == "", "an answer that comes too late changes nothing"
+
+
+def test_the_parent_of_a_study_is_made_once(output: OutputConfig, client: MlflowClient) -> None:
+    first = open_parent(output, "parents")
+    mark(output, first, "finished")
+    assert client.get_run(first).info.status == "FINISHED"
+    assert open_parent(output, "parents") == first
+    run = client.get_run(first)
+    assert (run.info.run_name, run.info.status, run.data.tags["study"]) == ("parents", "RUNNING", "parents")
+    assert open_parent(replace(output, mlflow=False), "parents") == ""
+
+
+def test_a_parent_that_cannot_be_made_costs_its_time_and_no_more(
+    output: OutputConfig, monkeypatch: pytest.MonkeyPatch, never: threading.Event
+) -> None:
+    monkeypatch.setattr(tracking, "prepare_store", lambda *arguments: never.wait())
+    monkeypatch.setattr(tracking, "PATIENCE_S", 0.2)
+    began = time.monotonic()
+    assert open_parent(output, "parents") == ""
+    assert time.monotonic() - began < 5
+
+    def broken(*arguments: Any) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(tracking, "prepare_store", broken)
+    assert open_parent(output, "parents") == ""
 
 
 def test_slow_calls_share_one_patience(start: Callable[..., Tracker], monkeypatch: pytest.MonkeyPatch) -> None:
