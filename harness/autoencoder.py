@@ -164,7 +164,10 @@ def _find(path_or_name: str) -> _Source:
     if given.is_file():
         return _Source(given, given.with_name(CONFIG) if given.with_name(CONFIG).is_file() else None)
     if not given.exists() and hub.REPOSITORY.fullmatch(path_or_name):
-        config, weights_at = hub.fetch(path_or_name, (CONFIG,)), hub.fetch(path_or_name, FILES)
+        try:
+            config, weights_at = hub.fetch(path_or_name, (CONFIG,)), hub.fetch(path_or_name, FILES)
+        except hub.Unavailable as error:
+            raise UserError(f"autoencoder.path: {error}: look at the name and the network, or name a folder") from None
         if config is not None and weights_at is not None:
             return _Source(weights_at, config)
     names = ", ".join(sorted(path.name.removesuffix("_autoencoder") for path in ASSETS.glob("*_autoencoder")))

@@ -15,6 +15,10 @@ TIMEOUT_SECONDS = 10
 """For the first answer."""
 
 
+class Unavailable(UserError):
+    """The hub has no such file, or is away."""
+
+
 def is_offline() -> bool:
     """Whether the network must not be tried."""
     from huggingface_hub import constants
@@ -26,7 +30,7 @@ def fetch(repository: str, files: Sequence[str]) -> Path | None:
     """The first of `files` that the repository has; None where nothing is on this machine and we are offline.
 
     Raises:
-        UserError: when the network was tried, and gave none of the files.
+        Unavailable: when the network was tried, and gave none of the files.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError
@@ -48,7 +52,4 @@ def fetch(repository: str, files: Sequence[str]) -> Path | None:
         except Exception as error:  # of the hub, of its HTTP library, or of the disk
             reason = (str(error) or type(error).__name__).splitlines()[0]
             break
-    raise UserError(
-        f"{files[0]} of {repository} cannot be had from the hub ({reason}): "
-        "look at the name and the network, or give local files"
-    )
+    raise Unavailable(f"{files[0]} of {repository} cannot be had from the hub ({reason})")

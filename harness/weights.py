@@ -56,7 +56,10 @@ class Asset:
 
 def find(name: str) -> WeightsFile:
     """The file of a known name, with its SHA-256; `UserError` says which file to put where."""
-    path = _search(name) or _from_hub(name)
+    try:
+        path = _search(name) or _from_hub(name)
+    except hub.Unavailable as error:
+        raise UserError(f"weights of {name} are not on this machine, and {error}: {_local_advice(name)}") from None
     if path is None:
         raise UserError(f"weights of {name} are not on this machine: {_advice(name)}")
     return WeightsFile(name, path, file_digest(path))
@@ -149,6 +152,11 @@ def _remark(name: str, path: Path) -> str:
 
 
 def _advice(name: str) -> str:
+    repository = hub_id(name)
+    return _local_advice(name) + (f"; without --offline it is had from the hub, as {repository}" if repository else "")
+
+
+def _local_advice(name: str) -> str:
     folder = os.environ.get("DITBENCH_WEIGHTS")
     place = f"{folder} ($DITBENCH_WEIGHTS)" if folder else "a folder, and set DITBENCH_WEIGHTS to that folder"
     if name in PACKAGES:
@@ -158,7 +166,4 @@ def _advice(name: str) -> str:
     files = f"{_stems(name)[0]}.safetensors"
     if name in DINOV2:
         files = f"timm's {files} (or the authors' {_stems(name)[1]}.pth)"
-    repository = hub_id(name)
-    return f"put {files} into {place}" + (
-        f"; without --offline it is had from the hub, as {repository}" if repository else ""
-    )
+    return f"put {files} into {place}"

@@ -276,6 +276,15 @@ def test_a_repository_of_the_hub(tiny_sd: Path, monkeypatch: pytest.MonkeyPatch)
         Autoencoder.load("someone/sd-vae", "cpu")
 
 
+def test_a_hub_that_is_away_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(repository: str, files: tuple[str, ...]) -> Path:
+        raise module.hub.Unavailable("config.json cannot be had from the hub (no network)")
+
+    monkeypatch.setattr(module.hub, "fetch", away)
+    with pytest.raises(UserError, match=r"autoencoder\.path: .* \(no network\): look at .*, or name a folder"):
+        Autoencoder.load("someone/sd-vae", "cpu")
+
+
 def test_loading_leaves_the_global_random_state(saved: Path) -> None:
     before = torch.get_rng_state()
     Autoencoder.load(str(saved), "cpu")

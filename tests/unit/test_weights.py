@@ -72,6 +72,16 @@ def test_dinov2_by_the_authors_name_or_from_timms_repository(
     assert weights.find(name).path == tmp_path / authors
 
 
+def test_a_hub_that_is_away_leaves_the_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(repository: str, files: tuple[str, ...]) -> Path:
+        raise weights.hub.Unavailable("model.safetensors cannot be had from the hub (no network)")
+
+    monkeypatch.setattr(weights.hub, "fetch", away)
+    with pytest.raises(UserError, match=r"on this machine, and .*\(no network\): put timm's dinov2_vits14") as raised:
+        weights.find("dinov2_vits14")
+    assert "--offline" not in str(raised.value)
+
+
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"'resnet50' are not known: .*efficientnet_lite2.*dinov2_vitg14_reg"):
         weights.find("resnet50")
