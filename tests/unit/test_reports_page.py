@@ -5,10 +5,7 @@ import io
 import json
 import re
 import shutil
-import subprocess
-import sys
 import urllib.parse
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,7 +14,6 @@ from page_reader import Page
 from PIL import Image
 from records_factory import MAIN, TILE, diverge, edit_lines, edit_manifest, fail, run_folder, tile_level, write_study
 
-import reports
 from harness.records import UserError
 from reports import samples
 from reports.load import load_study
@@ -43,6 +39,13 @@ def written(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(written):
     return Page(written[1].page.read_text())
+
+
+@pytest.fixture
+def unpainted(monkeypatch):
+    """Figures are neither drawn nor saved, which is most of a report's time: for tests that read the page's text."""
+    monkeypatch.setattr("reports.page.picture", lambda draw, look: PICTURE)
+    monkeypatch.setattr("reports.figures.save", lambda draw, frame, stem, look: [])
 
 
 def test_every_file_is_there(written):
@@ -130,6 +133,7 @@ def test_runs_that_are_not_finished_stand_in_a_table_with_their_files(page):
     ]
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_a_log_is_linked_where_it_is(tmp_path):
     study = write_study(tmp_path, {"sit": "sit", "repa#1 %": "repa"}, seeds=(0,))
     fail(run_folder(study, "repa#1 %", 0), "no memory")
@@ -155,6 +159,7 @@ def test_the_checks_are_on_the_page_and_beside_it(page, written):
         assert what in text and short_text(value) in text
 
 
+@pytest.mark.usefixtures("unpainted")
 @pytest.mark.parametrize(("unit", "amount"), [("train_gflops", 1500.0), ("seconds", 30)])
 def test_steps_are_shown_where_cells_make_different_numbers(tmp_path, unit, amount):
     study = write_study(tmp_path, {"sit": "sit", "repa": "repa"}, seeds=(0,), unit=unit, amount=amount)
@@ -165,9 +170,9 @@ def test_steps_are_shown_where_cells_make_different_numbers(tmp_path, unit, amou
     assert f"A{load_study(study).after[1:]}" in text
 
 
+@pytest.mark.usefixtures("unpainted")
 @pytest.mark.parametrize(("unit", "figure", "other"), [("steps", "clocks", "main"), ("seconds", "main", "clocks")])
-def test_the_figure_with_seconds_says_which_do_not_count_and_why(tmp_path, monkeypatch, unit, figure, other):
-    monkeypatch.setattr("reports.page.picture", lambda draw, look: PICTURE)
+def test_the_figure_with_seconds_says_which_do_not_count_and_why(tmp_path, unit, figure, other):
     study = write_study(tmp_path, {"sit": "sit", "repa": "repa"}, unit=unit, amount=400)
     edit_manifest(run_folder(study, "repa", 0), shared_device=True)
     edit_manifest(run_folder(study, "repa", 1), environment={"threads": 4})
@@ -250,24 +255,3 @@ def test_one_cell_with_one_seed_makes_a_report(tmp_path):
     assert "1 training method for SiT-nano/2 on digits, 1 seed," in text
     assert "No cell is the baseline of the others" in text
     assert {path.stem for path in paths.figures} == {"main", "metrics", "clocks"}
-
-
-def test_no_module_of_reports_loads_torch():
-    modules = sorted(f"reports.{path.stem}" for path in Path(reports.__file__).parent.glob("*.py"))
-    assert "reports.page" in modules
-    code = (
-        "import importlib, sys\n"
-        f"for name in {modules!r}:\n"
-        "    importlib.import_module(name.removesuffix('.__init__'))\n"
-        "    assert 'torch' not in sys.modules, name\n"
-        "assert not [m for m in sys.modules if m.split('.')[0] in ('methods', 'studies')]\n"
-        "assert {m for m in sys.modules if m.startswith('harness.')} == {'harness.records', 'harness.errors'}\n"
-        "assert 'matplotlib.pyplot' not in sys.modules\n"
-        "import optuna.importance, optuna.visualization.matplotlib\n"
-        "optuna.importance.FanovaImportanceEvaluator(seed=0)\n"
-        "assert 'torch' not in sys.modules, 'optuna'\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(reports.__file__).parent.parent
-    )
-    assert done.returncode == 0, done.stderr
