@@ -56,8 +56,13 @@ def grid(cell: Cell, asked: Mapping[str, Any], *words: str, method: str = "vae_r
     )
 
 
+@functools.cache
+def searched(cell: Cell, name: str) -> Subject:
+    return axes.search_subject(cell(name))
+
+
 def search(cell: Cell, *names: str, **fields: Any) -> Ablation:
-    subjects = tuple(axes.search_subject(cell(name)) for name in names)
+    subjects = tuple(searched(cell, name) for name in names)
     given = {"seeds": (0, 1), "trials": 4, **fields}
     return Ablation(kind="search", subjects=subjects, control=resolved(cell(methods.control())), **given)
 
