@@ -52,6 +52,7 @@ def main(argv: Sequence[str]) -> int:
     from studies.trials import finish, prepare, withdraw
 
     require(not in_group(), "ablate runs under no launcher: start it alone, with --workers N for N runs side by side")
+    environment.resolve_device(ablation.control.runtime.device)
     refuse_other_study(ablation.folder)
     agenda = prepare(ablation)
     console().print(summary(ablation, agenda))
@@ -174,7 +175,6 @@ def _check_options(namespace: Namespace, words: Sequence[str], grid: Mapping[str
         namespace.workers < 2 or namespace.budget.unit != "seconds",
         f"workers is {namespace.workers} with budget.unit seconds: runs side by side slow each other; give 1",
     )
-    environment.resolve_device(namespace.runtime.device)
     if is_search:
         _check_search(namespace, words)
         return

@@ -194,6 +194,7 @@ BLOCK = ("--grid.block", "1,2")
             (*BLOCK, "--workers", "2", "--budget.unit", "seconds"),
             "workers is 2 with budget.unit seconds: runs side by side slow each other; give 1",
         ),
+        ((*BLOCK, "--runtime.device", "abacus"), "runtime.device is 'abacus': give auto, cpu, cuda or mps"),
         (("--grid.block", "7"), "grid.block: vae_repa.block is 7: the backbone has blocks 1 to 4"),
         ((*BLOCK, "--seeds", "1,1"), "seeds [1, 1] name a seed twice"),
         (
