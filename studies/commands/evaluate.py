@@ -111,17 +111,18 @@ def _parse_with_run(argv: Sequence[str]) -> "tuple[str, str, Protocol, RunFolder
     from studies.scored import Protocol
 
     parser = _add_options(saved.build_parser("evaluate", DESCRIPTION, run_needed=False))
-    if saved.parse_words(parser, argv).run:
+    asked = saved.parse_words(parser, argv)
+    require(asked.step < 0, f"--step is {asked.step} and has no meaning with --samples: leave it out")
+    if asked.run:
         namespace, folder = saved.parse(parser, argv)
         protocol = Protocol.of(saved.recorded_config(folder, parser, namespace))
         return namespace.samples, namespace.format, protocol, folder
-    namespace = saved.parse_words(parser, argv)
-    sections = {name: parser.instantiate(namespace)[name] for name in saved.OVERRIDES}
+    sections = {name: parser.instantiate(asked)[name] for name in saved.OVERRIDES}
     require(
         bool(sections["evaluation"].reference),
         "--samples have nothing to be compared with: name a run, or give --config or --evaluation.reference",
     )
-    return namespace.samples, namespace.format, Protocol(**sections, data=None), None
+    return asked.samples, asked.format, Protocol(**sections, data=None), None
 
 
 def _store(folder: Path, name: str, record: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

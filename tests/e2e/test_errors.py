@@ -76,7 +76,7 @@ def test_words_that_are_wrong(refused: Callable[..., str], words: list[str], exp
         (["--evaluation.num_samples", "100"], "evaluation.num_samples is 100: precision and recall need as many "
          "training images and there are 90; give at most 90"),
         (["--evaluation.kid_subset", "49"], "evaluation.kid_subset is 49: there are 48 samples"),
-        (["--evaluation.extractor", "inception"], "evaluation.extractor is 'inception': give one of "),
+        (["--evaluation.extractor", "clip"], "evaluation.extractor is 'clip': give one of "),
         (["--runtime.device", "tpu"], "runtime.device is 'tpu': give auto, cpu, cuda or mps"),
         (["--autoencoder.path", "nowhere"], "autoencoder.path is 'nowhere': give a folder"),
         (["--data.name", "imagefolder"], "data.path is empty: name a folder"),

@@ -173,3 +173,8 @@ def test_two_processes_evaluate_and_sample_as_one_does(run: Path, own: tuple[Pat
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("48 images of step 6") == 1, "one process prints"
     assert out.read_bytes() == own[0].read_bytes()
+
+
+def test_a_step_of_samples_is_refused(run: Path, ditbench: Ditbench, own: tuple[Path, Path]) -> None:
+    status, _, err = ditbench("evaluate", str(run), "--samples", str(own[0]), "--step", "3")
+    assert (status, err) == (2, "ditbench: --step is 3 and has no meaning with --samples: leave it out\n")
