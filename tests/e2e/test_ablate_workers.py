@@ -10,9 +10,13 @@ import pytest
 from mlflow import MlflowClient
 
 from harness.records import RunFolder
-from harness.tracking import PARENT_TAG
+from harness.tracking import PARENT_TAG, STATUS_TAG
+from harness.trainer import Event
 from studies.commands import report
-from tests.e2e.conftest import Faults, Place
+from studies.commands.compare import command_parser
+from studies.compare import run_here
+from studies.settings import Comparison, comparison, parse
+from tests.e2e.conftest import STUDY, Faults, Place
 from tests.e2e.test_jobs import Start, begins, is_gone, same_records, start, until  # noqa: F401 - a fixture
 
 Ditbench = Callable[..., tuple[int, str, str]]
@@ -125,6 +129,33 @@ def assert_children_of_one_run(uri: str) -> str:
     assert parent.info.status == "FINISHED"
     assert {run.data.tags[PARENT_TAG] for run in runs.values()} == {parent.info.run_id}
     return str(parent.info.run_id)
+
+
+class Stopping(Comparison):
+    """A comparison whose second cell is stopped after its first evaluation."""
+
+    def watch(self, number: int, event: Event) -> bool:
+        assert event.kind == "eval"
+        return number == 2
+
+
+def test_a_run_that_is_stopped_ends_as_pruned(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """For good: with its evaluation, and without the rest of its budget."""
+    parser = command_parser()
+    asked = comparison(parser, parse(parser, place.words("compare", *STUDY)[1:]))
+    stopping = Stopping(cells=asked.cells, seeds=asked.seeds, baseline=asked.baseline)
+    for _ in range(2):
+        assert run_here(stopping) == []
+        assert "cell 2 of 2: vae_repa seed 0: pruned\n" in capsys.readouterr().out
+    sit, stopped = (RunFolder(place.runs / "small" / cell / "seed0") for cell in ("sit", "vae_repa"))
+    assert (sit.status(), [line["point"] for line in sit.lines("eval")]) == ("finished", [1, 2])
+    manifest = stopped.manifest()
+    assert (manifest["status"], manifest["status_detail"]) == ("pruned", {"step": 3, "point": 1})
+    assert [line["point"] for line in stopped.lines("eval")] == [1]
+    assert [line["step"] for line in stopped.lines("train")] == [1, 2, 3]
+    assert len(begins(stopped)) == 1
+    run = MlflowClient(f"sqlite:///{place.runs}/mlflow.db").get_run(manifest["mlflow_run"])
+    assert (run.info.status, run.data.tags[STATUS_TAG]) == ("FINISHED", "pruned")
 
 
 @pytest.mark.full
