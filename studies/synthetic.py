@@ -67,6 +67,7 @@ class _Prepared:
     tokens: dict[str, Rows]
     train_rows: np.ndarray
     autoencoder: Unscaled
+    mirrored: None = None
 
 
 def backbone_shape(config: RunConfig, input_size: int, in_channels: int, num_classes: int) -> BackboneShape:
