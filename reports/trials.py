@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from harness.records import FORMAT, UserError, metric, read_json
+from harness.records import ABLATION_RECORD, FORMAT, UserError, metric, read_json
 from reports.load import Study
 from reports.statistics import Direction, paired_difference
 from reports.tables import Digits, MetricResult, absences, is_favoured, shared_digits
 
-RECORD = "ablation.json"
+RECORD = ABLATION_RECORD
 """Name of the record, in the study's folder."""
 
 OVER = ("complete", "pruned", "diverged")

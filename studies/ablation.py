@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.config import RunConfig, require
-from harness.records import FORMAT, digest
+from harness.records import ABLATION_RECORD, FORMAT, digest
 from harness.sit import parse_name
 from studies.settings import as_plain, nominal_shape, resolve_sections
 
 Setting = Mapping[str, Any]
 """Axis name -> value, for every axis of a subject."""
 
-RECORD = "ablation.json"
+RECORD = ABLATION_RECORD
 """In a study's folder: all that is known of the ablation besides its runs."""
 
 Kind = Literal["grid", "one_at_a_time", "search"]
