@@ -423,7 +423,8 @@ def prepare(ablation: Ablation) -> AblationAgenda:
         for entry in record["trial_list"]:
             agenda._settle(record, entry)
         agenda._write(record)
-    return AblationAgenda(ablation, _open_parent(agenda))
+    agenda._parent = _open_parent(agenda)
+    return agenda
 
 
 def _merged(ablation: Ablation) -> tuple[Ablation, dict[str, Any]]:

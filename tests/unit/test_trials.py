@@ -11,13 +11,14 @@ from typing import Any
 
 import optuna
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from harness.errors import UserError
 from harness.trainer import Event
 from studies.ablation import RECORD, Ablation
 from studies.folders import folder_of, is_done, lease_of
 from studies.lease import claim
-from studies.storage import connect
+from studies.storage import Ledger, connect
 from studies.trials import AblationAgenda, finish, full_name, prepare
 from tests.unit.ablation_factory import METRIC, end, evaluate, grid, search, start, with_study
 
@@ -242,6 +243,30 @@ def test_what_no_evaluation_measures_is_no_objective(tmp_path: Path) -> None:
 def test_the_objective_by_its_full_name(asked: str, name: str) -> None:
     measured = ["velocity_loss_t1", "velocity_loss", "fd_pixels_898", "class_accuracy_898", "fd_a_898"]
     assert full_name(asked, measured) == name
+
+
+def test_a_storage_that_goes_away_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line where it is missed; what it was not told, the next command tells it."""
+
+    def away(*arguments: Any) -> None:
+        raise OperationalError("UPDATE", {}, Exception("server closed the connection"))
+
+    agenda = prepare(grid(tmp_path, {"block": "1,2"}, seeds=(0,), storage=f"sqlite:///{tmp_path}/trials.db"))
+    first, second = numbers(agenda, "vae_repa") + numbers(agenda, "vae_repa,block=2")
+    line = r"^storage sqlite:///.* cannot be used \(server closed the connection\): start its server, "
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "begin", away)
+        patched.setattr(Ledger, "tell", away)
+        with pytest.raises(UserError, match=line):
+            agenda.begins(second)
+        config = agenda.run(first)
+        assert config is not None
+        end(config, 9.0, 8.0, 3.0)
+        with pytest.raises(UserError, match=line):
+            agenda.ended(first)
+    assert entry(agenda, "vae_repa")["state"] == "waiting"
+    prepare(agenda.ablation)
+    assert entry(agenda, "vae_repa")["value"] == optuna_trials(agenda.ablation)[0].value == 3.0
 
 
 # -- durable --------------------------------------------------------------------------------------------------------
