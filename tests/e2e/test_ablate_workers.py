@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -50,14 +50,16 @@ def ends(place: Place) -> int:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_and_a_killed_command_lose_nothing(
+def test_what_is_killed_or_fails_is_taken_up_again(
     place: Place,
     faults: Faults,
     start: Start,  # noqa: F811
     ditbench: Ditbench,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The worker is replaced in the same command; what the command leaves is taken up by the next one."""
+    """A killed worker is replaced in the same command; what a killed command leaves, and what fails, is taken up by the
+    same command again. All runs are children of one run in MLflow, which `sync` knows too.
+    """
     words = place.words("ablate", *ABLATION, *WITHOUT_MLFLOW)
     faults.are("wait")
     command = start(*words)
@@ -75,56 +77,41 @@ def test_a_killed_worker_and_a_killed_command_lose_nothing(
     assert states(place) == {"faulty": "running", "faulty,weight=2.0": "waiting"}
 
     monkeypatch.setattr(report, "write_and_print", lambda study: None)
-    faults.are("")
+    faults.are("raise")
     status, out, err = ditbench(*words)
+    assert status == 1
+    assert f"cell 2 of 3: faulty seed 0: taken over from {os.uname().nodename}:{second}, which is gone\n" in out
+    assert "failed: faulty/seed0: RuntimeError: no space [left] on the device\n" in err
+    assert states(place) == {"faulty": "waiting", "faulty,weight=2.0": "waiting"}
+    assert ends(place) == 0
+
+    faults.are("")
+    status, out, err = ditbench(*place.words("ablate", *ABLATION))
     assert (status, err) == (0, "")
     assert "2 settings and sit, at 1 seed: 3 runs, 2 of them to be run\n" in out
-    assert f"cell 2 of 3: faulty seed 0: taken over from {os.uname().nodename}:{second}, which is gone\n" in out
     sit, faulty, other = (run_of(place, cell) for cell in CELLS)
     for run in (faulty, other):
         assert same_records(run, sit, "terms", "gradient_norms", "samples", "diagnostics")
-    assert [len(begins(run)) for run in (sit, faulty, other)] == [1, 3, 1]
+    assert [len(begins(run)) for run in (sit, faulty, other)] == [1, 4, 2]
     assert {(trial["state"], trial["value"]) for trial in record_of(place)["trial_list"]} == {
         ("complete", sit.lines("eval")[-1]["metrics"]["fd_efficientnet_lite0_48"])
     }
     assert ends(place) == 2, "each trial was told once"
-
-
-@pytest.mark.slow
-def test_a_run_that_fails_is_tried_again_by_the_same_command(
-    place: Place, faults: Faults, ditbench: Ditbench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All runs are children of one run in MLflow."""
-    monkeypatch.setattr(report, "write_and_print", lambda study: None)
-    words = place.words("ablate", *ABLATION)
-    faults.are("raise")
-    status, _, err = ditbench(*words)
-    assert status == 1
-    assert "failed: faulty/seed0: RuntimeError: no space [left] on the device\n" in err
-    assert states(place) == {"faulty": "waiting", "faulty,weight=2.0": "waiting"}
-    assert ends(place) == 0
-    faults.are("")
-    status, out, err = ditbench(*words)
-    assert (status, err) == (0, "")
-    assert "3 runs, 2 of them to be run\n" in out
-    assert states(place) == {"faulty": "complete", "faulty,weight=2.0": "complete"}
-    assert record_of(place)["mlflow_run"] == assert_children_of_one_run(f"sqlite:///{place.runs}/mlflow.db")
-    assert len(record_of(place)["commands"]) == 1
-    other = f"sqlite:///{place.folder}/other.db"
-    for action in ("added", "unchanged"):
-        status, out, err = ditbench("sync", str(place.runs / "abl"), "--format", "json", "--mlflow_uri", other)
+    assert record_of(place)["mlflow_run"] == assert_children_of_one_run(place, CELLS[1:])
+    for action in ("added", "unchanged"):  # what was made while MLflow was off
+        status, out, err = ditbench("sync", str(place.runs / "abl"), "--format", "json")
         assert (status, err) == (0, "")
         assert [row["action"] for row in json.loads(out)] == [action] * 3
-        assert_children_of_one_run(other)
+    assert_children_of_one_run(place, CELLS)
 
 
-def assert_children_of_one_run(uri: str) -> str:
+def assert_children_of_one_run(place: Place, cells: Sequence[str]) -> str:
     """Returns the parent's id."""
-    client = MlflowClient(uri)
+    client = MlflowClient(f"sqlite:///{place.runs}/mlflow.db")
     experiment = client.get_experiment_by_name("abl")
     assert experiment is not None
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    assert runs.keys() == {"abl", *(f"{cell}/seed0" for cell in CELLS)}
+    assert runs.keys() == {"abl", *(f"{cell}/seed0" for cell in cells)}
     parent = runs.pop("abl")
     assert parent.info.status == "FINISHED"
     assert {run.data.tags[PARENT_TAG] for run in runs.values()} == {parent.info.run_id}

@@ -1,8 +1,8 @@
 """Where trials are kept: the journal's lock, mended lines, errors in one line, and what a search draws."""
 
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
 from harness.errors import StorageError, UserError
+from studies import storage
 from studies.ablation import Axis
 from studies.command_line import recorded_command, without_passwords
 from studies.storage import (
@@ -54,13 +55,15 @@ def test_a_line_that_was_cut_short_is_dropped(tmp_path: Path, journal: BaseStora
 def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
     journal, lock = tmp_path / "journal", tmp_path / "lock"
     journal.touch()
-    code = (
-        "import os, signal; from pathlib import Path; from studies.storage import KernelLock;"
-        f"KernelLock(Path({str(journal)!r}), Path({str(lock)!r})).acquire(); os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    root = Path(__file__).parents[2]
-    killed = subprocess.run([sys.executable, "-c", code], cwd=root, timeout=120, env={**os.environ})
-    assert killed.returncode == -signal.SIGKILL
+
+    def hold() -> None:
+        KernelLock(journal, lock).acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    killed = multiprocessing.get_context("fork").Process(target=hold)
+    killed.start()
+    killed.join(60)
+    assert killed.exitcode == -signal.SIGKILL
     own = KernelLock(journal, lock)
     assert own.acquire()
     own.release()
@@ -90,7 +93,8 @@ def test_a_missing_driver_is_named() -> None:
         raise ImportError("psycopg")
 
 
-def test_a_url_that_is_none_is_one_line() -> None:
+def test_a_url_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "RETRY_SECONDS", 0)
     line = r"^storage nowhere cannot be used \(.*: start its server, correct the URL"
     with pytest.raises(UserError, match=line), reaching("nowhere", Path()):
         connect("nowhere", "runs", "s")
