@@ -64,8 +64,9 @@ def test_what_is_killed_or_fails_is_taken_up_again(
     faults.are("wait")
     command = start(*words)
     first = faults.waiting()
-    (faults.folder / "waits").unlink()
     os.kill(first, signal.SIGKILL)
+    until(lambda: is_gone(first), "it was not killed", 10)
+    (faults.folder / "waits").unlink()
     second = faults.waiting()
     assert second != first
     died = "cell 2 of 3: faulty seed 0: its process was killed by SIGKILL (often: out of memory); it is taken up again"

@@ -139,7 +139,8 @@ def test_four_workers_of_which_one_is_killed(
     labels = ("faulty", "faulty,weight=2.0", "faulty,weight=3.0")
     folders = [RunFolder(place.runs / "pg" / label / "seed0") for label in labels]
     assert sorted(len(begins(folder)) for folder in folders) == [1, 1, 2]
-    assert len({pid for folder in (sit, *folders) for pid in begins(folder)}) == 5, "four, and one in its place"
+    # The run of the killed one is taken up by the one in its place, or by another that is free before that has begun.
+    assert len({pid for folder in (sit, *folders) for pid in begins(folder)}) in (4, 5)
     for folder in folders:
         assert same_records(folder, sit, "terms", "gradient_norms", "samples", "diagnostics")
     files = list((place.runs / "pg").rglob("*.json"))
