@@ -102,7 +102,8 @@ class AutoencoderConfig:
     """Stage 1: the frozen autoencoder whose latents the backbone learns."""
 
     path: str = "digits"
-    """A folder in diffusers' AutoencoderKL format, or the name of a shipped autoencoder (digits)."""
+    """A folder in diffusers' AutoencoderKL format, one file of such weights, an id on Hugging Face's hub such as
+    stabilityai/sd-vae-ft-ema, or the name of a shipped autoencoder (digits)."""
 
     def __post_init__(self) -> None:
         require_path(self.path, "autoencoder.path")
