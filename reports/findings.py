@@ -111,8 +111,9 @@ def _shared(study: Study) -> list[str]:
         return []
     left_out = "" if len(study.timed) == len(study.runs) else ", nor are the results at that time, which are left out"
     whose = "its" if len(labels) == 1 else "their"
+    who = f"All {len(labels)} runs" if 1 < len(labels) == len(study.runs) else listed(labels)
     return [
-        f"{listed(labels)} shared {whose} device with another run: {whose} seconds ({SHARED_MARK}) are no measure of "
+        f"{who} shared {whose} device with another run: {whose} seconds ({SHARED_MARK}) are no measure of "
         f"cost{left_out}."
     ]
 

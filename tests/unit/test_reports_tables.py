@@ -296,6 +296,16 @@ def test_a_shared_device_is_marked_and_left_out_of_a_budget_in_seconds(tmp_path)
     ) in findings.notes(loaded, tables.results(loaded), [])
 
 
+def test_a_study_whose_runs_all_shared_a_device_says_so_in_two_words(tmp_path):
+    path = write_study(tmp_path, {"sit": "sit", "repa": "repa"})
+    for cell in ("sit", "repa"):
+        for seed in (0, 1):
+            edit_manifest(run_folder(path, cell, seed), shared_device=True)
+    loaded = load_study(path)
+    said = "All 4 runs shared their device with another run: their seconds (‡) are no measure of cost."
+    assert said in findings.notes(loaded, tables.results(loaded), [])
+
+
 @pytest.mark.parametrize(
     ("text", "escaped"),
     [
