@@ -49,7 +49,7 @@ def ends(place: Place) -> int:
     return sum("datetime_complete" in line for line in lines)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_what_is_killed_or_fails_is_taken_up_again(
     place: Place,
     faults: Faults,

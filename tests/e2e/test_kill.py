@@ -188,6 +188,7 @@ def assert_same_study(place: Place, expected: FinishedStudy) -> None:
     assert hidden <= {".leases", ".report.lock"}, "nothing is left of the interruption"
 
 
+@pytest.mark.full
 def test_a_comparison_killed_while_it_writes_its_report(finished: FinishedStudy, place: Place) -> None:
     """In the middle of the figures, all cells being over."""
     command = place.words("compare", *STUDY)

@@ -2,8 +2,6 @@
 
 import json
 import random
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -426,9 +424,3 @@ def test_a_classifier_of_one_class_is_left_out_with_a_warning(tmp_path):
     evaluator = make_evaluator(tmp_path, make_data(num_classes=1))
     assert not evaluator.scorer.has_classifier and "evaluation.classifier has no effect" in evaluator.warnings[1]
     assert evaluator.protocol["classifier"] == "none"
-
-
-def test_no_method_code_is_loaded():
-    script = "import harness.evaluate, sys; print([name for name in sys.modules if name.split('.')[0] == 'methods'])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
