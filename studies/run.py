@@ -27,8 +27,8 @@ from harness.sit import parse_name
 from harness.tracking import PARENT_TAG, Tracker, tracking_uri
 from harness.trainer import Event, Run, check_split, end_run, resume, set_up, train
 from studies.agenda import Context
-from studies.command_line import recorded_command
 from studies.folders import folder_of, is_done
+from studies.recorded_command import recorded_command
 from studies.settings import SECTIONS, as_plain, resolve_sections, section_of, size_of
 
 

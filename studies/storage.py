@@ -30,8 +30,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from harness.errors import UserError
 from harness.records import canonical, storing
 from studies.ablation import Axis, Setting, Subject
-from studies.command_line import without_passwords
 from studies.lease import study_lock
+from studies.recorded_command import without_passwords
 
 SAMPLER_SEED = 0
 """Of every search. Which setting comes next depends on it, the trial's number and the trials before."""

@@ -26,9 +26,9 @@ from harness.errors import UserError
 from harness.records import RunFolder, main_metric, metric, number, read_json, run_path, write_json
 from studies.ablation import RECORD, Ablation, Setting, Subject, differences, grown, joined, plan_record, refusal
 from studies.agenda import Agenda, Context
-from studies.command_line import recorded_command
 from studies.folders import folder_of, is_done
 from studies.lease import claim, held, lease_path, study_lock
+from studies.recorded_command import recorded_command
 from studies.storage import Ledger, check_reachable, connect, journal_path, make_pruner, open_ledger, owner_of, reaching
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from harness.errors import StorageError, UserError
 from studies import storage
 from studies.ablation import Axis
-from studies.command_line import recorded_command, without_passwords
+from studies.recorded_command import recorded_command, without_passwords
 from studies.storage import (
     OWNER,
     KernelLock,
