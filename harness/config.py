@@ -203,18 +203,18 @@ class SamplerConfig:
     """Guidance acts only in steps whose start time is at most this."""
 
     def __post_init__(self) -> None:
-        require_finite(self, "evaluation.sampler")
+        require_finite(self, "sampler")
         kinds = SamplerKind.__args__  # type: ignore[attr-defined]
-        require(self.kind in kinds, f"evaluation.sampler.kind is {self.kind!r}: give one of {', '.join(kinds)}")
+        require(self.kind in kinds, f"sampler.kind is {self.kind!r}: give one of {', '.join(kinds)}")
         least = 2 if self.kind == "sde-euler-maruyama" else 1
         require(
             self.num_steps >= least,
-            f"evaluation.sampler.num_steps is {self.num_steps}: {self.kind} needs {least} or more",
+            f"sampler.num_steps is {self.num_steps}: {self.kind} needs {least} or more",
         )
-        require(self.cfg_scale >= 0, f"evaluation.sampler.cfg_scale is {self.cfg_scale}: give 0 or more")
+        require(self.cfg_scale >= 0, f"sampler.cfg_scale is {self.cfg_scale}: give 0 or more")
         require(
             0 <= self.guidance_low <= self.guidance_high <= 1,
-            f"evaluation.sampler.guidance_low {self.guidance_low} and guidance_high {self.guidance_high}: "
+            f"sampler.guidance_low {self.guidance_low} and guidance_high {self.guidance_high}: "
             "give 0 <= low <= high <= 1",
         )
 
@@ -261,6 +261,23 @@ class EvaluationConfig:
         for name in ("num_samples", "seed"):
             value = getattr(self, name)
             require(value >= 0, f"evaluation.{name} is {value}: give 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalConfig:
+    """A second protocol, for one evaluation at the end of the budget; what is not named here is as in evaluation."""
+
+    num_samples: int = 0
+    """Generated images, such as 50000; 0 = no final evaluation."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """How they are generated."""
+    seed: int = 0
+    """Seed of the generated images' noise."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "seed"):
+            value = getattr(self, name)
+            require(0 <= value < 2**63, f"final.{name} is {value}: give 0 or more, in at most 63 bits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,7 +354,9 @@ class RunConfig:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     """What the run may spend."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """The evaluation protocol."""
+    """The evaluation protocol, at every point."""
+    final: FinalConfig = field(default_factory=FinalConfig)
+    """The protocol at the end."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     """The machine."""
     output: OutputConfig = field(default_factory=OutputConfig)

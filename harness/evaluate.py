@@ -17,7 +17,7 @@ from torch import Tensor
 
 from harness import extractors, flow
 from harness.cache import Report, read_small, write_small
-from harness.config import EvaluationConfig, RuntimeConfig, require
+from harness.config import EvaluationConfig, RuntimeConfig, SamplerConfig, require
 from harness.environment import resolve_precision
 from harness.fidelity import Pictures, spread
 from harness.generate import generate_together, inference, labels_for
@@ -54,6 +54,7 @@ class Evaluator:
         accelerator: Accelerator,
         cache: Path,
         report: Report | None = None,
+        scorer: Scorer | None = None,
     ) -> None:
         """Resolve and check the protocol; nothing is computed yet.
 
@@ -64,20 +65,29 @@ class Evaluator:
             accelerator: device of the backbones that will be evaluated, and the processes that share the work.
             cache: folder of the caches.
             report: told about reference features made, and about damaged caches.
+            scorer: one that scores as `config` says; made here where none is given.
 
         Raises:
             UserError: when there are too few images for what is asked.
         """
         device = accelerator.device
         self.prepared, self.device, self.cache = prepared, device, cache
-        self._accelerator, self._report = accelerator, report
-        training = TrainingImages(images=prepared.images, rows=prepared.train_rows)
-        place = Place(device=device, tf32=runtime.tf32, cache=cache, report=report)
-        self.scorer = Scorer(config, training, prepared.images.rows(prepared.train_rows[:1]).shape[1], place)
+        self._runtime, self._accelerator, self._report = runtime, accelerator, report
+        if scorer is None:
+            training = TrainingImages(images=prepared.images, rows=prepared.train_rows)
+            place = Place(device=device, tf32=runtime.tf32, cache=cache, report=report)
+            scorer = Scorer(config, training, prepared.images.rows(prepared.train_rows[:1]).shape[1], place)
+        self.scorer = scorer
         self.config = resolve(config, prepared, self.scorer, device)
         self.protocol = make_protocol(self.config, runtime, prepared, self.scorer)
         self.digest = digest(self.protocol)
         self.warnings = tuple(self.scorer.warnings(self.config.num_samples))
+
+    def of_samples(self, num_samples: int, sampler: SamplerConfig, seed: int) -> "Evaluator":
+        """The same scores of samples that are made in another way; the reference is opened once for both."""
+        config = replace(self.config, num_samples=num_samples, sampler=sampler, seed=seed)
+        shared = (self._runtime, self.prepared, self._accelerator, self.cache, self._report)
+        return Evaluator(config, *shared, scorer=self.scorer)
 
     def evaluate(self, backbone: SiT) -> Evaluation:
         """Generate `num_samples` images and score them, and score the velocity on held-out images.

@@ -197,8 +197,8 @@ def recorded_points(folder: RunFolder) -> dict[Key, tuple[float, int]]:
     The clocks stand in both lines of a step that was evaluated: the train line's count, as it is logged first.
     """
     points: dict[Key, tuple[float, int]] = {}
-    for record in (*folder.lines("train"), *folder.lines("eval")):
-        for key, value in metrics_of(record).items():
+    for name, record in folder.all_lines():
+        for key, value in metrics_of(record, name).items():
             points.setdefault((key, record["step"]), (value, offset_ms(record)))
     return points
 
@@ -218,5 +218,5 @@ def stored(value: float) -> float | str:
 
 def pictures(folder: RunFolder) -> list[Path]:
     """Sample pictures that the records name, as far as they are there."""
-    named = [folder.path / line["samples"] for line in folder.lines("eval") if line.get("samples")]
+    named = [folder.path / line["samples"] for _, line in folder.all_lines() if line.get("samples")]
     return [path for path in named if path.is_file()]

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from harness import checkpoint
 from harness.checkpoint import Counters
-from harness.records import RunFolder
+from harness.records import RecordName, RunFolder
 from harness.tracking import Tracker
 
 
@@ -21,17 +21,17 @@ class Recorder:
     tracker: Tracker
     writes: bool = True
 
-    def line(self, name: Literal["train", "eval"], record: Mapping[str, Any]) -> None:
+    def line(self, name: RecordName, record: Mapping[str, Any]) -> None:
         """Append one record."""
         if self.writes:
             self.folder.append(name, record)
-            self.tracker.log(record)
+            self.tracker.log(record, name)
 
-    def picture(self, step: int, images_NHWC: np.ndarray) -> str:
+    def picture(self, step: int, images_NHWC: np.ndarray, name: str = "step") -> str:
         """Keep the first samples of an evaluation; returns the file's path in the run folder."""
         if not self.writes:
             return ""
-        path = self.folder.write_samples(step, images_NHWC)
+        path = self.folder.write_samples(step, images_NHWC, name)
         self.tracker.artifact(path, "samples")
         return str(path.relative_to(self.folder.path))
 

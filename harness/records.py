@@ -1,8 +1,8 @@
 """Records: what a run leaves behind, and how reports read it. Free of torch and pandas.
 
 A run folder `runs/<study>/<cell>/seed<k>/` holds `manifest.json` (resolved config, digests, environment, status),
-`train.jsonl`, `eval.jsonl`, `cost.json`, `checkpoints/` and `samples/`. These files are the source of truth; MLflow
-and the report are views of them.
+`train.jsonl`, `eval.jsonl`, `final.jsonl`, `cost.json`, `checkpoints/` and `samples/`. These files are the source of
+truth; MLflow and the report are views of them.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, get_args
 
 from harness.errors import StorageError, UserError
 
@@ -30,6 +30,10 @@ FORMAT = 1
 """Version of the record files; raised when a reader of an older version would misread them."""
 
 Status = Literal["running", "finished", "diverged", "pruned", "failed"]
+
+RecordName = Literal["train", "eval", "final"]
+"""What a file of records holds: training at logged steps, evaluations at the points, the evaluation at the end under a
+protocol of its own."""
 
 
 ABLATION_RECORD = "ablation.json"
@@ -236,7 +240,7 @@ class RunFolder:
         """Status of the run, or None when it has not begun."""
         return self.manifest()["status"] if self.exists() else None
 
-    def append(self, name: Literal["train", "eval"], record: Mapping[str, Any]) -> None:
+    def append(self, name: RecordName, record: Mapping[str, Any]) -> None:
         """Append one record as one line to `<name>.jsonl`, whole or not at all, and sync it; `StorageError` if full."""
         path = self.path / f"{name}.jsonl"
         # Unbuffered: a buffer would be written once more when the file is closed, behind the end of what was undone.
@@ -251,7 +255,7 @@ class RunFolder:
                 file.truncate(start)
                 raise
 
-    def lines(self, name: Literal["train", "eval"]) -> list[dict[str, Any]]:
+    def lines(self, name: RecordName) -> list[dict[str, Any]]:
         """All whole records of `<name>.jsonl`, oldest first; a last line cut short by a crash is left out.
 
         `UserError` names a line that is damaged.
@@ -262,19 +266,24 @@ class RunFolder:
         *whole, _ = path.read_bytes().split(b"\n")
         return [_record(line, f"{path}, line {number}") for number, line in enumerate(whole, start=1)]
 
+    def all_lines(self) -> Iterator[tuple[RecordName, dict[str, Any]]]:
+        """All whole records with the kind of each: training, then evaluations, then the one at the end."""
+        for name in get_args(RecordName):
+            yield from ((name, line) for line in self.lines(name))
+
     def truncate(self, step: int) -> None:
         """Drop records after `step`, so that a continued run does not write a point twice, and half-written files."""
         for leftover in (*self.path.glob(".*.tmp"), *self.samples.glob(".*.tmp")):
             leftover.unlink()
-        for name in ("train", "eval"):
+        for name in get_args(RecordName):
             path = self.path / f"{name}.jsonl"
             if path.is_file():
                 kept = [canonical(record) + "\n" for record in self.lines(name) if record["step"] <= step]
                 write_atomic(path, "".join(kept).encode())
 
-    def write_samples(self, step: int, images_NHWC: "np.ndarray") -> Path:
+    def write_samples(self, step: int, images_NHWC: "np.ndarray", name: str = "step") -> Path:
         """Write uint8 images [N, H, W, 3] as one PNG of square tiles, `TILES_A_ROW` a row, image 0 top left."""
-        path = self.samples / f"step_{step:08d}.png"
+        path = self.samples / f"{name}_{step:08d}.png"
         buffer = io.BytesIO()
         tile_picture(images_NHWC).save(buffer, format="PNG")
         write_atomic(path, buffer.getvalue())

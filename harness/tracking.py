@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.config import OutputConfig
-from harness.records import canonical, number
+from harness.records import RecordName, canonical, number
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -263,14 +263,14 @@ class Tracker:
         finally:
             self._patience -= max(0.0, time.monotonic() - started - QUICK_S)
 
-    def log(self, record: Mapping[str, Any]) -> None:
-        """Queue the numbers of a train or eval record; sent when enough are waiting, or by `flush`."""
+    def log(self, record: Mapping[str, Any], name: RecordName = "train") -> None:
+        """Queue the numbers of a record of that kind; sent when enough are waiting, or by `flush`."""
         if self._session is None:
             return
         from mlflow.entities import Metric
 
         time_ms = self._session.start_ms + offset_ms(record)
-        for key, value in metrics_of(record).items():
+        for key, value in metrics_of(record, name).items():
             if (key, record["step"]) not in self._logged:
                 self._logged.add((key, record["step"]))
                 self._pending.append(Metric(key, value, time_ms, record["step"]))
@@ -310,10 +310,11 @@ def send(client: "MlflowClient", run_id: str, metrics: "Sequence[Metric]") -> No
 # -- what is sent ---------------------------------------------------------------------------------------------------
 
 
-def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
+def metrics_of(record: Mapping[str, Any], name: RecordName = "train") -> dict[str, float]:
     """Every number of a record under a flat key that MLflow accepts: terms/repa/value, metrics/fd_..., loss.
 
-    A record that was read back holds non-finite numbers as strings, and gives the same metrics.
+    Those of the final evaluation stand under `final/`, as they are of another protocol. A record that was read back
+    holds non-finite numbers as strings, and gives the same metrics.
     """
     flat: dict[str, float] = {}
 
@@ -324,7 +325,7 @@ def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
         elif (isinstance(value, (int, float)) and not isinstance(value, bool)) or value in ("nan", "inf", "-inf"):
             flat[re.sub(r"[^\w\-./ ]", "_", prefix)] = number(value)
 
-    walk("", {key: value for key, value in record.items() if key != "step"})
+    walk("final" if name == "final" else "", {key: value for key, value in record.items() if key != "step"})
     return flat
 
 

@@ -150,7 +150,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Event:
-    """What happened: `step` after every update, `train` and `eval` with their record, `end` with the status."""
+    """What happened: `step` after every update, `train`, `eval` and `final` with their record, `end` with the
+    status."""
 
     kind: str
     step: int
@@ -341,8 +342,10 @@ def update_weights(optimizer: torch.optim.Optimizer, stopped: Tensor) -> None:
 # -- the loop -------------------------------------------------------------------------------------------------------
 
 
-def train(run: Run, evaluator: Evaluator, recorder: Recorder) -> Iterator[Event]:
+def train(run: Run, evaluator: Evaluator, recorder: Recorder, final: Evaluator | None = None) -> Iterator[Event]:
     """Train to the end of the budget, evaluating at its points; records, checkpoints and MLflow on the way.
+
+    A run that came to its end is evaluated once more by `final`, where that is given.
 
     Yields an event after every update and record. Only training time counts as such.
     """
@@ -381,6 +384,12 @@ def train(run: Run, evaluator: Evaluator, recorder: Recorder) -> Iterator[Event]
         chain, logged = [chain[-1]], run.counters
         if is_over:
             break
+    if final and not recorder.folder.lines("final"):
+        evaluated = log_final(run, recorder, final)
+        yield evaluated
+        if evaluated.record["bad_images"]:
+            yield stop_diverged(run, recorder, Divergence(run.counters.step, ("samples",)), run.counters)
+            return
     yield end_run(run, recorder, "finished", {})
 
 
@@ -458,6 +467,24 @@ def log_evaluation(run: Run, recorder: Recorder, evaluator: Evaluator, batch: Ba
     }
     recorder.line("eval", record)
     return Event("eval", step, record, run.share)
+
+
+def log_final(run: Run, recorder: Recorder, final: Evaluator) -> Event:
+    """Evaluate the EMA backbone at the end of its budget and write the line of `final.jsonl`."""
+    run.watch.start()
+    evaluation = final.evaluate(run.ema.backbone)
+    run.counters = run.watch.book(run.counters, "evaluation")
+    step = run.counters.step
+    record = {
+        **clocks(run),
+        "point": run.config.evaluation.points,
+        "protocol": final.digest,
+        "metrics": evaluation.metrics,
+        "bad_images": evaluation.bad_images,
+        "samples": recorder.picture(step, evaluation.grid, "final"),
+    }
+    recorder.line("final", record)
+    return Event("final", step, record, run.share)
 
 
 def diagnostics(run: Run, batch: Batch) -> dict[str, float]:

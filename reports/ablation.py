@@ -13,8 +13,8 @@ from statistics import fmean
 from typing import Any
 
 from harness.records import UserError, metric
-from reports.formats import Row
 from reports.load import load_study
+from reports.sections import Table
 from reports.tables import MISSING, MetricResult, difference_text, marks, mean_text, seeds_values
 from reports.trials import Ablation, Axis, Subject, Trial, duplicates, level_text, load_ablation
 from reports.units import rounded_text
@@ -43,17 +43,6 @@ class Level:
     @property
     def is_default(self) -> bool:
         return bool(self.value == self.axis.default)
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table with its file name, title, text and numbers; both have the same rows."""
-
-    stem: str
-    title: str
-    rows: Sequence[Row]
-    numbers: Sequence[Mapping[str, Any]]
-    notes: Sequence[str]
 
 
 def levels(ablation: Ablation, subject: Subject, axis: Axis) -> list[Level]:

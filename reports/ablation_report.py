@@ -1,27 +1,18 @@
 """What a report holds of an ablation: its figures and its tables, for the folder and for the page."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 
 import pandas as pd
 
 from harness.records import metric
 from reports import ablation_figures, optuna_figures, published_ablation
-from reports.ablation import Table, tables, trial_numbers
+from reports.ablation import tables, trial_numbers
 from reports.ablation_findings import NUM_AXES, axis_sentence
-from reports.formats import latex_table, markdown_table, markdown_text
 from reports.plans import Plan
+from reports.sections import Block
 from reports.trials import Ablation, Subject
 from reports.words import listed
-
-
-@dataclass(frozen=True)
-class Block:
-    """A table on the page, and the sentences in front of it."""
-
-    table: Table
-    sentences: Sequence[str] = ()
 
 
 def blocks(ablation: Ablation) -> list[Block]:
@@ -40,25 +31,6 @@ def _sentences(ablation: Ablation) -> list[list[str]]:
         [axis_sentence(ablation, subject, axis)] if place >= NUM_AXES else [] for place, axis in enumerate(subject.axes)
     ]
     return [[said for found in each for said in found]] if ablation.kind == "one_at_a_time" else each
-
-
-def saved_tables(ablation: Ablation) -> dict[str, tuple[pd.DataFrame, str, str]]:
-    """Every table by its file name: numbers, Markdown and LaTeX."""
-    return {
-        block.table.stem: (pd.DataFrame(block.table.numbers), markdown(block.table), latex(block.table))
-        for block in blocks(ablation)
-    }
-
-
-def markdown(table: Table) -> str:
-    """A table in Markdown, with what one needs to read it."""
-    notes = [f"\n{markdown_text(note)}" for note in table.notes]
-    return "\n".join([f"# {markdown_text(table.title)}", "", markdown_table(table.rows), *notes]) + "\n"
-
-
-def latex(table: Table) -> str:
-    """A table in LaTeX, with its notes."""
-    return latex_table(table.rows, table.notes)
 
 
 def numbers(ablation: Ablation) -> dict[str, pd.DataFrame]:

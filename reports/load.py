@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from harness.records import FORMAT, RunFolder, UserError, find_runs, metric_rank, number, read_json
+from harness.records import FORMAT, RecordName, RunFolder, UserError, find_runs, metric_rank, number, read_json
 from reports.units import UNITS, Unit
 
 REQUIRED = ("cell", "method", "seed", "status", "config")
@@ -240,7 +240,7 @@ def _format(manifest: Any) -> Any:
     return manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
 
 
-def _lines(folder: RunFolder, name: Literal["train", "eval"], fields: Sequence[str]) -> list[dict[str, Any]]:
+def _lines(folder: RunFolder, name: RecordName, fields: Sequence[str]) -> list[dict[str, Any]]:
     lines = folder.lines(name)
     for number_of_line, line in enumerate(lines, start=1):
         if missing := [field for field in (*CLOCKS, *fields) if field not in line]:

@@ -16,6 +16,7 @@ from harness.records import metric
 from reports import ablation_findings, ablation_report, costs, equal_cost, figures, findings, samples, tables
 from reports.endings import endings
 from reports.load import Study
+from reports.sections import Section
 from reports.style import DARK, LIGHT, CellStyle, Look, Theme
 from reports.trials import Ablation
 from reports.verify import Check, Setting, environment, flatten, short_text
@@ -69,6 +70,7 @@ class Content:
     shown: Study
     """The cells that stand for all where each takes a line or a column; all of them but for ablations."""
     ablation: Ablation | None
+    sections: Sequence[Section]
     checks: Sequence[Check]
     styles: Mapping[str, CellStyle]
     figures: Sequence[ShownFigure]
@@ -94,6 +96,7 @@ def render(content: Content) -> str:
         styles=content.styles,
         **_heading(content, rows, settings),
         figures={figure.stem: figure for figure in content.figures},
+        sections=content.sections,
         endings=[{"ending": ending, "link": _link(study, ending.file)} for ending in endings(study)],
         shows_steps=study.unit.name in ("train_gflops", "seconds"),
         final=_main_table(study, rows),

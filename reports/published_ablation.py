@@ -15,7 +15,8 @@ from typing import Any
 import pandas as pd
 
 from harness.records import metric
-from reports.ablation import Level, Table, levels
+from reports.ablation import Level, levels
+from reports.sections import Table
 from reports.tables import MINUS, MISSING
 from reports.trials import Ablation, Axis, Subject, level_text
 from reports.words import listed

@@ -1,7 +1,7 @@
 """Writing a study's report: figures with their data, tables, checks and the page, swapped in as a whole."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from reports import ablation_report, costs, equal_cost, figures, page, tables
 from reports.curves import clock_curves, metric_curves, training_curves
 from reports.load import Study, load_study
 from reports.plans import Plan
+from reports.sections import Section, saved_tables
 from reports.style import Look, cell_styles
 from reports.trials import Ablation, load_ablation
 from reports.units import UNITS
@@ -20,6 +21,10 @@ from reports.words import listed
 
 CHOSEN = "the control, the default, and the best and worst setting; of several methods, each one's default and best"
 """Which cells of an ablation have lines."""
+
+
+SECTIONS: tuple[Callable[[Study], Section | None], ...] = ()
+"""What a report may hold besides its fixed parts, in this order; None where a study has nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +54,16 @@ def write_report(study: Path) -> ReportPaths:
     shown = loaded.only(ablation.shown_cells()) if ablation else loaded
     styles = cell_styles([*shown.cells, *(cell for cell in loaded.cells if cell not in shown.cells)], loaded.baseline)
     look = Look({cell: styles[cell] for cell in shown.cells}, unit=loaded.unit)
+    sections = [section for make in SECTIONS if (section := make(shown))]
     plans = [*(ablation_report.plans(ablation) if ablation else []), *_plans(loaded, shown)]
+    plans += [plan for section in sections for plan in section.plans]
     with replaced(study / "report") as folder:
         folder.joinpath("figures").mkdir()
         files = [path for plan in plans for path in _save(plan, folder, look)]
         figures_shown = [_shown(plan, look) for plan in plans]
-        _save_tables(loaded, ablation, folder)
+        _save_tables(loaded, ablation, sections, folder)
         _save_checks(checks, folder)
-        content = page.Content(loaded, shown, ablation, checks, styles, figures_shown)
+        content = page.Content(loaded, shown, ablation, sections, checks, styles, figures_shown)
         (folder / "index.html").write_text(page.render(content))
     report = study / "report"
     return ReportPaths(
@@ -76,8 +83,8 @@ def _save(plan: Plan, folder: Path, look: Look) -> list[Path]:
     return figures.save(plan.drawn, plan.frame, folder / "figures" / plan.stem, look)
 
 
-def _save_tables(study: Study, ablation: Ablation | None, folder: Path) -> None:
-    """The result, the result at equal cost, the costs, and an ablation's own: as CSV, Markdown and LaTeX."""
+def _save_tables(study: Study, ablation: Ablation | None, sections: Sequence[Section], folder: Path) -> None:
+    """The result, the result at equal cost, the costs, and those of ablation and sections: CSV, Markdown and LaTeX."""
     equal = equal_cost.equal_costs(study)
     saved = {
         "final": (tables.final_table(study), tables.markdown(study), tables.latex(study)),
@@ -87,9 +94,11 @@ def _save_tables(study: Study, ablation: Ablation | None, folder: Path) -> None:
         numbers = equal_cost.equal_cost_table(study, equal)
         saved["equal_cost"] = (numbers, equal_cost.markdown(study, equal), equal_cost.latex(study, equal))
     if ablation:
-        saved |= ablation_report.saved_tables(ablation)
+        saved |= saved_tables(ablation_report.blocks(ablation))
         for name, numbers in ablation_report.numbers(ablation).items():
             numbers.to_csv(folder / f"{name}.csv", index=False)
+    for section in sections:
+        saved |= saved_tables(section.blocks)
     for name, (table, markdown, latex) in saved.items():
         table.to_csv(folder / f"{name}.csv", index=False)
         (folder / f"{name}.md").write_text(markdown)

@@ -44,6 +44,8 @@ class Lab:
     shape: BackboneShape
     data: DataShape
     evaluator: Evaluator
+    final: Evaluator | None
+    """That of the protocol at the end of a run, where there is one."""
     report: Report
 
 
@@ -60,6 +62,7 @@ def open_lab(config: RunConfig, report: Report) -> Lab:
         prepared = prepare(config, Needs(), accelerator.device, report)
     cache = cache_folder(config.output)
     evaluator = Evaluator(config.evaluation, runtime, prepared, accelerator, cache, report)
+    final = config.final
     config = replace(config, runtime=runtime, evaluation=evaluator.config)
     images = prepared.images
     return Lab(
@@ -69,6 +72,7 @@ def open_lab(config: RunConfig, report: Report) -> Lab:
         shape=backbone_shape(config, prepared),
         data=DataShape(image_size=config.data.image_size, num_classes=images.num_classes, encoder_width=encoder_width),
         evaluator=evaluator,
+        final=evaluator.of_samples(final.num_samples, final.sampler, final.seed) if final.num_samples else None,
         report=report,
     )
 
@@ -115,7 +119,13 @@ def check_cell(lab: Lab, config: RunConfig, seeds: Sequence[int]) -> None:
         check_run(config, method, lab.accelerator.num_processes, lab.accelerator.device)
     prepared = lab.prepared if finished else prepare(config, needs, lab.accelerator.device, lab.report)
     for run in runs:
-        refuse_other_run(folder_of(run), run, {"evaluation": lab.evaluator.digest, **prepared.digests})
+        refuse_other_run(folder_of(run), run, {**evaluation_digests(lab), **prepared.digests})
+
+
+def evaluation_digests(lab: Lab) -> dict[str, str]:
+    """Digests of the protocols, by their place in the config."""
+    found = {"evaluation": lab.evaluator.digest}
+    return {**found, "final": lab.final.digest} if lab.final else found
 
 
 Watch = Callable[[Event], bool]
@@ -141,8 +151,8 @@ def run_cell(lab: Lab, config: RunConfig, context: Context, watch: Watch = lambd
     tracker = open_tracker(config, previous.get("mlflow_run", ""), main, context.mlflow_parent)
     recorder = Recorder(folder, tracker, writes=main)
     step = resume(run, recorder)
-    for record in (*folder.lines("train"), *folder.lines("eval")):
-        tracker.log(record)  # sends what an earlier process did not get through, and nothing twice
+    for name, record in folder.all_lines():
+        tracker.log(record, name)  # sends what an earlier process did not get through, and nothing twice
     if main:
         kept = {"shared_device": previous.get("shared_device", False), "started": previous.get("started", now())}
         places = {"mlflow_run": tracker.run_id, "mlflow_uri": tracking_uri(config.output)}
@@ -150,7 +160,7 @@ def run_cell(lab: Lab, config: RunConfig, context: Context, watch: Watch = lambd
         caches = cache_cost(prepared.autoencoder.network, method)
         write_json(folder.path / "cost.json", cost_record(run.cost, caches, prepared.num_encoded))
     yield Event("start", step, {"notices": run.notices}, share=run.share)
-    for event in train(run, lab.evaluator, recorder):
+    for event in train(run, lab.evaluator, recorder, lab.final):
         yield with_notice(event, tracker, folder) if event.kind == "end" else event
         if may_be_stopped(event, config) and from_main(lab.accelerator, main and watch(event)):
             end = end_run(run, recorder, "pruned", {"step": event.step, "point": event.record["point"]})
@@ -253,12 +263,13 @@ def manifest(lab: Lab, run: Run, context: Context) -> dict[str, Any]:
         **first_manifest(config, context),
         "digests": {
             "training": training_digest(config),
-            "evaluation": evaluator.digest,
+            **evaluation_digests(lab),
             "initial_weights": run.initial_weights,
             **run.batches.prepared.digests,
         },
         "protocol": evaluator.protocol,
         "lines": evaluator.lines(),
+        "final": {"protocol": lab.final.protocol, "lines": lab.final.lines()} if lab.final else {},
         "method_facts": method_facts(run),
         "model": {"name": config.model.name, "parameters": run.cost.backbone_parameters},
         "environment": environment.describe(config.runtime),

@@ -123,11 +123,9 @@ def load_backbone(folder: RunFolder, lab: Lab, step: int) -> tuple[SiT, int]:
 def evaluators(lab: Lab, seeds: Sequence[int]) -> Iterator[Evaluator]:
     """The lab's evaluator under each evaluation seed; under its own where none is given."""
     require(len(set(seeds)) == len(seeds), f"--seeds {','.join(map(str, seeds))} names a seed twice")
-    for seed in seeds or [lab.config.evaluation.seed]:
-        config = dataclasses.replace(lab.config.evaluation, seed=seed)
-        own, cache = lab.evaluator, lab.evaluator.cache
-        same = config == lab.config.evaluation
-        yield own if same else Evaluator(config, lab.config.runtime, lab.prepared, lab.accelerator, cache, lab.report)
+    own = lab.evaluator
+    for seed in seeds or [own.config.seed]:
+        yield own if seed == own.config.seed else own.of_samples(own.config.num_samples, own.config.sampler, seed)
 
 
 def write_samples(lab: Lab, backbone: SiT, num: int, out: Path, is_npz: bool) -> int:

@@ -72,14 +72,14 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (
         SamplerConfig,
         {"kind": "ode-rk4"},
-        "evaluation.sampler.kind is 'ode-rk4': give one of ode-euler, ode-heun, sde-eu",
+        "sampler.kind is 'ode-rk4': give one of ode-euler, ode-heun, sde-eu",
     ),
-    (SamplerConfig, {"kind": "ode-euler", "num_steps": 0}, "evaluation.sampler.num_steps is 0: ode-euler needs 1"),
-    (SamplerConfig, {"num_steps": 1}, "evaluation.sampler.num_steps is 1: sde-euler-maruyama needs 2"),
-    (SamplerConfig, {"cfg_scale": -1.0}, "evaluation.sampler.cfg_scale is -1.0"),
-    (SamplerConfig, {"cfg_scale": math.inf}, "evaluation.sampler.cfg_scale is inf"),
-    (SamplerConfig, {"guidance_low": 0.6, "guidance_high": 0.5}, "evaluation.sampler.guidance_low 0.6"),
-    (SamplerConfig, {"guidance_low": -0.1}, "evaluation.sampler.guidance_low -0.1"),
+    (SamplerConfig, {"kind": "ode-euler", "num_steps": 0}, "sampler.num_steps is 0: ode-euler needs 1"),
+    (SamplerConfig, {"num_steps": 1}, "sampler.num_steps is 1: sde-euler-maruyama needs 2"),
+    (SamplerConfig, {"cfg_scale": -1.0}, "sampler.cfg_scale is -1.0"),
+    (SamplerConfig, {"cfg_scale": math.inf}, "sampler.cfg_scale is inf"),
+    (SamplerConfig, {"guidance_low": 0.6, "guidance_high": 0.5}, "sampler.guidance_low 0.6"),
+    (SamplerConfig, {"guidance_low": -0.1}, "sampler.guidance_low -0.1"),
     (SamplerConfig, {"guidance_high": 1.1}, "guidance_high 1.1"),
     *[
         (EvaluationConfig, {name: 0}, f"evaluation.{name} is 0: give 1 or more")

@@ -29,6 +29,7 @@ from reports.ablation import tables as ablation_tables
 from reports.curves import metric_curves
 from reports.endings import endings
 from reports.load import load_study
+from reports.sections import saved_tables
 from reports.trials import duplicates, load_ablation, num_runs
 from reports.verify import verify
 
@@ -189,7 +190,7 @@ def test_a_comparison_has_no_tables_of_an_ablation(tmp_path):
 
 
 def test_files_hold_the_same_table_in_three_formats(grid):
-    numbers, markdown, latex = ablation_report.saved_tables(grid)["axis_block"]
+    numbers, markdown, latex = saved_tables(ablation_report.blocks(grid))["axis_block"]
     assert numbers["mean"].tolist() == [32.0, 22.0, 19.5, 28.0]
     assert "| 2 | 19.50 | 3.54 | 2 | 17.00, 22.00 | −2.50 \\[−8.85, +3.85] |" in markdown
     assert r"2 & 19.50 & 3.54 & 2 & 17.00, 22.00 & \(-\)2.50 {[}\(-\)8.85, +3.85{]} &" in latex
@@ -202,7 +203,7 @@ def test_files_hold_the_same_table_in_three_formats(grid):
 def test_an_axis_of_any_name_writes_inside_its_folder(copied, name):
     text = (copied / "ablation.json").read_text().replace('"block"', json.dumps(name))
     (copied / "ablation.json").write_text(text)
-    for stem in ablation_report.saved_tables(load(copied)):
+    for stem in saved_tables(ablation_report.blocks(load(copied))):
         assert "/" not in stem and not stem.startswith(".")
 
 
