@@ -72,25 +72,39 @@ class Outline:
     """What the names of a data set's files say."""
 
     num_images: int
+    num_classes: int
     is_cached: bool
     """Whether images are kept in a cache, as they are resized; others are read where they are."""
     has_moments: bool
     """Whether posterior moments came with them."""
 
 
-def outline(config: DataConfig) -> Outline:
-    """Look at the data set without reading an image; `UserError` names a bad path."""
+def outline(config: DataConfig, report: Report | None = None) -> Outline:
+    """Look at the data set without reading an image; `UserError` names a bad path.
+
+    A data set that is named by its id on the hub is fetched first, which `report` is told of.
+    """
     if config.name == "digits":
-        return Outline(num_images=NUM_DIGITS, is_cached=False, has_moments=False)
+        return Outline(num_images=NUM_DIGITS, num_classes=10, is_cached=False, has_moments=False)
     if config.name == "preprocessed":
         pictures_at, moments_at = preprocessed.locate(Path(config.path), config.latents)
         pictures = Archive.open(pictures_at, EXTENSIONS)
-        return Outline(num_images=len(pictures.names), is_cached=False, has_moments=moments_at is not None)
+        moments = None if moments_at is None else Archive.open(moments_at, frozenset({".npy"}))
+        labels = preprocessed.labels_of(pictures, moments)
+        return Outline(
+            num_images=len(labels),
+            num_classes=int(labels.max()) + 1,
+            is_cached=False,
+            has_moments=moments is not None,
+        )
     if config.name == "parquet":
-        return Outline(num_images=len(parquet.open_table(Path(config.path)).labels), is_cached=True, has_moments=False)
+        table = parquet.open_table(parquet.locate(config.path, report))
+        num_classes = len(table.class_names)
+        return Outline(num_images=len(table.labels), num_classes=num_classes, is_cached=True, has_moments=False)
     root = Path(config.path)
-    num_images = sum(len(_find_images(root, name)) for name in _find_classes(root))
-    return Outline(num_images=num_images, is_cached=True, has_moments=False)
+    classes = _find_classes(root)
+    num_images = sum(len(_find_images(root, name)) for name in classes)
+    return Outline(num_images=num_images, num_classes=len(classes), is_cached=True, has_moments=False)
 
 
 def load_images(config: DataConfig, cache: Path, report: Report | None = None) -> ImageSet:
@@ -100,7 +114,7 @@ def load_images(config: DataConfig, cache: Path, report: Report | None = None) -
     if config.name == "preprocessed":
         return _preprocessed(config, cache, report)
     if config.name == "parquet":
-        return _parquet(Path(config.path), config.image_size, cache, report)
+        return _parquet(parquet.locate(config.path, report), config.image_size, cache, report)
     return _image_folder(Path(config.path), config.image_size, cache, report)
 
 

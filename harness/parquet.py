@@ -7,14 +7,20 @@ Shapes: M images in all.
 """
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from harness import hub
+from harness.cache import Report
 from harness.errors import UserError
+
+HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)((?:/\w[\w.-]*)*)")
+"""A data set on the hub, and which of its parts: `uoft-cs/cifar10/train`."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +61,121 @@ class Table:
                 yield f"{path} row {row} of group {number}", content
 
 
+# -- where the files are ----------------------------------------------------------------------------------------------
+
+
+def locate(path: str, report: Report | None = None) -> Path:
+    """What `data.path` names, as `find_files` takes it; a part of a data set on the hub is fetched if it is not here.
+
+    A folder here wins over a name on the hub.
+
+    Raises:
+        UserError: the hub has no such part, has several, or cannot be asked.
+    """
+    named = HUB_NAME.fullmatch(path)
+    if not named or Path(Path(path).parts[0]).is_dir():
+        return Path(path)
+    dataset, part = named[1], named[2].removeprefix("/")
+    kept = _in_cache(dataset, part)
+    if kept is not None:
+        return kept
+    if hub.is_offline():
+        raise UserError(
+            f"data.path: {path} is no folder here, and not whole in {hub.cache_of(dataset)}, where the hub's files are "
+            "kept (HF_HOME moves it): run once without --offline, or name a folder of parquet files"
+        )
+    try:
+        listing = hub.list_files(dataset)
+        place, files = choose(dataset, part, list(listing.sizes))
+        return hub.fetch_all(dataset, listing, files, report) / place
+    except hub.Unavailable as error:
+        raise UserError(
+            f"data.path: {path} is no folder here, and {error}; or name a folder of parquet files"
+        ) from None
+
+
+def _in_cache(dataset: str, part: str) -> Path | None:
+    """A part of a data set that was fetched before, and is taken as it was then."""
+    names = hub.known_files(dataset)
+    if not names:
+        return None
+    try:
+        place, files = choose(dataset, part, names)
+    except UserError:
+        if hub.is_offline():
+            raise
+        return None  # the hub may have more than it had then
+    folder = hub.find_all(dataset, files)
+    return folder / place if folder else None
+
+
+def choose(dataset: str, part: str, names: Sequence[str]) -> tuple[str, list[str]]:
+    """Which files of a repository are meant: what `find_files` takes, relative to the repository, and their names.
+
+    Args:
+        dataset: its name, for messages.
+        part: `train`, or with a folder before it `plain_text/train`, or a folder; "" = all there is.
+        names: of all files in the repository.
+    """
+    parts: dict[str, list[str]] = {}
+    for name in sorted(name for name in names if name.endswith(".parquet")):
+        parts.setdefault(_part_of(name), []).append(name)
+    if not parts:
+        raise UserError(
+            f"data.path: {dataset} keeps no parquet files on the hub (a script or plain images): run `hf download "
+            f"{dataset} --repo-type dataset --local-dir FOLDER`, with `--revision refs/convert/parquet` where its page "
+            "shows that branch, and name FOLDER (with data.name imagefolder where it holds class folders)"
+        )
+    meant = [place for place in parts if not part or f"/{place.removesuffix('.parquet')}".endswith(f"/{part}")]
+    meant = meant or [place for place in parts if place.startswith(f"{part}/")]
+    if len(meant) != 1:
+        example = f"{dataset}/{min(meant or parts)}"
+        raise UserError(
+            f"data.path: {dataset} has {'the parts' if meant else f'no part {part}, but'} {', '.join(meant or parts)}: "
+            f"give one of them, as {example}"
+        )
+    return meant[0], parts[meant[0]]
+
+
+def _part_of(name: str) -> str:
+    """The part that a file is of: `data/train` of `data/train-00000-of-00002.parquet`, `data/train` of
+    `data/train/0000.parquet`, and `data/train.parquet` of itself."""
+    path = PurePosixPath(name)
+    prefix = _prefix(path.name)
+    if prefix:
+        return str(path.with_name(prefix))
+    return str(path.parent) if path.stem.replace("-of-", "").isdigit() else name
+
+
+def _prefix(file: str) -> str:
+    """`train` of `train-00000-of-00002.parquet`; "" for files that are not numbered so."""
+    return file.rpartition("-of-")[0].rpartition("-")[0]
+
+
 def find_files(path: Path) -> tuple[Path, list[str]]:
     """Folder and names of the files: of a folder, one file, or `folder/train` for the files `folder/train-*`."""
     if path.is_dir():
         folder, found = path, sorted(path.rglob("*.parquet"))
     else:
-        folder, found = path.parent, [path] if path.is_file() else sorted(path.parent.glob(f"{path.name}-*.parquet"))
+        numbered = [
+            file for file in path.parent.glob(f"{path.name}-*.parquet") if _prefix(file.name) in ("", path.name)
+        ]
+        folder, found = path.parent, [path] if path.is_file() else sorted(numbered)
     if not found:
-        raise UserError(f"data.path: {path} names no parquet files: give their folder, or folder/train for train-*")
-    parts = {file.name.rpartition("-of-")[0].rpartition("-")[0] for file in found} - {""}
+        raise UserError(
+            f"data.path: {path} names no parquet files: give their folder, folder/train for train-*, or a data set on "
+            "the hub such as uoft-cs/cifar10/train"
+        )
+    names = [file.relative_to(folder).as_posix() for file in found]
+    parts = {part for name in names if (part := _part_of(name)) != name}
     if len(parts) > 1:
         raise UserError(
             f"data.path: {path} holds the parts {', '.join(sorted(parts))}: give one of them, as {path / min(parts)}"
         )
-    return folder, [file.relative_to(folder).as_posix() for file in found]
+    return folder, names
+
+
+# -- what is in them --------------------------------------------------------------------------------------------------
 
 
 def open_table(path: Path) -> Table:

@@ -15,7 +15,7 @@ from harness import data
 from harness.autoencoder import Autoencoder
 from harness.cache import Report, Rows, Sharded
 from harness.config import RunConfig
-from harness.data import ImageSet
+from harness.data import ImageSet, Outline
 from harness.encoders import FrozenEncoder, encoder_digest, encoder_width
 from harness.errors import UserError
 from harness.method import Needs
@@ -85,9 +85,14 @@ def prepare(config: RunConfig, needs: Needs, device: str | torch.device, report:
     )
 
 
-def estimate(config: RunConfig, needs: Needs) -> dict[str, int]:
+def estimate(config: RunConfig, needs: Needs, report: Report | None = None) -> dict[str, int]:
     """Bytes of every cache that a run reads, by its name, whether it is there or not. No image is read."""
-    autoencoder, found = Autoencoder.load(config.autoencoder.path, "cpu"), data.outline(config.data)
+    autoencoder = Autoencoder.load(config.autoencoder.path, "cpu")
+    return cache_sizes(config, needs, autoencoder, data.outline(config.data, report))
+
+
+def cache_sizes(config: RunConfig, needs: Needs, autoencoder: Autoencoder, found: Outline) -> dict[str, int]:
+    """As `estimate`, of data that may not be there, and of an autoencoder whose shapes alone matter."""
     grid, side = token_grid(config, autoencoder), config.data.image_size
     of_one = {"images": 3 * side**2} if found.is_cached else {}
     for mirror in _mirrors(config):

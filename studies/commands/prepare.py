@@ -58,7 +58,8 @@ def _build_caches(cells: Sequence[RunConfig], jobs: int, verify: bool) -> int:
     group = _Group.of(runtime.device, jobs)
     config = replace(cells[0], runtime=replace(runtime, threads=max(1, runtime.threads // group.size)))
     needs = Needs(encoders=tuple(dict.fromkeys(name for cell in cells for name in _needs(cell).encoders)))
-    sizes, folder = estimate(config, needs), cache_folder(config.output)
+    with Display() as display:
+        sizes, folder = estimate(config, needs, display.report), cache_folder(config.output)
     listed = ", ".join(f"{kind} {size_in_words(size)}" for kind, size in sizes.items())
     console().print(
         f"caches in {folder} take {size_in_words(sum(sizes.values()))} in all ({listed}); "

@@ -15,6 +15,7 @@ from harness import cache, data
 from harness.config import DataConfig
 from harness.data import ImageSet, load_images
 from harness.errors import UserError
+from harness.parquet import open_table
 
 CLASSES = [2, 0, 1, 1, 2, 0, 2]
 NAMES = ("ant", "bee", "cat")
@@ -68,6 +69,25 @@ def test_rows_classes_and_names(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (outline.num_images, outline.is_cached, outline.has_moments) == (7, True, False)
 
 
+def test_row_groups_are_read_one_at_a_time(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set of any size passes through memory group by group, and only the groups that are asked for."""
+    read: list[tuple[int, list[str]]] = []
+    whole = parquet.ParquetFile.read_row_group
+
+    def note(file: parquet.ParquetFile, number: int, columns: list[str]) -> pyarrow.Table:
+        read.append((number, columns))
+        return whole(file, number, columns)
+
+    table = open_table(root)
+    monkeypatch.setattr(parquet.ParquetFile, "read_row_group", note)
+    pictures = table.pictures(3, 7)
+    assert read == []
+    next(pictures)
+    assert [number for number, _ in read] == [1]
+    assert len(list(pictures)) == 3
+    assert read == [(1, ["image"]), (2, ["image"]), (0, ["image"])]
+
+
 def test_pictures_are_resized_as_those_of_folders_are(root: Path, tmp_path: Path) -> None:
     for i, number in enumerate(CLASSES):
         file = tmp_path / "folder" / NAMES[number] / f"{i}.png"
@@ -82,6 +102,8 @@ def test_one_part_is_chosen_and_two_are_refused(root: Path) -> None:
     write(root / "data" / "test-00000-of-00001.parquet", range(2), features())
     with pytest.raises(UserError, match=r"holds the parts test, train: give one of them, as .*test"):
         load(root / "data")
+    with pytest.raises(UserError, match=r"holds the parts data/test, data/train: give one of them, as .*data/test$"):
+        load(root)
     assert len(load(root / "data" / "train")) == 7 and len(load(root / "data" / "test")) == 2
     assert len(load(root / "data" / "test-00000-of-00001.parquet")) == 2
 
@@ -123,6 +145,23 @@ def test_what_does_not_fit(
     write(tmp_path / "a" / "x.parquet", range(2), metadata, **columns)
     with pytest.raises(UserError, match=message):
         load(tmp_path / "a")
+
+
+def test_parts_that_are_folders(tmp_path: Path) -> None:
+    """As the hub's own conversions lie in the branch refs/convert/parquet."""
+    write(tmp_path / "set" / "default" / "train" / "0000.parquet", range(3), features())
+    write(tmp_path / "set" / "default" / "train" / "0001.parquet", range(3, 7), features())
+    assert len(load(tmp_path / "set")) == 7
+    write(tmp_path / "set" / "default" / "test" / "0000.parquet", range(2), features())
+    assert len(load(tmp_path / "set" / "default" / "train")) == 7
+    with pytest.raises(UserError, match=r"holds the parts default/test, default/train: give one of them"):
+        load(tmp_path / "set")
+
+
+def test_a_part_whose_name_begins_another_ones(root: Path) -> None:
+    write(root / "data" / "train-small-00000-of-00001.parquet", range(2), features())
+    assert len(load(root / "data" / "train")) == 7
+    assert len(load(root / "data" / "train-small")) == 2
 
 
 def test_no_files_and_torn_files(root: Path) -> None:
