@@ -1,7 +1,8 @@
-"""Statistics for few seeds: Student-t intervals and differences to the baseline, paired by seed.
+"""Statistics for few seeds: Student-t intervals and differences to the baseline, paired by seed; probabilities of
+improvement; and, over several settings, a bootstrap of seeds x settings.
 
-No p-values. With one value there is no interval. Values that are not finite (a diverged seed, a run that is not
-finished) pair with nothing and are counted out loud by the caller.
+No p-values. With one value there is no interval. In differences, values that are not finite (a diverged seed, a run
+that is not finished) pair with nothing and are counted out loud by the caller.
 """
 
 import math
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
 
+import numpy as np
 from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
@@ -69,3 +71,71 @@ def paired_difference(
     finite = {seed: value for seed, value in differences.items() if math.isfinite(value)}
     num_better = sum(value < 0 if direction == "lower" else value > 0 for value in finite.values())
     return PairedDifference(finite, t_interval(list(finite.values())), num_better, direction)
+
+
+# -- probability of improvement ---------------------------------------------------------------------------------------
+
+
+def wins(value: float, other: float, direction: Direction) -> float:
+    """1 where `value` is better, 0 where it is worse, 1/2 where the two are equal."""
+    if value == other:
+        return 0.5
+    return float((value < other) == (direction == "lower"))
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """How probable it is that a run of a cell is better than one of the baseline; equal values count half.
+
+    `paired` asks that of two runs at the same seed, which share initial weights, batches, times and noise; `over_all`
+    of any two, so that the luck of the seeds weighs on it as well. Both are NaN where there is no pair.
+    """
+
+    paired: float
+    num_pairs: int
+    over_all: float
+    """Mann-Whitney's U / (n m), as in Agarwal et al., 2021 (arXiv 2108.13264), equation 2."""
+    num_all: int
+    """Pairs that it goes over: runs of the cell times runs of the baseline."""
+
+
+def improvement(cell: Mapping[int, float], baseline: Mapping[int, float], direction: Direction) -> Improvement:
+    """Of two cells' values by seed. Infinite values are compared as such; NaN counts as no run."""
+    values, others = ({s: v for s, v in each.items() if not math.isnan(v)} for each in (cell, baseline))
+    paired = [wins(values[seed], others[seed], direction) for seed in values.keys() & others.keys()]
+    over_all = [wins(value, other, direction) for value in values.values() for other in others.values()]
+    return Improvement(_mean(paired), len(paired), _mean(over_all), len(over_all))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return fmean(values) if values else math.nan
+
+
+# -- several settings -------------------------------------------------------------------------------------------------
+
+MIN_SETTINGS, MIN_SEEDS, MIN_VALUES = 2, 3, 10
+"""Below these there is no bootstrap: fewer settings, fewer seeds in one of them, or fewer values in all."""
+
+NUM_RESAMPLES = 4000
+
+
+def over_settings(values: Sequence[Sequence[float]], generator: np.random.Generator) -> Interval:
+    """The mean over settings of the means over seeds, with a stratified percentile bootstrap interval.
+
+    Seeds are drawn anew within each setting (Agarwal et al., 2021, section 4.1), settings are not: the interval is
+    about these settings, and says nothing of others. It is too narrow with few seeds: of 1,500 Gaussian simulations a
+    nominal 95% interval covered 79% at 3 seeds x 2 settings, 85% at 3 x 4, 87% at 3 x 8 and 5 x 2, 90% at 5 x 4, 93%
+    at 10 x 2. There is none, but NaN, where there is not enough to draw from.
+
+    Args:
+        values: for every setting its finite values, one a seed; a setting without any is left out.
+        generator: for the draws.
+    """
+    strata = [np.asarray(each, dtype=np.float64) for each in values if len(each)]
+    num = sum(map(len, strata))
+    mean = fmean(float(each.mean()) for each in strata) if strata else math.nan
+    if len(strata) < MIN_SETTINGS or min(map(len, strata)) < MIN_SEEDS or num < MIN_VALUES:
+        return Interval(num, mean, math.nan, math.nan)
+    means = [each[generator.integers(len(each), size=(NUM_RESAMPLES, len(each)))].mean(axis=1) for each in strata]
+    low, high = np.quantile(np.mean(means, axis=0), ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+    return Interval(num, mean, float(low), float(high))

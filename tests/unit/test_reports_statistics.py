@@ -1,12 +1,15 @@
-"""Student-t intervals and paired differences, against values worked out by hand and scipy's own interval."""
+"""Student-t intervals, paired differences, probabilities of improvement and the bootstrap over settings, against
+values worked out by hand, scipy's and rliable's own, and the bootstrap's whole distribution.
+"""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import scipy.stats
 
-from reports.statistics import paired_difference, t_interval
+from reports.statistics import improvement, over_settings, paired_difference, t_interval
 
 
 def test_interval_by_hand():
@@ -84,3 +87,92 @@ def test_equal_values_are_not_better():
     difference = paired_difference({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}, "lower")
     assert difference.num_better == 0
     assert difference.reading == "not separated"
+
+
+# -- probability of improvement ---------------------------------------------------------------------------------------
+
+
+def by_seed(values):
+    return dict(enumerate(values))
+
+
+@pytest.mark.parametrize("task", [0, 1])
+def test_improvement_over_all_pairs_is_that_of_rliables_own_test(task):
+    # google-research/rliable tests/rliable/metrics_test.py:24-40: 1/3 over both tasks, and 1/3 in each by hand:
+    # x has two ones and two twos against 1, 2, 3: two ties count half, 1 + 1 wins and 1 + 1 halves, 4 of 12.
+    x, y = np.array([[1, 2], [2, 2], [1, 1], [2, 1]]), np.array([[1, 1], [2, 2], [3, 3]])
+    found = improvement(by_seed(x[:, task].tolist()), by_seed(y[:, task].tolist()), "higher")
+    assert found.over_all == pytest.approx(1 / 3)
+    assert found.num_all == 12
+
+
+def test_improvement_equals_scipys_mann_whitney():
+    generator = np.random.default_rng(3)
+    x, y = generator.integers(0, 6, 7).tolist(), generator.integers(0, 6, 5).tolist()
+    u = scipy.stats.mannwhitneyu(x, y).statistic  # pairs that x wins by being larger, ties half
+    assert improvement(by_seed(x), by_seed(y), "higher").over_all == pytest.approx(u / 35)
+    assert improvement(by_seed(x), by_seed(y), "lower").over_all == pytest.approx(1 - u / 35)
+
+
+def test_pairs_at_a_seed_and_over_all_differ_where_seeds_differ_more_than_cells():
+    # Better at every seed; of all nine pairs, it loses those with a baseline of an easier seed: 10<20<30 by 10 each.
+    found = improvement({0: 9.0, 1: 19.0, 2: 29.0}, {0: 10.0, 1: 20.0, 2: 30.0}, "lower")
+    assert (found.paired, found.num_pairs) == (1.0, 3)
+    assert (found.over_all, found.num_all) == (pytest.approx(6 / 9), 9)
+
+
+def test_ties_count_half_a_diverged_run_loses_and_a_missing_one_is_none():
+    cell, baseline = {0: 1.0, 1: math.inf, 2: math.nan, 3: 5.0}, {0: 1.0, 1: 2.0, 2: 3.0, 4: 9.0}
+    found = improvement(cell, baseline, "lower")
+    assert (found.paired, found.num_pairs) == (0.25, 2)  # a tie and a loss
+    # 1 ties 1 and beats 2, 3, 9; inf loses four times; 5 beats 9 alone: 3.5 + 0 + 1 of 12.
+    assert (found.over_all, found.num_all) == (pytest.approx(4.5 / 12), 12)
+    none = improvement({0: math.nan}, {0: 1.0}, "lower")
+    assert math.isnan(none.paired) and math.isnan(none.over_all) and none.num_all == 0
+
+
+# -- bootstrap over settings ------------------------------------------------------------------------------------------
+
+
+def draws(seed=0):
+    return np.random.default_rng(np.random.SeedSequence(seed))
+
+
+def test_bootstrap_quantiles_are_those_of_all_resamples():
+    values = [[1.0, 4.0, 5.0], [0.0, 2.0, 9.0], [3.0, 3.5, 7.0], [2.0, 6.0, 6.5]]
+    # The whole distribution: 27 equally likely means a setting, and the mean of four of them.
+    means = [[np.mean(drawn) for drawn in itertools.product(each, repeat=3)] for each in values]
+    whole = np.array(means[0])
+    for each in means[1:]:
+        whole = np.add.outer(whole, each).ravel()
+    found = over_settings(values, draws())
+    assert found.num == 12
+    assert found.mean == pytest.approx(np.mean(values))
+    # 4,000 resamples: the standard error of a 2.5% quantile is 0.25% of the probability.
+    for bound, probability in ((found.low, 0.025), (found.high, 0.975)):
+        assert np.quantile(whole / 4, probability - 0.009) <= bound <= np.quantile(whole / 4, probability + 0.009)
+
+
+def test_bootstrap_keeps_settings_apart():
+    # Within settings nothing varies, so neither does the mean, however far the settings are from each other.
+    found = over_settings([[1.0] * 5, [101.0] * 5], draws())
+    assert (found.low, found.mean, found.high) == (51.0, 51.0, 51.0)
+
+
+def test_settings_weigh_alike_whatever_their_number_of_seeds():
+    found = over_settings([[0.0] * 3, [1.0] * 9, []], draws())
+    assert (found.mean, found.num) == (0.5, 12)
+
+
+@pytest.mark.parametrize("values", [[[1.0, 2.0, 3.0] * 4], [[1.0, 2.0] * 5, [1.0, 2.0]], [[1.0, 2.0, 3.0]] * 3, []])
+def test_without_enough_there_is_no_bootstrap(values):
+    found = over_settings(values, draws())
+    assert math.isnan(found.low) and math.isnan(found.high)
+    assert math.isnan(found.mean) == (not values)
+
+
+def test_bootstrap_covers_as_often_as_its_docstring_says():
+    # 90% at 5 seeds x 4 settings; 400 simulations have a standard error of 1.5%.
+    normal = np.random.default_rng(1).normal(size=(400, 4, 5))
+    found = [over_settings(each.tolist(), draws(i)) for i, each in enumerate(normal)]
+    assert np.mean([each.low <= 0 <= each.high for each in found]) == pytest.approx(0.90, abs=0.045)
