@@ -135,7 +135,9 @@ def _differing(found: Sequence[Analysed]) -> str:
     """Which setting the runs do not share, in words; "" where they share all."""
     every = [flatten(each.settings) for each in found]
     for name in dict.fromkeys(name for settings in every for name in settings):
-        values = {canonical(settings.get(name)): each for each, settings in zip(found, every, strict=True)}
+        values: dict[str, Analysed] = {}
+        for each, settings in zip(found, every, strict=True):
+            values.setdefault(canonical(settings.get(name)), each)
         if len(values) > 1:
             (first, one), (second, other) = list(values.items())[:2]
             return (
