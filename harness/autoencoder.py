@@ -207,13 +207,34 @@ def _read_config(source: _Source) -> dict[str, Any]:
     return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
-def _load_network(source: _Source, config: dict[str, Any]) -> Network:
-    """diffusers' network with the tensors of the file under diffusers' names."""
+def _network_of(config: dict[str, Any], source: _Source) -> Network:
+    """diffusers' network of a config, its random weights from torch's global state."""
     try:
-        network: Network = AutoencoderKL.from_config(config)
+        return AutoencoderKL.from_config(config)
     except Exception as error:  # diffusers raises many types on broken configs
         reason = str(error).splitlines()[0]
         raise UserError(f"autoencoder.path: {source.place} cannot be loaded ({reason}): replace the files") from error
+
+
+def is_here(path_or_name: str) -> bool:
+    """Whether an autoencoder is shipped, or its path on this machine; else the hub alone may have it."""
+    return (ASSETS / f"{path_or_name}_autoencoder").is_dir() or Path(path_or_name).exists()
+
+
+def untrained_network(path_or_name: str) -> Network:
+    """A network of an autoencoder's shapes with random weights from torch's global state, where only its cost matters.
+
+    No weights are read and the hub is not asked: what it alone may have is taken to be of Stable Diffusion's shapes.
+    """
+    if not is_here(path_or_name) and hub.REPOSITORY.fullmatch(path_or_name):
+        return build_network(SD_RECIPE)
+    source = _find(path_or_name)
+    return _network_of(_read_config(source), source)
+
+
+def _load_network(source: _Source, config: dict[str, Any]) -> Network:
+    """diffusers' network with the tensors of the file under diffusers' names."""
+    network = _network_of(config, source)
     tensors = weights.load_tensors(source.weights)
     if any(name.endswith("encoder.down.0.block.0.conv1.weight") for name in tensors):
         # Stability AI's own names, alone or inside a whole model.

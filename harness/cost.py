@@ -334,6 +334,13 @@ def vae_cost(network: Any, image_size: int) -> NetworkCost:
     )
 
 
+def decoder_gmacs(network: Any, latent_shape: tuple[int, int, int]) -> float:
+    """Decoding of one latent [C, h, w] to pixels by an AutoencoderKL."""
+    weight = next(network.parameters())
+    latent_NCHW = torch.zeros(1, *latent_shape, dtype=weight.dtype, device=weight.device)
+    return count(_Call(network, lambda z: network.decode(z).sample), (latent_NCHW,), "the autoencoder").gmacs
+
+
 def cost_record(step: StepCost, cache: CacheCost, num_images: int = 0) -> dict[str, Any]:
     """As it stands in `cost.json`.
 

@@ -36,6 +36,8 @@ POOLED, LOGITS, SPATIAL = "2048", "logits_unbiased", "spatial"
 """Layers of Inception: torch-fidelity's names for the two that it offers, and ours for the third."""
 SPATIAL_CHANNELS, SPATIAL_SIDE = 7, 17
 """Channels that sFID reads of a map, and the map's side (openai/guided-diffusion evaluations/evaluator.py)."""
+INCEPTION_WIDTH, SPATIAL_WIDTH = 2048, SPATIAL_CHANNELS * SPATIAL_SIDE**2
+"""F of Inception's layers for FID and sFID."""
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -183,6 +185,11 @@ def input_size(extractor: str, size: int) -> int:
     return FeatureExtractorInceptionV3.INPUT_IMAGE_SIZE if extractor == INCEPTION else size
 
 
+def compared_width(extractor: str) -> int:
+    """Features of one image that distances are computed on, all layers together; the weights need not be there."""
+    return INCEPTION_WIDTH + SPATIAL_WIDTH if extractor == INCEPTION else encoders.encoder_width(extractor)
+
+
 def find(extractor: str, size: int) -> Extractor:
     """Register an extractor for images resized to `size` pixels, and say what it offers.
 
@@ -216,10 +223,10 @@ def _inception() -> Extractor:
         name=name,
         label=INCEPTION if is_standard else f"{INCEPTION}_unverified",
         family=INCEPTION,
-        width=2048,
+        width=INCEPTION_WIDTH,
         layer=POOLED,
         spatial=SPATIAL,
-        spatial_width=SPATIAL_CHANNELS * SPATIAL_SIDE**2,
+        spatial_width=SPATIAL_WIDTH,
         logits=LOGITS,
         is_standard=is_standard,
         facts={

@@ -17,7 +17,7 @@ from torch import Tensor
 from harness.config import SamplerConfig
 from harness.errors import UserError
 
-__all__ = ["LAST_TIME", "SamplerConfig", "Velocity", "network_calls", "sample", "times"]
+__all__ = ["LAST_TIME", "SamplerConfig", "Velocity", "forward_passes", "network_calls", "sample", "times"]
 
 LAST_TIME = 0.04
 """Start of the SDE's last step, which ends at 0 without noise (sihyun-yu/REPA samplers.py:123-124)."""
@@ -44,6 +44,15 @@ def times(config: SamplerConfig) -> list[float]:
 def network_calls(config: SamplerConfig) -> int:
     """Network calls a batch needs; a call in a guided step holds every image twice."""
     return 2 * config.num_steps - 1 if config.kind == "ode-heun" else config.num_steps
+
+
+def forward_passes(config: SamplerConfig) -> int:
+    """How often an image goes through the network: twice in every call of a guided step, for its label and none."""
+    passes = 0
+    for t, t_next in pairwise(times(config)):
+        calls = 2 if config.kind == "ode-heun" and t_next > 0 else 1
+        passes += calls if _guidance(config, t) == 1 else 2 * calls
+    return passes
 
 
 @torch.no_grad()

@@ -48,10 +48,23 @@ class Schedule:
     def point(self, before: float, spent: float) -> int:
         """The last evaluation point that lies above `before` and at or below `spent`; 0 when there is none."""
         for number in range(self.points, 0, -1):
-            share = self.amount if number == self.points else self.amount * number / self.points
-            if before < share <= spent:
-                return number if number * 10 >= self.points else 0
+            if before < self._share(number) <= spent:
+                return number if self._is_kept(number) else 0
         return 0
+
+    @property
+    def num_evaluations(self) -> int:
+        """Evaluations of a whole run: points that one step reaches together are one."""
+        shares = [self._share(number) for number in range(1, self.points + 1) if self._is_kept(number)]
+        return len(shares) if self.by_clock else len({math.ceil(share / self.per_step) for share in shares})
+
+    def _share(self, number: int) -> float:
+        """What is spent at a point."""
+        return self.amount if number == self.points else self.amount * number / self.points
+
+    def _is_kept(self, number: int) -> bool:
+        """Whether a point does not lie before a tenth of the budget."""
+        return number * 10 >= self.points
 
 
 def make_schedule(config: RunConfig, train_gflops_per_image: float) -> Schedule:

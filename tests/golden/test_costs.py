@@ -12,7 +12,7 @@ import torch
 
 import methods
 from harness.autoencoder import SD_RECIPE, build_network
-from harness.cost import Passes, StepCost, cache_cost, count, encoder_cost, hollow, step_cost, vae_cost
+from harness.cost import Passes, StepCost, cache_cost, count, decoder_gmacs, encoder_cost, hollow, step_cost, vae_cost
 from harness.encoders import FrozenEncoder, encoder_width
 from harness.method import BackboneShape, DataShape, Method
 from harness.rng import global_state_kept
@@ -187,6 +187,41 @@ def test_stable_diffusions_autoencoder_at_256() -> None:
     assert cache_cost(network, method).gflops_per_image == pytest.approx(2 * cost.forward_gmacs)
     # Encoding in the step would add +198% to a B/2 step of 69.0 GMACs.
     assert round(100 * cost.forward_gmacs / (3 * forward_macs(shape_of("SiT-B/2")) / 1e9)) == 198
+
+
+def decoder_macs(side: int) -> int:
+    """Stable Diffusion's decoder on a latent of side x side x 4, layer by layer."""
+
+    def conv(size: int, inputs: int, outputs: int, kernel: int = 3) -> int:
+        return size * size * inputs * outputs * kernel**2
+
+    def residual(size: int, inputs: int, outputs: int) -> int:
+        skip = conv(size, inputs, outputs, 1) if inputs != outputs else 0
+        return conv(size, inputs, outputs) + conv(size, outputs, outputs) + skip
+
+    tokens = side * side
+    total = conv(side, 4, 4, 1) + conv(side, 4, 512)
+    total += 2 * residual(side, 512, 512) + 4 * tokens * 512**2 + 2 * tokens**2 * 512
+    inputs = 512
+    for level, channels in enumerate((512, 512, 256, 128)):
+        total += residual(side, inputs, channels) + 2 * residual(side, channels, channels)
+        if level < 3:
+            side *= 2
+            total += conv(side, channels, channels)
+        inputs = channels
+    return total + conv(side, 128, 3)
+
+
+def test_decoding_by_stable_diffusions_autoencoder() -> None:
+    """311.7 GMACs at 256 pixels as fvcore counts, GroupNorm among them; FID-50K of 250 steps costs as many forward
+    passes and decodings as 16.4K training steps of XL/2 and 17.2K of B/2 at batch 256 (methods.md section 9)."""
+    network = hollow(lambda: build_network(SD_RECIPE))
+    assert macs(decoder_gmacs(network, (4, 8, 8))) == decoder_macs(8)
+    decoding = decoder_macs(32) / 1e9
+    assert decoding == pytest.approx(311.7, abs=1.0)
+    for name, steps in (("SiT-XL/2", 16.4), ("SiT-B/2", 17.2)):
+        forward = forward_macs(shape_of(name)) / 1e9
+        assert 50_000 * (250 * forward + decoding) / (256 * 3 * forward) / 1000 == pytest.approx(steps, abs=0.05)
 
 
 def test_the_grid_decides_what_an_encoder_sees() -> None:

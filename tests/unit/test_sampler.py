@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness.errors import UserError
 from harness.rng import stream
-from harness.sampler import SamplerConfig, network_calls, sample, times
+from harness.sampler import SamplerConfig, forward_passes, network_calls, sample, times
 
 
 class Field:
@@ -63,6 +63,25 @@ def test_network_calls(kind, calls):
     model = Field(lambda x, t: x)
     sample(model, noise(2), labels(2), config, step_noise=lambda i: noise(2, i))
     assert len(model.calls) == network_calls(config) == calls
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_steps", "scale", "low", "high", "passes"),
+    [
+        ("ode-euler", 10, 1.0, 0.0, 1.0, 10),
+        ("ode-euler", 10, 1.5, 0.0, 0.5, 15),  # starts 0.5, 0.4, 0.3, 0.2, 0.1 are guided
+        ("ode-heun", 4, 1.5, 0.0, 0.5, 10),  # starts 1, 0.75: 2 calls each; 0.5: 2 calls, 0.25: 1 call, each for two
+        ("ode-heun", 4, 1.0, 0.0, 0.5, 7),
+        ("sde-euler-maruyama", 6, 2.0, 0.9, 1.0, 7),
+        # Starts 1 - 0.96 i / 249 for i = 0..249 lie at or below 0.7 from i = 78 on: 172 of 250.
+        ("sde-euler-maruyama", 250, 1.8, 0.0, 0.7, 422),
+    ],
+)
+def test_forward_passes_of_an_image(kind, num_steps, scale, low, high, passes):
+    config = SamplerConfig(kind=kind, num_steps=num_steps, cfg_scale=scale, guidance_low=low, guidance_high=high)
+    model = Labelled()
+    sample(model, noise(1), labels(1), config, step_noise=lambda i: noise(1, i))
+    assert sum(len(y) for _, y in model.calls) == forward_passes(config) == passes
 
 
 def test_network_sees_each_start_time_and_heun_the_ends():

@@ -40,7 +40,9 @@ def points_by_step(plan: Schedule) -> dict[int, int]:
     ],
 )
 def test_points_by_hand(unit: BudgetUnit, amount: float, points: int, expected: dict[int, int]) -> None:
-    assert points_by_step(schedule(unit, amount, points)) == expected
+    plan = schedule(unit, amount, points)
+    assert points_by_step(plan) == expected
+    assert plan.num_evaluations == len(expected)
 
 
 def test_every_small_budget_in_steps() -> None:
@@ -52,6 +54,7 @@ def test_every_small_budget_in_steps() -> None:
             assert numbers == sorted(set(numbers))
             assert all(step - 1 < amount * number / points <= step for step, number in found.items())
             assert numbers[0] * 10 >= points
+            assert schedule("steps", amount, points).num_evaluations == len(found)
 
 
 @pytest.mark.parametrize("gflops", [0.1, 1 / 3, 0.7, 8.123456789e-3, 237.0])
@@ -65,7 +68,7 @@ def test_a_budget_of_so_many_steps_in_gflops_ends_after_them(gflops: float, step
 
 def test_seconds_are_the_clocks() -> None:
     plan = schedule("seconds", 60, 4)
-    assert plan.by_clock and plan.last_step is None
+    assert plan.by_clock and plan.last_step is None and plan.num_evaluations == 4
     assert plan.spent(1000, 12.5) == 12.5
     assert plan.point(14.9, 15.1) == 1
     assert plan.point(15.1, 29.9) == 0
