@@ -108,7 +108,14 @@ def _plot_mean(ax: Axes, frame: pd.DataFrame, x: str, mean: dict[str, Any], dash
 
 
 def _scale(ax: Axes, frame: pd.DataFrame, look: Look) -> None:
-    """Logarithmic where the values ask for it, with plain numbers at the ticks; whole steps on the x axis.
+    """Logarithmic where the values ask for it; whole steps on the x axis."""
+    scale_values(ax, frame)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=(1, 2, 4, 5, 10), integer=look.unit.is_whole))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+
+
+def scale_values(ax: Axes, frame: pd.DataFrame) -> None:
+    """A logarithmic y axis where the values ask for it, with plain numbers at the ticks.
 
     Metrics of which more is better are shares, and stay linear.
     """
@@ -120,8 +127,6 @@ def _scale(ax: Axes, frame: pd.DataFrame, look: Look) -> None:
         ax.yaxis.set_major_locator(LogLocator(subs=(1,) if is_long else (1, 2, 5)))
         ax.yaxis.set_minor_formatter(NullFormatter())
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=(1, 2, 4, 5, 10), integer=look.unit.is_whole))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
 
 
 def label_ends(ax: Axes, ends: Sequence[End]) -> Axes:
@@ -177,7 +182,7 @@ def cell_ends(frame: pd.DataFrame, look: Look) -> list[End]:
         own = frame[frame["cell"] == cell]
         mean = own[own["series"] == "mean"].dropna(subset=["value"])
         if len(mean) or (own["series"] == "stop").any():
-            name = shorten(cell, _label_width(look))
+            name = shorten(cell, label_width(look))
             value = float(mean["value"].iloc[-1]) if len(mean) else math.nan
             ends.append(End(value, name if len(mean) else f"{name}: no value", look.colour(cell)))
     return ends
@@ -187,7 +192,7 @@ def line_ends(frame: pd.DataFrame, look: Look) -> list[End]:
     """The reference lines."""
     lines = frame[frame["series"] == "line"]
     return [
-        End(value, shorten(name, _label_width(look)), look.theme.muted)
+        End(value, shorten(name, label_width(look)), look.theme.muted)
         for value, name in zip(lines["value"].astype(float), lines["cell"], strict=True)
     ]
 
@@ -203,7 +208,7 @@ def shorten(text: str, inches: float) -> str:
     return short
 
 
-def _label_width(look: Look) -> float:
+def label_width(look: Look) -> float:
     """Width that a figure has for the longest name, in inches."""
     return 1.3 if look.is_narrow else 2.9
 
@@ -242,6 +247,123 @@ def _lowest(total: float, size: int, gap: float) -> float:
 
 def _highest(total: float, size: int, gap: float) -> float:
     return total / size + gap * (size - 1) / 2
+
+
+# -- published marks ------------------------------------------------------------------------------------------------
+
+MARK_SIZE = 7
+"""Of the numbers beside marks and of their key, in points."""
+
+NEAR = ((5, 0), (-5, 0), (0, 8), (0, -8), (5, 7), (-5, 7), (5, -7), (-5, -7))
+MARK_PLACES = (*NEAR, (12, 0), (-12, 0), (0, 15), (0, -15), (12, 8), (-12, 8), (12, -8), (-12, -8))
+"""Where a number may stand beside its mark, the best first: in points, to its nearer edge across and its middle up."""
+
+
+def plot_marks(
+    ax: Axes, frame: pd.DataFrame, look: Look, x: str, taken: Sequence[tuple[float, float]] | None = None
+) -> Axes:
+    """Published values as numbered rings, in the colour of our cell of the same method where there is one.
+
+    Called when all else is drawn: the numbers keep clear of each other and of our points.
+
+    Args:
+        ax: where to draw.
+        frame: rows of `series` published are drawn, with the number of each in `mark`.
+        look: theme and the cells' styles.
+        x: column of the x axis.
+        taken: where else no number may stand, in points of the figure; by default our values in the frame.
+    """
+    marks = frame[frame["series"] == "published"]
+    if marks.empty:
+        return ax
+    colours = [look.colour(cell) if cell in look.styles else look.theme.muted for cell in marks["cell"]]
+    values = list(zip(marks[x].astype(float), marks["value"].astype(float), strict=True))
+    ring: dict[str, Any] = {"marker": "o", "markersize": 4.5, "markeredgewidth": 1.2, "zorder": 4, "clip_on": False}
+    for (at, value), colour in zip(values, colours, strict=True):
+        ax.plot([at], [value], linestyle="", color=colour, markerfacecolor=look.theme.background, **ring)
+    if taken is None:
+        ours = frame[frame["series"].isin(("mean", "seed"))].dropna(subset=["value"])
+        taken = in_points(ax, list(zip(ours[x].astype(float), ours["value"].astype(float), strict=True)))
+    names = [str(number) for number in marks["mark"]]
+    places = free_places(in_points(ax, values), [0.62 * MARK_SIZE * len(name) for name in names], taken)
+    for name, point, place, colour in zip(names, values, places, colours, strict=True):
+        text = ax.annotate(name, point, place, textcoords="offset points", ha="center", va="center", zorder=5)
+        text.set(fontsize=MARK_SIZE, color=colour, annotation_clip=False)
+    return ax
+
+
+def in_points(ax: Axes, values: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Where (x, y) values of the axes stand in the figure, in points."""
+    ax.autoscale_view()  # limits are set lazily
+    pixels = (ax.transData.transform(value) for value in values)
+    return [(72 * float(a) / ax.figure.dpi, 72 * float(b) / ax.figure.dpi) for a, b in pixels]
+
+
+def free_places(
+    points: Sequence[tuple[float, float]], widths: Sequence[float], taken: Sequence[tuple[float, float]]
+) -> list[tuple[float, float]]:
+    """Where the middle of each point's label goes, from the point: the first place that covers no point or label.
+
+    Where all are covered it is the one that covers least. All in points.
+    """
+    boxes = [(px, py, 5.0, 5.0) for px, py in (*points, *taken)]
+    found = []
+    for (px, py), width in zip(points, widths, strict=True):
+        offsets = [(dx + math.copysign(width / 2, dx) if dx else 0.0, float(dy)) for dx, dy in MARK_PLACES]
+        labels = [(px + dx, py + dy, width, float(MARK_SIZE)) for dx, dy in offsets]
+        best = min(range(len(labels)), key=lambda i: (sum(_overlap(labels[i], box) for box in boxes), i))
+        boxes.append(labels[best])
+        found.append(offsets[best])
+    return found
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    """Whether two boxes (middle, width, height) share area."""
+    return abs(a[0] - b[0]) < (a[2] + b[2]) / 2 and abs(a[1] - b[1]) < (a[3] + b[3]) / 2
+
+
+@dataclass(frozen=True)
+class MarkKey:
+    """What the numbers of a figure's marks stand for: lines of text and their colours, to be drawn below its axes."""
+
+    lines: Sequence[tuple[str, str]]
+
+    @property
+    def height(self) -> float:
+        """In inches."""
+        return (0.12 + 1.45 * MARK_SIZE / 72 * len(self.lines)) if self.lines else 0.0
+
+    def draw(self, figure: Figure) -> None:
+        """At the bottom of a figure that has room for it."""
+        inches = figure.get_size_inches()
+        for row, (text, colour) in enumerate(reversed(self.lines)):
+            place = (0.1 / inches[0], (0.06 + 1.45 * MARK_SIZE / 72 * row) / inches[1])
+            figure.text(*place, text, fontsize=MARK_SIZE, color=colour, va="bottom", parse_math=False)
+
+
+def mark_key(frame: pd.DataFrame, look: Look, inches: float) -> MarkKey:
+    """The key of a frame's marks, wrapped to a figure's width: number, method, values, source and protocol."""
+    marks = frame[frame["series"] == "published"]
+    lines: list[tuple[str, str]] = []
+    for _, own in marks.groupby("mark") if len(marks) else ():
+        values = ", ".join(f"{value:g}" for value in own["value"])
+        first = own.iloc[0]
+        text = f"{first['mark']}  {first['method']} {values}. {first['label']}"
+        colour = look.colour(first["cell"]) if first["cell"] in look.styles else look.theme.muted
+        lines += [(line, colour) for line in wrapped(text, inches * FONT_SIZE / MARK_SIZE)]
+    return MarkKey(lines)
+
+
+def wrapped(text: str, inches: float) -> list[str]:
+    """Lines of text no wider than `inches` in the figures' font and size, all but the first indented."""
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if lines[-1].strip() and text_width([longer]) > inches:
+            longer = f"    {word}"
+            lines.append("")
+        lines[-1] = longer
+    return lines
 
 
 # -- differences ----------------------------------------------------------------------------------------------------
@@ -283,7 +405,7 @@ def plot_differences(ax: Axes, frame: pd.DataFrame, look: Look) -> Axes:
             zorder=4,
         )
     ax.set_yticks(range(len(cells)))
-    labels = ax.set_yticklabels([shorten(cell, _label_width(look)) for cell in reversed(cells)])
+    labels = ax.set_yticklabels([shorten(cell, label_width(look)) for cell in reversed(cells)])
     for label, cell in zip(labels, reversed(cells), strict=True):
         label.set(color=look.colour(cell), parse_math=False)
     ax.set_ylim(-0.6, len(cells) - 0.4)
@@ -299,30 +421,36 @@ Draw = Callable[[Look], Figure]
 
 
 def metric_figure(frame: pd.DataFrame, look: Look) -> Figure:
-    """One metric against the budget's clock, directly labelled."""
+    """One metric against the budget's clock, directly labelled, with a key of the published marks it may have."""
     name = frame["quantity"].iloc[0]
     with matplotlib.rc_context(rc(look.theme)):
         width, height, left = (4.2, 3.7, 0.54) if look.is_narrow else (8.4, 4.3, 0.63)
         ends = cell_ends(frame, look) + line_ends(frame, look)
         right = 0.3 + text_width(end.name for end in ends)
-        figure = Figure(figsize=(width, height))
-        ax = figure.add_axes((left / width, 0.12, 1 - (left + right) / width, 0.77))
+        key = mark_key(frame, look, width - 0.2)
+        whole = height + key.height
+        figure = Figure(figsize=(width, whole))
+        box = (left / width, (0.12 * height + key.height) / whole, 1 - (left + right) / width, 0.77 * height / whole)
+        ax = figure.add_axes(box)
         plot_curves(ax, frame, look)
+        plot_marks(ax, frame, look, look.unit.clock)
+        key.draw(figure)
         label_ends(ax, ends)
-        _title(ax, name, look)
+        metric_title(ax, name, look)
         ax.set_xlabel(look.unit.words)
     return figure
 
 
-def _title(ax: Axes, name: str, look: Look) -> None:
-    """The metric's title, its recorded name and its better direction."""
+def metric_title(ax: Axes, name: str, look: Look, pad: float | None = None) -> None:
+    """The metric's title, its recorded name and its better direction; `pad` is its distance to the axes in points."""
     family = metric(name)
-    ax.set_title(family.title, color=look.theme.text)
+    ax.set_title(family.title, color=look.theme.text, pad=pad)
     better = f", {family.direction} is better"
     # Both titles share a line; the left one is larger and bold.
     left = ax.bbox.width / ax.figure.dpi - 1.3 * text_width([family.title]) - text_width([better])
     text = _arrow(name) if look.is_narrow else f"{shorten(name, left)}{better}"
-    ax.set_title(text, loc="right", color=look.theme.muted, fontsize=8, fontweight="normal", parse_math=False)
+    shown = ax.set_title(text, loc="right", color=look.theme.muted, fontsize=8, fontweight="normal", pad=pad)
+    shown.set_parse_math(False)
 
 
 def panels_figure(frame: pd.DataFrame, look: Look, has_points: bool = True) -> Figure:
@@ -400,7 +528,7 @@ def _panel_title(ax: Axes, name: str, look: Look) -> None:
 
 def _key_columns(look: Look) -> int:
     """As many columns as the longest name leaves room for."""
-    width = 0.6 + text_width(shorten(cell, _label_width(look)) for cell in look.styles)
+    width = 0.6 + text_width(shorten(cell, label_width(look)) for cell in look.styles)
     return max(1, min(len(look.styles), int((4.2 if look.is_narrow else 8.4) / width)))
 
 
@@ -419,7 +547,7 @@ def _key(figure: Figure, look: Look) -> None:
         handles, numbers, loc="upper left", ncols=_key_columns(look), borderaxespad=0.2, handlelength=1.6
     )
     for text, cell in zip(legend.get_texts(), look.styles, strict=True):
-        text.set(text=shorten(cell, _label_width(look)), parse_math=False, color=look.theme.text)
+        text.set(text=shorten(cell, label_width(look)), parse_math=False, color=look.theme.text)
 
 
 def differences_figure(frame: pd.DataFrame, look: Look, baseline: str) -> Figure:
@@ -428,7 +556,7 @@ def differences_figure(frame: pd.DataFrame, look: Look, baseline: str) -> Figure
     num_cells = frame["cell"].nunique()
     with matplotlib.rc_context(rc(look.theme)):
         width, height = 4.2 if look.is_narrow else 8.4, 1.0 + 0.42 * num_cells
-        left = 0.15 + text_width(shorten(cell, _label_width(look)) for cell in frame["cell"])
+        left = 0.15 + text_width(shorten(cell, label_width(look)) for cell in frame["cell"])
         figure = Figure(figsize=(width, height))
         ax = figure.add_axes((left / width, 0.5 / height, 1 - (left + 0.1) / width, 1 - 0.86 / height))
         plot_differences(ax, frame, look)
@@ -451,11 +579,12 @@ def png(figure: Figure) -> bytes:
 
 
 def save(draw: Draw, frame: pd.DataFrame, stem: Path, look: Look) -> list[Path]:
-    """Write `<stem>.png`, `<stem>.svg` and the `<stem>.csv` that they were drawn from."""
+    """Write `<stem>.png`, `<stem>.svg`, `<stem>.pdf` and the `<stem>.csv` that they were drawn from, without dates."""
     figure = draw(look)
-    image, vector, data = (stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "svg", "csv"))
+    image, vector, printed, data = (stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "svg", "pdf", "csv"))
     image.write_bytes(png(figure))
     with matplotlib.rc_context(rc(look.theme)):
         figure.savefig(vector, format="svg", metadata={"Date": None})
+        figure.savefig(printed, format="pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
     frame.to_csv(data, index=False)
-    return [image, vector, data]
+    return [image, vector, printed, data]

@@ -15,7 +15,7 @@ from reports.words import be, count, listed
 
 def headline(study: Study, rows: Sequence[CellResult]) -> list[str]:
     """Two or three sentences: what was compared, which mean is best, and what the paired differences allow to say."""
-    return [sentence for sentence in (_setup(study), _best(study, rows), _separated(study, rows)) if sentence]
+    return [sentence for sentence in (_setup(study), _best(study, rows), separated(study, rows)) if sentence]
 
 
 def _setup(study: Study) -> str:
@@ -53,7 +53,7 @@ def _best(study: Study, rows: Sequence[CellResult]) -> str:
     return f"{text}: a paired difference of {difference_text(difference, show)}, {seeds_text(difference)}."
 
 
-def _separated(study: Study, rows: Sequence[CellResult]) -> str:
+def separated(study: Study, rows: Sequence[CellResult]) -> str:
     """Which methods the intervals of the main metric tell from the baseline."""
     name = study.main_metrics[0]
     readings: dict[str, list[str]] = {}

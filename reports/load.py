@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from harness.records import FORMAT, RecordName, RunFolder, UserError, find_runs, metric_rank, number, read_json
 from reports.units import UNITS, Unit
@@ -21,16 +21,24 @@ REQUIRED = ("cell", "method", "seed", "status", "config")
 CLOCKS = ("step", "images", "train_gflops", "train_seconds", "evaluation_seconds", "io_seconds")
 """Clocks that stand in every record, each counted from the start of the run."""
 
+Published = Literal["main", "all", "none"]
+"""Published rows that may be drawn beside a study: what authors print of their own runs, every row, or none."""
+
 
 @dataclass(frozen=True)
 class Run:
-    """One cell at one seed: its manifest, its costs and its lines, oldest first."""
+    """One cell at one seed: its manifest, its costs and its lines, oldest first.
+
+    `final` holds the evaluation at the end under a protocol of its own, whose numbers are never set beside those of
+    `evaluations`: `final_study` shows the one in the other's place.
+    """
 
     folder: Path
     manifest: Mapping[str, Any]
     cost: Mapping[str, Any]
     train: Sequence[Mapping[str, Any]]
     evaluations: Sequence[Mapping[str, Any]]
+    final: Sequence[Mapping[str, Any]] = ()
 
     @property
     def cell(self) -> str:
@@ -96,6 +104,9 @@ class Study:
     baseline: str
     """Label of the control; "" where the study has none."""
     runs: tuple[Run, ...]
+    published: Published = "main"
+    targets: tuple[float, ...] = ()
+    """Values of the main metric whose cost is shown besides that of the baseline's last one."""
 
     @property
     def name(self) -> str:
@@ -233,7 +244,28 @@ def load_run(folder: RunFolder) -> Run:
         cost=read_json(cost) if cost.is_file() else {},
         train=_lines(folder, "train", ("base", "grad_norm", "terms", "trace")),
         evaluations=_lines(folder, "eval", ("point", "protocol", "metrics")),
+        final=_lines(folder, "final", ("point", "protocol", "metrics")),
     )
+
+
+def final_study(study: Study) -> Study | None:
+    """The study under its final protocol: final lines, protocol, digest and reference lines in place of the others.
+
+    None where no run that counts has a final line.
+    """
+    if not any(run.final for run in study.timed):
+        return None
+    return replace(study, runs=tuple(_finally(run) for run in study.runs))
+
+
+def _finally(run: Run) -> Run:
+    """The run as its final evaluation shows it; without evaluations where it has none."""
+    final = run.manifest.get("final") or {}
+    digests = {name: value for name, value in run.digests.items() if name not in ("evaluation", "final")}
+    if "final" in run.digests:
+        digests["evaluation"] = run.digests["final"]
+    own = {"digests": digests, "protocol": final.get("protocol", {}), "lines": final.get("lines", {})}
+    return replace(run, manifest={**run.manifest, **own}, evaluations=run.final, final=())
 
 
 def _format(manifest: Any) -> Any:

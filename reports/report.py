@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from harness.records import metric, replaced, write_json
-from reports import ablation_report, costs, equal_cost, figures, page, tables
+from reports import ablation_report, costs, equal_cost, figures, final_protocol, page, published_marks, tables
 from reports.curves import clock_curves, metric_curves, training_curves
-from reports.load import Study, load_study
+from reports.load import Published, Study, load_study
 from reports.plans import Plan
 from reports.sections import Section, saved_tables
 from reports.style import Look, cell_styles
@@ -23,7 +23,7 @@ CHOSEN = "the control, the default, and the best and worst setting; of several m
 """Which cells of an ablation have lines."""
 
 
-SECTIONS: tuple[Callable[[Study], Section | None], ...] = ()
+SECTIONS: tuple[Callable[[Study], Section | None], ...] = (final_protocol.section,)
 """What a report may hold besides its fixed parts, in this order; None where a study has nothing of it."""
 
 
@@ -42,13 +42,17 @@ class ReportPaths:
     figures: tuple[Path, ...]
 
 
-def write_report(study: Path) -> ReportPaths:
+def write_report(study: Path, published: Published = "main") -> ReportPaths:
     """Write `<study>/report/` anew from the records.
+
+    Args:
+        study: folder of the study.
+        published: rows of published numbers that may be drawn beside it.
 
     Raises:
         UserError: there is nothing to report, or the runs may not be compared (says which, and which field).
     """
-    loaded = load_study(study)
+    loaded = dataclasses.replace(load_study(study), published=published)
     checks = verify(loaded)
     ablation = load_ablation(loaded)
     shown = loaded.only(ablation.shown_cells()) if ablation else loaded
@@ -119,7 +123,8 @@ def _shown(plan: Plan, look: Look) -> page.ShownFigure:
 def _plans(study: Study, shown: Study) -> list[Plan]:
     """The main metric, its paired differences, the other metrics on one page, and training, of the shown cells."""
     main, *others = study.main_metrics
-    plans = [_main_plan(shown, main, metric_curves(shown, main)), *_others_plans(shown, others)]
+    curves = published_marks.with_marks(metric_curves(shown, main), shown, main)
+    plans = [_main_plan(shown, main, curves), *_others_plans(shown, others)]
     plans.append(_clocks_plan(shown, main))
     differences = figures.difference_frame([row for row in tables.results(study) if row.cell in shown.cells], main)
     if len(differences):
@@ -161,7 +166,7 @@ def _main_plan(study: Study, name: str, frame: pd.DataFrame) -> Plan:
             " Floor: real held-out images against the same reference. Reconstruction: those images after the "
             "autoencoder. They are there for orientation."
         )
-    caption += _stops(frame)
+    caption += _stops(frame) + published_marks.caption(frame)
     if study.unit.name == "seconds":
         caption += "".join(f" {remark}" for remark in equal_cost.seconds_remarks(study))
     return Plan(

@@ -1,8 +1,9 @@
 """Checks that compared runs may be compared, and what of their environments differs.
 
-Must agree in a study: data, autoencoder, encoders, size, training digest, precision, compile, TF32, evaluation digest,
-and the protocol of every evaluation. Must agree at a seed: initial weights, and the batch trace at every step that
-two of its runs have logged. Anything else that differs (commit, versions, device, threads) is shown with a warning.
+Must agree in a study: data, autoencoder, encoders, size, training digest, precision, compile, TF32, the digests of the
+evaluation and of the final one, and the protocol of every evaluation. Must agree at a seed: initial weights, and the
+batch trace at every step that two of its runs have logged. Anything else that differs (commit, versions, device,
+threads) is shown with a warning.
 """
 
 import re
@@ -27,7 +28,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-NOT_TRAINING = ("study", "cell", "method", "seed", "sections.", "output.", "evaluation.", "runtime.")
+NOT_TRAINING = ("study", "cell", "method", "seed", "sections.", "output.", "evaluation.", "final.", "runtime.")
 NOT_IN_DIGEST = ("data.path", "optimizer.micro_batch")
 RUNTIME_IN_DIGEST = ("runtime.precision", "runtime.compile", "runtime.tf32")
 """How the training digest picks its fields (harness/config.py): these never, or always, stand behind a difference."""
@@ -110,10 +111,23 @@ RULES = (
 """What must agree besides encoders and traces; what is easy to read comes before the digest that covers it."""
 
 
+FINAL = Rule(
+    "final digest",
+    value=lambda run: run.digests.get("final"),
+    settings=_config("final"),
+    digest="final",
+    applies=lambda run: bool(run.final),
+)
+"""What runs must share that are evaluated once more at their end."""
+
+
 def rules(runs: Sequence[Run]) -> list[Rule]:
-    """What these runs must share: the same for all, and a rule for every frozen encoder that one of them reads."""
+    """What these runs must share: the same for all, a rule for every frozen encoder that one of them reads, and one
+    for the final evaluation where there is any.
+    """
     encoders = sorted(set[str]().union(*(_encoders_read(run) for run in runs)))
-    return [*RULES[:2], *map(_encoder, encoders), *RULES[2:]]
+    final = [FINAL] if any(FINAL.value(run) or run.final for run in runs) else []
+    return [*RULES[:2], *map(_encoder, encoders), *RULES[2:], *final]
 
 
 def differing_pair(rule: Rule, runs: Sequence[Run]) -> tuple[Run, Run] | None:
@@ -199,15 +213,17 @@ def _check(rule: Rule, scope: str, runs: Sequence[Run]) -> Check:
 def _check_protocol_of_lines(study: Study) -> None:
     for run in study.runs:
         if line := foreign_evaluation(run):
+            which = "final evaluation" if line in run.final else "evaluation"
             raise UserError(
-                f"{run.label}: the evaluation at step {line['step']} was made under another protocol "
+                f"{run.label}: the {which} at step {line['step']} was made under another protocol "
                 f"({short_text(line['protocol'])}) than the manifest names: run the cell again"
             )
 
 
 def foreign_evaluation(run: Run) -> Mapping[str, Any] | None:
-    """The run's first evaluation under another protocol than its manifest names, if there is any."""
-    return next((line for line in run.evaluations if line["protocol"] != run.digests.get("evaluation")), None)
+    """The run's first evaluation under another protocol than its manifest names for it, if there is any."""
+    named = [(line, "evaluation") for line in run.evaluations] + [(line, "final") for line in run.final]
+    return next((line for line, name in named if line["protocol"] != run.digests.get(name)), None)
 
 
 def _check_trace(scope: str, runs: Sequence[Run]) -> Check:

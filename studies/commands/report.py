@@ -10,6 +10,7 @@ from harness.errors import UserError
 from studies.commands.common import Parser
 
 if TYPE_CHECKING:
+    from reports.load import Published
     from studies.compare import Failure
 
 
@@ -18,13 +19,21 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(prog="ditbench report", description="Write the report of a study.")
     parser.add_argument("study", type=Path, help="study folder, such as runs/digits")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="table (default) or json")
+    parser.add_argument(
+        "--published",
+        choices=("main", "all", "none"),
+        default="main",
+        help="published numbers drawn beside a study of ImageNet's size and pixels: what authors print of their own "
+        "runs (default), all with ablations and unverified ones, or none",
+    )
     arguments = parser.parse_args(argv)
-    write_and_print(arguments.study, arguments.format)
+    write_and_print(arguments.study, arguments.format, arguments.published)
     return 0
 
 
-def write_and_print(study: Path, form: str = "table") -> None:
+def write_and_print(study: Path, form: str = "table", published: "Published" = "main") -> None:
     """Write the report; print the result tables, what was checked to agree, then the path of the page."""
+    from reports import final_protocol
     from reports.ablation import terminal_tables
     from reports.report import write_report
     from reports.tables import final_table, marks, means_rows, terminal_rows
@@ -32,12 +41,14 @@ def write_and_print(study: Path, form: str = "table") -> None:
     from reports.verify import compact
     from studies.tables import console, print_table
 
-    paths = write_report(study)
+    paths = write_report(study, published)
     found = paths.study
     if form == "json":
         rows = json.loads(final_table(found).to_json(orient="records"))
         checks = [dataclasses.asdict(check) for check in paths.checks]
-        print(json.dumps({"page": str(paths.page), "rows": rows, "checks": checks}, indent=1, ensure_ascii=False))
+        final = final_protocol.final_rows(found)
+        whole = {"page": str(paths.page), "rows": rows, "final": final, "checks": checks}
+        print(json.dumps(whole, indent=1, ensure_ascii=False))
         return
     print(f"{found.main_metrics[0]} {found.after}")
     if (study / RECORD).is_file():
@@ -49,6 +60,9 @@ def write_and_print(study: Path, form: str = "table") -> None:
         print_table(terminal_rows(found))
         print()
         print_table(means_rows(found))
+    for title, lines in final_protocol.terminal_tables(found):
+        console().print(f"\n{title}")
+        print_table(lines)
     console().print("".join(f"{mark}\n" for mark in marks(found, found.main_metrics)))
     print_table(compact(paths.checks), justify="left")
     print(f"report: {paths.page}")

@@ -17,6 +17,7 @@ POINTS = len(STEPS)
 BATCH_SIZE = 64
 MAIN = "fd_efficientnet_lite0_898"
 TILE = 32
+IMAGENET_CLASSES = 1000
 
 METHODS: dict[str, dict[str, Any]] = {
     "sit": {"gain": 0.0, "terms": {}, "taps": [], "encoders": [], "ema": False, "head_parameters": 0},
@@ -220,7 +221,7 @@ def manifest(study: str, cell: str, method: str, seed: int, baseline: str) -> di
             "needs": {"images": False, "encoders": facts["encoders"], "ema": facts["ema"]},
             "encoder_families": ["efficientnet" for _ in facts["encoders"]],
         },
-        "model": {"name": "SiT-nano/2", "parameters": 1_930_000},
+        "model": {"name": "SiT-nano/2", "parameters": 1_930_000, "num_classes": 10},
         "environment": {
             "git_commit": "0123456789abcdef0123456789abcdef01234567",
             "git_dirty": False,
@@ -320,6 +321,67 @@ def _samples(seed: int, step: int, gain: float) -> Image.Image:
 def tile_level(i: int) -> int:
     """Background of tile i; its top left pixel is (i, 0, 0)."""
     return 6 * (i % 10)
+
+
+# -- final evaluations ----------------------------------------------------------------------------------------------
+
+
+def final_protocol(**fields: Any) -> dict[str, Any]:
+    """The protocol of a final evaluation; `fields` replace the plain ones."""
+    sampler = {"kind": "sde-euler-maruyama", "num_steps": 250, "cfg_scale": 1.0}
+    return {**protocol(), "sampler": sampler, "num_samples": 50_000, **fields}
+
+
+def evaluate_finally(folder: RunFolder, metrics: Mapping[str, float], **fields: Any) -> None:
+    """Give a finished run a final evaluation with these metrics; `fields` of its protocol replace the plain ones."""
+    named = final_protocol(**fields)
+    lines = {"floor": {"fid50k": 1.8}, "reconstruction": {"fid50k": 2.3}}
+    config = {name: named[name] for name in ("num_samples", "sampler", "seed")}
+    edit_manifest(folder, final={"protocol": named, "lines": lines}, digests={"final": digest(named)})
+    edit_manifest(folder, config={"final": config})
+    last = folder.lines("eval")[-1]
+    clocks = {name: value for name, value in last.items() if name not in ("gradient_norms", "samples")}
+    write_lines(folder, "final", [{**clocks, "protocol": digest(named), "metrics": metrics}])
+
+
+FINAL = {
+    "sit": {"fid50k": (33.1, 33.4, 32.8), "is50k": (43.9, 43.6, 44.1), "precision50k": (0.53, 0.528, 0.532)},
+    "repa": {"fid50k": (24.5, 24.1, 24.9), "is50k": (59.8, 60.1, 59.2), "precision50k": (0.59, 0.593, 0.588)},
+    "vae_repa": {"fid50k": (29.0, 28.7, 32.9), "is50k": (49.7, 50.2, 49.9), "precision50k": (0.56, 0.561, 0.555)},
+}
+"""Metrics of final evaluations of the size that papers print for SiT-B/2 after 400,000 steps, by cell, seeds 0 to 2."""
+
+
+def write_final_study(runs: Path, seeds: Sequence[int] = (0, 1, 2), **fields: Any) -> Path:
+    """A study that looks like ImageNet's at 256 pixels, SiT-B/2 and 400,000 steps of 256, finally evaluated.
+
+    `fields` of the final protocol replace the plain ones.
+    """
+    study = write_study(runs, {cell: cell for cell in FINAL}, seeds, study="imagenet")
+    for cell, metrics in FINAL.items():
+        for seed in seeds:
+            folder = run_folder(study, cell, seed)
+            enlarge(folder)
+            evaluate_finally(folder, {name: values[seed] for name, values in metrics.items()}, **fields)
+    return study
+
+
+def enlarge(folder: RunFolder, name: str = "SiT-B/2", num_classes: int = IMAGENET_CLASSES, side: int = 256) -> None:
+    """Let a run be of another size and other images, with 500 times as many steps of 256 images and no pictures."""
+    config = folder.manifest()["config"]
+    changes = {
+        "model": {**config["model"], "name": name},
+        "data": {**config["data"], "name": "preprocessed", "image_size": side},
+        "optimizer": {**config["optimizer"], "batch_size": 256},
+        "budget": {"unit": "steps", "amount": 500 * STEPS[-1]},
+    }
+    edit_manifest(
+        folder, config=changes, model={"name": name, "num_classes": num_classes}, extractor_family="inception"
+    )
+    for record in ("train", "eval"):
+        lines = folder.lines(record)  # type: ignore[arg-type]
+        clocks = [{"step": 500 * line["step"], "images": 500 * 256 * line["step"]} for line in lines]
+        write_lines(folder, record, [line | {"samples": ""} | clock for line, clock in zip(lines, clocks, strict=True)])
 
 
 # -- ablations ------------------------------------------------------------------------------------------------------

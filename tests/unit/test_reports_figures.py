@@ -218,13 +218,16 @@ def test_panels_show_every_quantity(study, look):
 
 def test_saved_files_are_images_and_equal_records_give_equal_bytes(study, look, tmp_path):
     frame = metric_curves(study, MAIN)
-    image, vector, data = figures.save(lambda one: figures.metric_figure(frame, one), frame, tmp_path / "fd.x", look)
-    assert [path.name for path in (image, vector, data)] == ["fd.x.png", "fd.x.svg", "fd.x.csv"]
+    paths = figures.save(lambda one: figures.metric_figure(frame, one), frame, tmp_path / "fd.x", look)
+    assert [path.name for path in paths] == ["fd.x.png", "fd.x.svg", "fd.x.pdf", "fd.x.csv"]
+    image, vector, printed, _ = paths
     assert image.read_bytes().startswith(b"\x89PNG")
     assert vector.read_text().rstrip().endswith("</svg>")
+    assert printed.read_bytes().startswith(b"%PDF")
+    assert b"Date" not in printed.read_bytes()
     (tmp_path / "again").mkdir()
     again = figures.save(lambda one: figures.metric_figure(frame, one), frame, tmp_path / "again" / "fd.x", look)
-    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in (image, vector, data)]
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths]
 
 
 def test_the_csv_holds_what_was_drawn(study, look, tmp_path):
