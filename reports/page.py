@@ -1,8 +1,8 @@
 """The self-contained page: everything a reader needs in one HTML file that asks for nothing from outside."""
 
 import base64
+import hashlib
 import re
-import shlex
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +14,16 @@ import markupsafe
 
 from harness.records import metric
 from reports import ablation_findings, ablation_report, costs, equal_cost, figures, findings, samples, tables
+from reports.columns import columns, sort_key
+from reports.differing import differing_settings
 from reports.endings import endings
 from reports.load import Study
+from reports.reproduce import PLACES, cell_commands, configs_read, study_commands
 from reports.sections import Section
 from reports.style import DARK, LIGHT, CellStyle, Look, Theme
 from reports.trials import Ablation
 from reports.verify import Check, Setting, environment, flatten, short_text
+from reports.words import listed
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -76,9 +80,9 @@ class Content:
     figures: Sequence[ShownFigure]
 
 
-def render(content: Content) -> str:
-    """The page as text. Every label goes through the template's escaping."""
-    templates = jinja2.Environment(
+def templates() -> jinja2.Environment:
+    """The templates of pages, in which every label is escaped."""
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -86,11 +90,18 @@ def render(content: Content) -> str:
         lstrip_blocks=True,
         finalize=one_direction,
     )
-    templates.filters["breakable"] = breakable
+    environment.filters |= {"breakable": breakable, "columns": columns, "sort_key": sort_key}
+    return environment
+
+
+def render(content: Content) -> str:
+    """The page as text. Every label goes through the template's escaping."""
+    script = TEMPLATES.joinpath("page.js").read_text()
     study, shown = content.study, content.shown
     rows, settings = tables.results(study), environment(study)
     shown_rows = [row for row in rows if row.cell in shown.cells]
-    return templates.get_template("page.html").render(
+    template = templates().get_template("page.html")
+    return template.render(
         study=study,
         shown=shown,
         styles=content.styles,
@@ -112,10 +123,15 @@ def render(content: Content) -> str:
         time_notes=costs.time_notes(study),
         details=_details(study, shown_rows),
         protocol=_settings(study.reference.manifest.get("protocol", {})),
-        training=_settings({k: v for k, v in study.reference.config.items() if k not in ("sections", "evaluation")}),
+        training=_training_settings(study),
         checks=content.checks,
         environment=settings,
-        commands=_commands(study),
+        differing=differing_settings(shown),
+        study_commands=study_commands(study),
+        configs_read=listed(configs_read(study)),
+        cell_commands=cell_commands(study),
+        script=markupsafe.Markup(script),
+        script_hash=script_hash(script),
         light=LIGHT,
         dark=DARK,
     )
@@ -135,6 +151,11 @@ def _heading(content: Content, rows: Sequence[tables.CellResult], settings: Sequ
             "notes": ablation_report.importance_notes(content.ablation),
         },
     }
+
+
+def script_hash(script: str) -> str:
+    """How the page's policy names the one script that may run: by what it is, so that no other one can."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
 TURNING = {ord(mark): "\ufffd" for mark in "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"}
@@ -239,7 +260,7 @@ def _settings(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, short_text(value) or '""') for name, value in flatten(values).items() if name]
 
 
-def _commands(study: Study) -> list[str]:
-    """Every command that made runs of the study, as one would type it."""
-    commands = [run.manifest.get("command", []) for run in study.runs]
-    return list(dict.fromkeys(shlex.join(command) for command in commands if command))
+def _training_settings(study: Study) -> list[tuple[str, str]]:
+    """Of the study's first run that got somewhere, without what is shown elsewhere and where things lie."""
+    config = {k: v for k, v in study.reference.config.items() if k not in ("sections", "evaluation")}
+    return [(name, text) for name, text in _settings(config) if name not in PLACES]

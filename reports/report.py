@@ -12,6 +12,7 @@ from reports import ablation_report, costs, equal_cost, figures, final_protocol,
 from reports.curves import clock_curves, metric_curves, training_curves
 from reports.load import Published, Study, load_study
 from reports.plans import Plan
+from reports.sample_figures import evolution_plan
 from reports.sections import Section, saved_tables
 from reports.style import Look, cell_styles
 from reports.trials import Ablation, load_ablation
@@ -141,6 +142,8 @@ def _plans(study: Study, shown: Study) -> list[Plan]:
                 caption + _stops(training),
             )
         )
+    evolution = evolution_plan(shown)
+    plans += [evolution] if evolution else []
     if len(shown.cells) == len(study.cells):
         return plans
     chosen = f" Of {len(study.cells)} cells {len(shown.cells)} are shown: {CHOSEN}."

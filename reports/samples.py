@@ -1,8 +1,10 @@
 """Generated images side by side: tile i of every run began from the same noise and label."""
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -49,11 +51,21 @@ def grids(study: Study) -> list[Grid]:
 
 
 def _column(run: Run) -> Column | None:
-    kept = [line for line in run.evaluations if line.get("samples") and (run.folder / line["samples"]).is_file()]
+    kept = kept_lines(run)
     if not kept:
         return None
-    tiles = read_tiles(run.folder / kept[-1]["samples"], run.config["data"]["image_size"], NUM_IMAGES)
+    tiles = scaled_tiles(run, kept[-1], NUM_IMAGES)
     return Column(run.cell, kept[-1]["point"], kept[-1]["step"], tuple(_png(tile) for tile in tiles))
+
+
+def kept_lines(run: Run) -> list[Mapping[str, Any]]:
+    """The evaluations of a run whose images are there."""
+    return [line for line in run.evaluations if line.get("samples") and (run.folder / line["samples"]).is_file()]
+
+
+def scaled_tiles(run: Run, line: Mapping[str, Any], num: int) -> list[Image.Image]:
+    """The first `num` images of an evaluation, scaled down to what a page shows."""
+    return [_scaled(tile) for tile in read_tiles(run.folder / line["samples"], run.config["data"]["image_size"], num)]
 
 
 def read_tiles(path: Path, side: int, num: int) -> list[Image.Image]:
@@ -74,9 +86,11 @@ def read_tiles(path: Path, side: int, num: int) -> list[Image.Image]:
     return [grid.crop((side * c, side * r, side * (c + 1), side * (r + 1))) for r, c in places]
 
 
+def _scaled(tile: Image.Image) -> Image.Image:
+    return tile if tile.width <= MAX_SIDE else tile.resize((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+
+
 def _png(tile: Image.Image) -> bytes:
-    if tile.width > MAX_SIDE:
-        tile = tile.resize((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     tile.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()

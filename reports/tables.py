@@ -14,7 +14,6 @@ from reports.formats import latex_table, markdown_table, markdown_text
 from reports.load import Study
 from reports.statistics import PairedDifference, paired_difference
 from reports.units import Unit
-from reports.verify import flatten
 from reports.words import count
 
 BIAS_MARK = "†"
@@ -366,7 +365,6 @@ def methods_table(study: Study) -> list[tuple[str, list[list[str]]]]:
 def _method_facts(study: Study, cell: str) -> dict[str, list[str]]:
     run = study.first(cell)
     facts = run.facts
-    sections = flatten(run.config.get("sections", {}))
     return {
         "What it adds": _lines(facts.get("summary")),
         "Paper": _lines(facts.get("paper")),
@@ -376,8 +374,6 @@ def _method_facts(study: Study, cell: str) -> dict[str, list[str]]:
         "Needs": _needs(facts.get("needs", {})),
         "Pretrained models": list(facts.get("pretrained", [])),
         "Outside data": list(facts.get("outside_data", [])),
-        "Own settings": [f"{name} = {value}" for name, value in sections.items() if name],
-        "Other settings that differ": _other_settings(study, cell),
         "Tuned": _lines(tuning_text(run.manifest.get("tuning", {}))),
         "Note": _lines(facts.get("note")),
     }
@@ -408,12 +404,3 @@ def _needs(needs: Mapping[str, Any]) -> list[str]:
     lines = ["images"] if needs.get("images") else []
     lines += [f"tokens of the frozen encoder {name}" for name in needs.get("encoders", [])]
     return lines + (["forward passes of the EMA teacher"] if needs.get("ema") else [])
-
-
-def _other_settings(study: Study, cell: str) -> list[str]:
-    """Settings outside the methods' sections that not all cells share, such as the micro-batch."""
-    ignored = ("study", "cell", "method", "seed", "sections", "output.")
-    configs = {c: flatten(study.first(c).config) for c in study.cells}
-    names = sorted({name for config in configs.values() for name in config if not name.startswith(ignored)})
-    differing = [n for n in names if len({str(config.get(n)) for config in configs.values()}) > 1]
-    return [f"{name} = {configs[cell].get(name)}" for name in differing]

@@ -138,7 +138,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Glyph")
 def test_names_change_no_tag_of_the_page(reports):
     harmless, hostile = (Page(reports(name).page.read_text()) for name in ("harmless", "hostile"))
     assert hostile.tags == harmless.tags
-    assert {tag for tag, _ in hostile.tags}.isdisjoint({"script", "comment", "iframe"})
+    assert [tag for tag, _ in hostile.tags].count("script") == 1, "the page's own"
+    assert {tag for tag, _ in hostile.tags}.isdisjoint({"comment", "iframe"})
     assert not any(name.startswith("on") for name, _ in hostile.values)
 
 
@@ -155,7 +156,7 @@ def test_no_name_turns_the_text_beside_it_around(reports):
 def test_links_lead_beside_the_page_and_to_the_study(reports):
     for name, value in Page(reports("hostile").page.read_text()).values:
         if name == "href":
-            assert value.startswith(("#", "figures/", "final.", "equal_cost.", "cost.", "checks.", "../cell"))
+            assert re.match(r"#|figures/|\w+\.(csv|md|tex|json)$|\.\./cell", value)
 
 
 def test_styles_hold_colours_alone(reports):
@@ -169,7 +170,7 @@ def test_figures_hold_no_elements_of_names(reports):
         [ElementTree.parse(path).getroot() for path in sorted(reports(name).figures) if path.suffix == ".svg"]
         for name in ("harmless", "hostile")
     )
-    assert len(hostile) == len(harmless) == 5
+    assert len(hostile) == len(harmless) > 5
     for plain, root in zip(harmless, hostile, strict=True):
         assert {element.tag for element in root.iter()} <= {element.tag for element in plain.iter()}
         assert {a for element in root.iter() for a in element.attrib} <= {

@@ -1,8 +1,10 @@
 """The whole report of a study that has everything at once: a diverged cell, a running one, hostile labels."""
 
 import base64
+import hashlib
 import io
 import json
+import math
 import re
 import shutil
 import urllib.parse
@@ -17,8 +19,10 @@ from records_factory import MAIN, TILE, diverge, edit_lines, edit_manifest, fail
 from harness.records import UserError
 from reports import samples
 from reports.load import load_study
-from reports.page import Picture
+from reports.page import TEMPLATES, Picture
+from reports.plans import Plan
 from reports.report import write_report
+from reports.sections import Block, Section, Table
 from reports.verify import short_text
 
 HOSTILE = "<script>alert(1)<|script>&\"'"
@@ -28,12 +32,15 @@ PICTURE = Picture([], "data:,")
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
+    """The fixed parts of a report: what only some studies have is tested beside each of it."""
     study = write_study(tmp_path_factory.mktemp("runs"), CELLS)
     diverge(run_folder(study, "sra", 1), 312, "base", kept=3)
     edit_manifest(run_folder(study, "repa,block=3", 1), status="running")
     edit_lines(run_folder(study, "repa,block=3", 1), "eval", keep=5)
     edit_manifest(run_folder(study, HOSTILE, 0), warnings=["<b>beware</b>"])
-    return study, write_report(study)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reports.report.SECTIONS", ())
+        return study, write_report(study)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +58,9 @@ def unpainted(monkeypatch):
 def test_every_file_is_there(written):
     study, paths = written
     assert paths.folder == study / "report"
-    stems = ("main", "metrics", "clocks", "differences", "training")
-    assert {p.name for p in paths.figures} == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "csv")}
+    stems = ("main", "metrics", "clocks", "differences", "training", "evolution")
+    kinds = ("png", "svg", "pdf", "csv")
+    assert {p.name for p in paths.figures} == {f"{stem}.{kind}" for stem in stems for kind in kinds}
     tables = {f"{stem}.{kind}" for stem in ("final", "equal_cost", "cost") for kind in ("csv", "md", "tex")}
     assert {path.name for path in paths.folder.iterdir()} == tables | {
         *("index.html", "figures", "checks.csv", "checks.json")
@@ -78,7 +86,6 @@ def test_every_file_is_there(written):
 
 
 def test_the_page_asks_for_nothing_from_outside(page):
-    assert "script" not in {tag for tag, _ in page.tags}
     for tag, name in (("img", "src"), ("source", "srcset")):
         values = page.attributes(tag, name)
         assert values
@@ -87,8 +94,23 @@ def test_the_page_asks_for_nothing_from_outside(page):
     assert all(
         re.match(r"#|figures/|(final|equal_cost|cost|checks)\.|\.\./", href) for href in page.attributes("a", "href")
     )
-    policy = page.attributes("meta", "content")
-    assert any(value.startswith("default-src 'none'") for value in policy)
+
+
+def test_one_script_may_run_and_it_is_ours(page, written):
+    (script,) = re.findall(r"<script>(.*?)</script>", written[1].page.read_text(), re.DOTALL)
+    assert script == (TEMPLATES / "page.js").read_text()
+    assert [attrs for tag, attrs in page.tags if tag == "script"] == [{}]
+    (policy,) = [content for content in page.attributes("meta", "content") if content.startswith("default-src")]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy.split("; ") == [
+        "default-src 'none'",
+        "img-src data:",
+        "style-src 'unsafe-inline'",
+        f"script-src 'sha256-{digest}'",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+    assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
 
 
 def test_labels_and_warnings_are_text_never_markup(page, written):
@@ -110,9 +132,9 @@ def test_images_have_a_text_in_their_place(page):
 
 def test_figures_fit_light_and_dark_wide_and_narrow_pages(page):
     queries = page.attributes("source", "media")
-    assert len(queries) == 5 * 3
+    assert len(queries) == 6 * 3
     for scheme in ("dark", "light"):
-        assert sum("max-width" in query and f"prefers-color-scheme: {scheme}" in query for query in queries) == 5
+        assert sum("max-width" in query and f"prefers-color-scheme: {scheme}" in query for query in queries) == 6
 
 
 def test_what_did_not_finish_is_said(page):
@@ -131,6 +153,38 @@ def test_runs_that_are_not_finished_stand_in_a_table_with_their_files(page):
         *("sra", "1", "diverged", "step 312 of 800", "velocity loss not finite"),
         "sra/seed1/checkpoints/diverged_00000312",
     ]
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_a_section_has_its_place_its_figures_and_its_tables(tmp_path, monkeypatch):
+    rows = [
+        {"cell": "sit", "mean": "20.0", "cost": "1,200", "reading": "baseline", "block": "block 1"},
+        {"cell": "repa", "mean": "−1.5", "cost": "> budget", "reading": "better, 2 of 2", "block": "–"},
+    ]
+    table = Table("extra", "An extra table", rows, [{"cell": "sit"}, {"cell": "repa"}], ["A note."])
+    plan = Plan("drawn", pd.DataFrame({"x": [1]}), lambda frame, look: None, "an alt text", "A caption.")
+    section = Section(name="more", title="More", sentences=["One."], plans=[plan], blocks=[Block(table, ["Two."])])
+    monkeypatch.setattr("reports.report.SECTIONS", (lambda study: None, lambda study: section))
+    study = write_study(tmp_path, {"sit": "sit", "repa": "repa"}, seeds=(0,))
+    source = write_report(study).page.read_text()
+    page = Page(source)
+    text = " ".join("".join(page.text).split())
+    assert re.search(r"Result.*Against other clocks", text)
+    more = text[text.index("More One. A caption.") : text.index("Against other clocks", text.index("More One."))]
+    assert more.index("A caption.") < more.index("An extra table Two.") < more.index("A note.")
+    assert '<a href="#more">More</a>' in source and '<img src="data:," alt="an alt text">' in source
+    heads = re.findall(r'<th scope="col"( class="number")?>(\w+)</th>', source[source.index("An extra table") :])[:5]
+    assert heads == [
+        ("", "cell"),
+        (' class="number"', "mean"),
+        (' class="number"', "cost"),
+        ("", "reading"),
+        ("", "block"),
+    ]
+    assert [key for key in page.attributes("td", "data-sort") if key in ("-1.5", "1200", "Infinity")] == [
+        *("1200", "-1.5", "Infinity"),
+    ]
+    assert (study / "report" / "extra.tex").is_file()
 
 
 @pytest.mark.usefixtures("unpainted")
@@ -212,6 +266,23 @@ def test_row_i_of_the_samples_is_tile_i_of_every_cell(page, written):
         assert image.getpixel((0, 0)) == (7, 0, 0)
 
 
+def test_cells_sort_by_their_numbers(page, written):
+    table = pd.read_csv(written[1].table_csv).set_index("cell")
+    keys = page.attributes("td", "data-sort")
+    for value in table[MAIN].dropna():
+        assert f"{value:.2f}".rstrip("0") in {key.rstrip("0") for key in keys}
+    assert all(key in ("", "Infinity") or math.isfinite(float(key)) for key in keys)
+
+
+def test_settings_that_differ_and_commands_stand_on_the_page(page):
+    text = " ".join("".join(page.text).split())
+    differing = text[text.index("Settings that differ") : text.index("Counted for one image")]
+    assert "vae_repa.head_layers–55––" in differing
+    assert "These commands spell out every setting" in text and "that of the study was digits." in text
+    assert "ditbench train --study digits --cell repa+vae_repa --method repa+vae_repa --seed 0" in text
+    assert "repa,block=3, seed 0; with another --seed also 1" in text
+
+
 def test_tiles_are_read_row_by_row(written):
     path = run_folder(written[0], "sit", 0).samples / "step_00000800.png"
     tiles = samples.read_tiles(path, TILE, 30)
@@ -246,7 +317,8 @@ def test_a_refused_report_leaves_the_old_one(written, tmp_path):
     assert (study / "report" / "index.html").read_text() == "old"
 
 
-def test_one_cell_with_one_seed_makes_a_report(tmp_path):
+def test_one_cell_with_one_seed_makes_a_report(tmp_path, monkeypatch):
+    monkeypatch.setattr("reports.report.SECTIONS", ())
     study = write_study(tmp_path, {"sra": "sra"}, seeds=(4,))
     edit_lines(run_folder(study, "sra", 4), "train", keep=0)
     edit_manifest(run_folder(study, "sra", 4), lines={"floor": {}, "reconstruction": {}})
@@ -254,4 +326,4 @@ def test_one_cell_with_one_seed_makes_a_report(tmp_path):
     text = "".join(Page(paths.page.read_text()).text)
     assert "1 training method for SiT-nano/2 on digits, 1 seed," in text
     assert "No cell is the baseline of the others" in text
-    assert {path.stem for path in paths.figures} == {"main", "metrics", "clocks"}
+    assert {path.stem for path in paths.figures} == {"main", "metrics", "clocks", "evolution"}
