@@ -14,6 +14,7 @@ COMMANDS = {
     "compare": "train and evaluate several methods under one budget, and write the report",
     "ablate": "try settings of a method, as a grid or as a search, and write the report",
     "evaluate": "evaluate a run's EMA backbone again, under its own or another protocol, or score anybody's images",
+    "analyze": "analyse what the blocks of runs represent: alignment, linear probes, pictures of components",
     "sample": "generate images from a run, as PNG files or one .npz",
     "report": "write the report of a study from its records",
     "sync": "rebuild MLflow from the records of a study",
