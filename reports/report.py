@@ -8,7 +8,17 @@ from pathlib import Path
 import pandas as pd
 
 from harness.records import metric, replaced, write_json
-from reports import ablation_report, costs, equal_cost, figures, final_protocol, page, published_marks, tables
+from reports import (
+    ablation_report,
+    analysis,
+    costs,
+    equal_cost,
+    figures,
+    final_protocol,
+    page,
+    published_marks,
+    tables,
+)
 from reports.curves import clock_curves, metric_curves, training_curves
 from reports.load import Published, Study, load_study
 from reports.plans import Plan
@@ -24,7 +34,7 @@ CHOSEN = "the control, the default, and the best and worst setting; of several m
 """Which cells of an ablation have lines."""
 
 
-SECTIONS: tuple[Callable[[Study], Section | None], ...] = (final_protocol.section,)
+SECTIONS: tuple[Callable[[Study], Section | None], ...] = (final_protocol.section, analysis.section)
 """What a report may hold besides its fixed parts, in this order; None where a study has nothing of it."""
 
 
