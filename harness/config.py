@@ -61,7 +61,8 @@ class DataConfig:
     the tools of EDM2 and REPA write, read in place; parquet: files of a data set of Hugging Face."""
     path: str = ""
     """imagefolder: folder of class folders; preprocessed: folder or zip of images with dataset.json, or a folder that
-    holds images and vae-sd; parquet: folder of the files, or folder/train for the files train-*."""
+    holds images and vae-sd; parquet: folder of the files, folder/train for the files train-*, or a part of a data set
+    on Hugging Face's hub, such as ILSVRC/imagenet-1k/train."""
     latents: str = ""
     """preprocessed: folder or zip of the images' moments (mean and std); "" = vae-sd beside images, if it is there,
     else they are encoded."""
@@ -88,7 +89,7 @@ class DataConfig:
             held = {
                 "imagefolder": "one folder of images for each class",
                 "preprocessed": "images and dataset.json",
-                "parquet": "parquet files",
+                "parquet": "parquet files, or a data set on the hub such as uoft-cs/cifar10/train",
             }
             require(bool(self.path), f"data.path is empty: name a folder that holds {held[self.name]}")
         require(
@@ -385,6 +386,13 @@ class RunConfig:
     def label(self) -> str:
         """The cell's label."""
         return self.cell or self.method
+
+    @property
+    def protocols(self) -> dict[str, EvaluationConfig]:
+        """What the run is evaluated under, by section: at every point, and, where that is asked for, at its end."""
+        if not self.final.num_samples:
+            return {"evaluation": self.evaluation}
+        return {"evaluation": self.evaluation, "final": dataclasses.replace(self.evaluation, **vars(self.final))}
 
 
 def training_digest(config: RunConfig) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from harness import extractors, flow
 from harness.cache import Report, read_small, write_small
-from harness.config import EvaluationConfig, RuntimeConfig, SamplerConfig, require
+from harness.config import EvaluationConfig, RuntimeConfig, require
 from harness.environment import resolve_precision
 from harness.fidelity import Pictures, spread
 from harness.generate import generate_together, inference, labels_for
@@ -83,9 +83,8 @@ class Evaluator:
         self.digest = digest(self.protocol)
         self.warnings = tuple(self.scorer.warnings(self.config.num_samples))
 
-    def of_samples(self, num_samples: int, sampler: SamplerConfig, seed: int) -> "Evaluator":
-        """The same scores of samples that are made in another way; the reference is opened once for both."""
-        config = replace(self.config, num_samples=num_samples, sampler=sampler, seed=seed)
+    def under(self, config: EvaluationConfig) -> "Evaluator":
+        """The evaluator of a protocol that only makes its samples in another way; both share what they score by."""
         shared = (self._runtime, self.prepared, self._accelerator, self.cache, self._report)
         return Evaluator(config, *shared, scorer=self.scorer)
 
@@ -105,6 +104,12 @@ class Evaluator:
             labels_N = labels_for(0, len(images_NHWC), backbone.num_classes).numpy()
             metrics = {**self.score(images_NHWC, labels_N), **self.velocity_loss(backbone)}
         return Evaluation(metrics=metrics, grid=images_NHWC[: self.config.grid_images], bad_images=bad_images)
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """What `evaluate` gives."""
+        bins = [f"velocity_loss_t{number}" for number in range(1, TIME_BINS + 1)]
+        return (*self.scorer.metric_names(self.config.num_samples), "velocity_loss", *bins)
 
     def lines(self) -> dict[str, dict[str, float]]:
         """Metrics of the held-out images (`floor`) and of their reconstructions, cached in one JSON file."""
@@ -166,8 +171,8 @@ def resolve(config: EvaluationConfig, prepared: PreparedData, scorer: Scorer, de
     else:
         require(
             num_samples <= num_train,
-            f"evaluation.num_samples is {num_samples}: precision and recall need as many training images and there "
-            f"are {num_train}; give at most {num_train}, or lower data.holdout",
+            f"num_samples of evaluation or final is {num_samples}: precision and recall need as many training images "
+            f"and there are {num_train}; give at most {num_train}, or lower data.holdout",
         )
     scorer.require_enough(min(num_samples, num_held_out), have)
     return replace(

@@ -67,7 +67,9 @@ def check_run(config: RunConfig, method: Method, num_processes: int, device: tor
         device: of the backbone.
     """
     weights = list(weight_parts(config, method))
-    for phase in (training_parts(config, method, num_processes), evaluation_parts(config, method.backbone)):
+    phases = [training_parts(config, method, num_processes)]
+    phases += [evaluation_parts(config, method.backbone, section) for section in config.protocols]
+    for phase in phases:
         check([*weights, *phase], device)
 
 
@@ -145,20 +147,20 @@ def training_parts(config: RunConfig, method: Method, num_processes: int) -> Ite
     yield Part(name="draws and latents of two batches", num_bytes=drawn + tokens, way_out="lower optimizer.batch_size")
 
 
-def evaluation_parts(config: RunConfig, shape: BackboneShape) -> Iterator[Part]:
-    """What one evaluation needs. `num_samples` is resolved."""
-    evaluation = config.evaluation
-    samples = evaluation.num_samples * 3 * config.data.image_size**2
-    yield Part(name="samples", num_bytes=samples, way_out="lower evaluation.num_samples or data.image_size")
-    images = min(evaluation.chunk, evaluation.num_samples) * (1 if evaluation.sampler.cfg_scale == 1 else 2)
-    half = 2 if evaluation.precision == "bf16" else FLOAT
+def evaluation_parts(config: RunConfig, shape: BackboneShape, section: str = "evaluation") -> Iterator[Part]:
+    """What one evaluation under the protocol of a section needs. `num_samples` is resolved."""
+    protocol = config.protocols[section]
+    samples = protocol.num_samples * 3 * config.data.image_size**2
+    yield Part(name="samples", num_bytes=samples, way_out=f"lower {section}.num_samples or data.image_size")
+    images = min(protocol.chunk, protocol.num_samples) * (1 if protocol.sampler.cfg_scale == 1 else 2)
+    half = 2 if protocol.precision == "bf16" else FLOAT
     # In the MLP: the residual stream, and the hidden layer before and after GELU. The sampler's state is float64.
     chunk = images * (shape.num_tokens * shape.hidden_size * (FLOAT + 8 * half) + 8 * latent_numbers(shape))
     yield Part(name="passes of a chunk", num_bytes=chunk, way_out="lower evaluation.chunk", on_device=True)
-    resized = EXTRACTED * 3 * evaluation.extractor_size**2 * FLOAT
+    resized = EXTRACTED * 3 * protocol.extractor_size**2 * FLOAT
     yield Part(name="resized images", num_bytes=2 * resized, way_out="lower evaluation.extractor_size", on_device=True)
-    times = evaluation.sampler.num_steps * 32  # a list of Python's floats
-    yield Part(name="the sampler's times", num_bytes=times, way_out="lower evaluation.sampler.num_steps")
+    times = protocol.sampler.num_steps * 32  # a list of Python's floats
+    yield Part(name="the sampler's times", num_bytes=times, way_out=f"lower {section}.sampler.num_steps")
 
 
 def latent_numbers(shape: BackboneShape) -> int:

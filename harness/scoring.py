@@ -133,6 +133,20 @@ class Scorer:
             metrics[f"class_accuracy_{count_name(num)}"] = float(np.mean(named_N == labels_N))
         return metrics
 
+    def metric_names(self, num: int) -> tuple[str, ...]:
+        """What `score` gives of `num` images whose classes are known."""
+        extractor, source = self.extractor, self.source
+        kinds = [
+            kind
+            for kind, _ in zip(("fd", "sfd"), extractor.compared, strict=False)
+            if source.num or kind in source.statistics
+        ]
+        kinds += ["kd", "precision", "recall"] if source.num else []
+        kinds += ["is"] if extractor.logits and num >= SCORE_SPLITS else []
+        others = ["fd_pixels"] if source.num else []
+        others += ["class_accuracy"] if self.has_classifier else []
+        return (*(self.metric_name(kind, num) for kind in kinds), *(f"{other}_{count_name(num)}" for other in others))
+
     def metric_name(self, kind: str, num: int) -> str:
         """What a kind of score of `num` images is called: `fid50k`, or `fd_efficientnet_lite0_898`."""
         if self.extractor.is_standard:

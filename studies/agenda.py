@@ -5,7 +5,7 @@ so an agenda is asked before a run begins, told what happens to it, and asked af
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -57,6 +57,9 @@ class Agenda(ABC):
     @abstractmethod
     def with_threads(self, threads: int) -> Self:
         """The same runs with that many threads each."""
+
+    def check_metrics(self, names: Sequence[str]) -> None:  # noqa: B027 - most agendas look at no metric
+        """Told before the first run what every evaluation measures; `UserError` where a needed metric is missing."""
 
     def settled(self, number: int) -> str:
         """Why a run will never be needed; "" for one that may be."""

@@ -78,7 +78,7 @@ def run_here(agenda: Agenda) -> list[Failure]:
     Every cell is checked before the first one trains, so that a typo in the last cell costs no hours. An unwritable
     folder of studies is refused before the data is read. A group of processes ends with the first run that fails.
     """
-    from studies.run import check_cell, open_lab
+    from studies.run import check_agenda, open_lab
     from studies.work import Task, work
 
     started, first = datetime.now(UTC), agenda.cells[0]
@@ -86,8 +86,7 @@ def run_here(agenda: Agenda) -> list[Failure]:
     with Display(agenda) as display:
         board = Board(agenda, display)
         lab = open_lab(first, display.report)
-        for config in agenda.cells:
-            check_cell(lab, config, agenda.seeds)
+        check_agenda(lab, agenda)
         work(lab, Task(agenda=agenda, started=started, tell=board.hear))
     return board.failures()
 

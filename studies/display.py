@@ -91,7 +91,7 @@ class Display:
             done = round(event.share * self._budget.amount)
             facts = f"{self._facts[number]}  {self._left()} left"
             self._show(number, self._name(number), done, self._budget.amount, facts)
-        if event.kind == "eval" or (
+        if event.kind in ("eval", "final") or (
             event.kind == "train" and not self._live and time.monotonic() - self._printed > PLAIN_SECONDS
         ):
             self._print(self._line(number, event))
@@ -126,10 +126,10 @@ class Display:
 
     def _line(self, number: int, event: Event) -> str:
         step = f"{self._name(number)}: {self._where(event)}"
-        if event.kind == "eval":
+        if event.kind in ("eval", "final"):
             shown = [name for name in event.record["metrics"] if metric(name).prefix in ("fd", "fid", "class_accuracy")]
             values = "  ".join(f"{name} {event.record['metrics'][name]:.4g}" for name in shown)
-            return f"{step}  {values}"
+            return f"{step}{', final' if event.kind == 'final' else ''}  {values}"
         return f"{step}  {self._facts[number]}  {self._left()} left"
 
     def _where(self, event: Event) -> str:

@@ -3,7 +3,7 @@
 import argparse
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,13 +11,13 @@ from jsonargparse import ArgumentParser, Namespace
 
 from harness import official
 from harness.cache import Report
-from harness.config import RunConfig, require
+from harness.config import FinalConfig, RunConfig, require
 from harness.errors import UserError
 from harness.records import file_digest
 from harness.sit import SiT
 from studies import settings
 from studies.run import Lab, open_lab
-from studies.saved import Opened
+from studies.saved import Opened, require_final
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,10 @@ def parse_to_open(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Namespac
     require(bool(namespace.checkpoint), "--source says whose file it is: name the file too, with --checkpoint")
     release = Release(path=Path(namespace.checkpoint), source=namespace.source, which=namespace.which)
     config = settings.run_config(parser, namespace)
+    protocol = namespace.get("protocol", "evaluation")  # not every command generates images
+    if protocol == "final":
+        require_final(config.final.num_samples)
+    config = replace(config, evaluation=config.protocols[protocol], final=FinalConfig())
     return namespace, lambda report: open_released(release, config, report)
 
 

@@ -26,7 +26,7 @@ from harness.rng import global_state_kept
 from harness.sit import parse_name
 from harness.tracking import PARENT_TAG, Tracker, tracking_uri
 from harness.trainer import Event, Run, check_split, end_run, resume, set_up, train
-from studies.agenda import Context
+from studies.agenda import Agenda, Context
 from studies.folders import folder_of, is_done
 from studies.recorded_command import recorded_command
 from studies.settings import SECTIONS, as_plain, resolve_sections, section_of, size_of
@@ -62,7 +62,6 @@ def open_lab(config: RunConfig, report: Report) -> Lab:
         prepared = prepare(config, Needs(), accelerator.device, report)
     cache = cache_folder(config.output)
     evaluator = Evaluator(config.evaluation, runtime, prepared, accelerator, cache, report)
-    final = config.final
     config = replace(config, runtime=runtime, evaluation=evaluator.config)
     images = prepared.images
     return Lab(
@@ -72,7 +71,7 @@ def open_lab(config: RunConfig, report: Report) -> Lab:
         shape=backbone_shape(config, prepared),
         data=DataShape(image_size=config.data.image_size, num_classes=images.num_classes, encoder_width=encoder_width),
         evaluator=evaluator,
-        final=evaluator.of_samples(final.num_samples, final.sampler, final.seed) if final.num_samples else None,
+        final=evaluator.under(config.protocols["final"]) if "final" in config.protocols else None,
         report=report,
     )
 
@@ -100,6 +99,13 @@ def build_method(lab: Lab, config: RunConfig) -> Method:
     """The method of a resolved config, with heads of the right shapes and no weights drawn yet."""
     with global_state_kept():
         return methods.load(config.method)(section_of(config), lab.shape, lab.data)
+
+
+def check_agenda(lab: Lab, agenda: Agenda) -> None:
+    """Refuse what would stop any run, before the first one trains, and make all caches on the way."""
+    agenda.check_metrics(lab.evaluator.metric_names)
+    for config in agenda.cells:
+        check_cell(lab, config, agenda.seeds)
 
 
 def check_cell(lab: Lab, config: RunConfig, seeds: Sequence[int]) -> None:
@@ -271,7 +277,11 @@ def manifest(lab: Lab, run: Run, context: Context) -> dict[str, Any]:
         "lines": evaluator.lines(),
         "final": {"protocol": lab.final.protocol, "lines": lab.final.lines()} if lab.final else {},
         "method_facts": method_facts(run),
-        "model": {"name": config.model.name, "parameters": run.cost.backbone_parameters},
+        "model": {
+            "name": config.model.name,
+            "parameters": run.cost.backbone_parameters,
+            "num_classes": lab.data.num_classes,
+        },
         "environment": environment.describe(config.runtime),
         "extractor_family": lab.evaluator.scorer.extractor.family,
         "warnings": list(evaluator.warnings),

@@ -63,12 +63,33 @@ def build_parser(command: str, description: str, run_needed: bool = True) -> Arg
     return parser
 
 
+def add_protocol(parser: ArgumentParser) -> None:
+    """The option that puts the protocol of the end of a run in the place of that of its points."""
+    parser.add_argument(
+        "--protocol",
+        choices=("evaluation", "final"),
+        default="evaluation",
+        help="section that says how images are made: evaluation, or final with its own samples, sampler and seed",
+    )
+
+
 def parse(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Namespace, RunFolder]:
     """Parse; what is not given on the command line is as the run recorded it."""
-    folder = RunFolder(Path(parse_words(parser, argv).run))
+    asked = parse_words(parser, argv)
+    folder = RunFolder(Path(asked.run))
     recorded = folder.manifest()["config"]
+    if asked.get("protocol") == "final":
+        final = recorded.get("final", {})
+        require_final(final.get("num_samples", 0))
+        recorded["evaluation"] |= final
     parser.set_defaults({f"{name}.{key}": value for name in OVERRIDES for key, value in recorded[name].items()})
     return parse_words(parser, argv), folder
+
+
+def require_final(num_samples: int) -> None:
+    """Refuse `--protocol final` where there is none."""
+    way_out = "there is no such protocol; give --evaluation.num_samples and --evaluation.sampler.* instead"
+    require(num_samples > 0, f"--protocol final: final.num_samples is 0, so {way_out}")
 
 
 def parse_to_open(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Namespace, Callable[[Report], Opened]]:
@@ -100,6 +121,8 @@ def recorded_config(folder: RunFolder, parser: ArgumentParser, namespace: Namesp
     types = {item.name: item.type for item in dataclasses.fields(RunConfig)}
     shared: dict[str, Any] = {}
     for name in SECTIONS:
+        if name == "final":
+            continue  # what is asked for stands in `evaluation`
         section: Any = types[name]
         shared[name] = given[name] if name in OVERRIDES else section(**manifest["config"][name])
     return RunConfig(study=manifest["study"], cell=manifest["cell"], method=manifest["method"], **shared)
@@ -125,7 +148,7 @@ def evaluators(lab: Lab, seeds: Sequence[int]) -> Iterator[Evaluator]:
     require(len(set(seeds)) == len(seeds), f"--seeds {','.join(map(str, seeds))} names a seed twice")
     own = lab.evaluator
     for seed in seeds or [own.config.seed]:
-        yield own if seed == own.config.seed else own.of_samples(own.config.num_samples, own.config.sampler, seed)
+        yield own if seed == own.config.seed else own.under(dataclasses.replace(own.config, seed=seed))
 
 
 def write_samples(lab: Lab, backbone: SiT, num: int, out: Path, is_npz: bool) -> int:

@@ -123,6 +123,9 @@ class AblationAgenda(Agenda):
 
     # -- around a run -----------------------------------------------------------------------------------------------
 
+    def check_metrics(self, names: Sequence[str]) -> None:
+        full_name(self.ablation.objective, names)
+
     def settled(self, number: int) -> str:
         """The other seeds of a trial that its first seed did not come through are never needed."""
         status = self._first_status(number)
@@ -388,7 +391,7 @@ def full_name(asked: str, names: Sequence[str]) -> str:
     family = sorted((name for name in names if metric(name).prefix == asked), key=lambda name: (len(name), name))
     found = [asked] if asked in names else family
     if not found:
-        raise UserError(f"objective is {asked!r}, which was not measured: give one of {', '.join(names)}")
+        raise UserError(f"objective is {asked!r}, which is not measured here: give one of {', '.join(names)}")
     return found[0]
 
 

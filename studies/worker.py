@@ -18,7 +18,7 @@ from typing import Any
 from harness.errors import StorageError, UserError
 from studies.commands.common import quiet_libraries
 from studies.messages import Broke, Happened, Message, Prepares, Ready, Refused
-from studies.run import check_cell, open_lab
+from studies.run import check_agenda, open_lab
 from studies.work import Task, work
 
 DONE, BROKEN, REFUSED, SPENT = 0, 1, 2, 3
@@ -54,8 +54,7 @@ def serve(order: Order, connection: Connection) -> None:
         agenda = task.agenda
         lab = open_lab(agenda.cells[0], lambda what, done, total: wire.tell(Prepares(what, done, total)))
         if order.checks:
-            for config in agenda.cells:
-                check_cell(lab, config, agenda.seeds)
+            check_agenda(lab, agenda)
         wire.tell(Ready())
         sys.exit(DONE if work(lab, task) else SPENT)
     except (UserError, StorageError) as error:

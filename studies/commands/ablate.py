@@ -200,7 +200,7 @@ def _check_search(namespace: Namespace, words: Sequence[str]) -> None:
 
 
 def _check_objective(name: str) -> None:
-    """Refuse what is neither a metric's name nor a family's; which metrics a protocol has shows at an evaluation."""
+    """Refuse what is neither a metric's name nor a family's, before any data is read."""
     if not name:
         return
     rest = name.removeprefix(metric(name).prefix)

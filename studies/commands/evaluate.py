@@ -44,6 +44,7 @@ def evaluate_weights(argv: Sequence[str]) -> int:
     is_released, words = released.route(argv)
     source = released if is_released else saved
     parser = _add_options(source.build_parser("evaluate", DESCRIPTION))
+    saved.add_protocol(parser)
     if not is_released:  # whose config has seeds already, those of training
         several = (
             "evaluation seeds, such as 0,1,2: how far the noise of an evaluation goes (default: --evaluation.seed)"

@@ -20,6 +20,7 @@ def main(argv: Sequence[str]) -> int:
     is_released, words = released.route(argv)
     source = released if is_released else saved
     parser = source.build_parser("sample", DESCRIPTION)
+    saved.add_protocol(parser)
     # torchrun and accelerate launch take --num for a short form of options of theirs.
     number = "images; labels are balanced by index (under a launcher write --num_images)"
     parser.add_argument("--num", "--num_images", type=int, default=100, help=number)

@@ -211,6 +211,17 @@ def test_wrong_words_are_one_line_and_leave_nothing(
     assert not place.runs.exists()
 
 
+def test_an_objective_that_is_not_measured_is_refused_before_a_run(
+    place: Place, ditbench: Callable[..., tuple[int, str, str]]
+) -> None:
+    status, _, err = ditbench(*place.words("ablate", "--method", "vae_repa", *BLOCK, "--objective", "is"))
+    assert status == 2
+    assert err.startswith(
+        "ditbench: objective is 'is', which is not measured here: give one of fd_efficientnet_lite0_48"
+    )
+    assert not list(place.runs.glob("*/*/seed*"))
+
+
 def test_a_launcher_is_refused(
     place: Place, ditbench: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,8 +73,8 @@ def test_words_that_are_wrong(refused: Callable[..., str], words: list[str], exp
         (["--model.name", "SiT-pico/3"], "data.image_size is 32: its latent of 8 x 8 cannot be cut into the 3 x 3 "
          "patches of model.name SiT-pico/3"),
         (["--data.image_size", "30"], "data.image_size is 30: the autoencoder shrinks 4 times, so give a multiple"),
-        (["--evaluation.num_samples", "100"], "evaluation.num_samples is 100: precision and recall need as many "
-         "training images and there are 90; give at most 90"),
+        (["--evaluation.num_samples", "100"], "num_samples of evaluation or final is 100: precision and recall need as "
+         "many training images and there are 90; give at most 90"),
         (["--evaluation.kid_subset", "49"], "evaluation.kid_subset is 49: there are 48 samples"),
         (["--evaluation.extractor", "clip"], "evaluation.extractor is 'clip': give one of "),
         (["--runtime.device", "tpu"], "runtime.device is 'tpu': give auto, cpu, cuda or mps"),

@@ -115,6 +115,19 @@ def test_metrics_carry_extractor_and_count(evaluation):
     assert all(isinstance(value, float) and np.isfinite(value) for value in evaluation.metrics.values())
 
 
+def test_metrics_are_known_before_they_are_measured(evaluation, evaluator):
+    assert tuple(evaluation.metrics) == evaluator.metric_names
+
+
+def test_another_way_of_sampling_shares_what_it_is_scored_by(evaluator, tmp_path):
+    config = replace(evaluator.config, num_samples=20, seed=3, sampler=SamplerConfig(kind="ode-heun", num_steps=2))
+    shared = evaluator.under(config)
+    alone = make_evaluator(tmp_path, num_samples=20, seed=3, sampler=config.sampler)
+    assert shared.scorer is evaluator.scorer
+    assert shared.digest == alone.digest != evaluator.digest
+    assert shared.evaluate(make_backbone()).metrics == alone.evaluate(make_backbone()).metrics
+
+
 def test_grid_holds_the_first_images(evaluation, evaluator):
     parts = (evaluator.prepared.autoencoder, evaluator.config, 24, open_accelerator(RUNTIME))
     images, bad_images = generate_together(make_backbone(), *parts)
@@ -405,7 +418,7 @@ def test_auto_and_zero_are_resolved(tmp_path):
         ),
         ({"kid_subset": 20, "num_samples": 19}, r"kid_subset is 20: there are 19 samples.*give 2 to 19"),
         ({"kid_subset": 1}, r"kid_subset is 1: .* give 2 to 24"),
-        ({"num_samples": 25}, r"num_samples is 25: precision and recall .* there are 24; give at most 24"),
+        ({"num_samples": 25}, r"num_samples of evaluation or final is 25: precision and recall .* there are 24; give at most 24"),
         ({"num_samples": 3}, r"precision and recall need 4 or more images in each set and there are 3 samples"),
         ({"extractor": "resnet50"}, r"evaluation\.extractor is 'resnet50'"),
     ],

@@ -100,6 +100,7 @@ def test_a_record_that_was_read_back_has_the_same_numbers(tmp_path: Path) -> Non
         key: str(value) for key, value in metrics_of(record).items()
     }
     assert metrics_of(read)["best/x"] == -math.inf
+    assert metrics_of({"step": 3, "metrics": {"fid50k": 9.5}}, "final") == {"final/metrics/fid50k": 9.5}
     assert "note" not in metrics_of(read)
 
 

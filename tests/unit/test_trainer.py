@@ -36,7 +36,8 @@ TIMES = ("train_seconds", "evaluation_seconds", "io_seconds", "images_per_s")
 class StandIn:
     """An evaluator that scores nothing: one number of the EMA's weights, and a grey picture."""
 
-    digest = "0" * 64
+    def __init__(self, mark: str = "0") -> None:
+        self.digest = mark * 64
 
     def evaluate(self, backbone: torch.nn.Module) -> Evaluation:
         total = sum(float(p.double().sum()) for p in backbone.parameters())
@@ -57,10 +58,12 @@ def open_folder(path: Path) -> RunFolder:
     return folder
 
 
-def events(run: Run, folder: RunFolder, tracker: Tracker | None = None) -> Generator[Event]:
+def events(
+    run: Run, folder: RunFolder, tracker: Tracker | None = None, final: StandIn | None = None
+) -> Generator[Event]:
     """The run's loop, which a test may close in the middle."""
     recorder = recorder_of(run, folder, tracker)
-    return cast(Generator[Event], train(run, cast(Evaluator, StandIn()), recorder))
+    return cast(Generator[Event], train(run, cast(Evaluator, StandIn()), recorder, cast(Evaluator | None, final)))
 
 
 def recorder_of(run: Run, folder: RunFolder, tracker: Tracker | None = None) -> Recorder:
@@ -336,7 +339,7 @@ def assert_evaluations(run: Run, folder: RunFolder, lines: list[dict[str, Any]])
     found = folder.lines("eval")
     assert [[line[c] for c in clocks] for line in found] == [[lines[i][c] for c in clocks] for i in (1, 3)]
     for line in found:
-        assert line["protocol"] == StandIn.digest
+        assert line["protocol"] == StandIn().digest
         assert line["point"] == (1 if line["step"] == 5 else 2)
         assert line["bad_images"] == 0
         assert line["gradient_norms"].keys() == {"velocity", "vae_repa"}
@@ -542,6 +545,19 @@ def test_samples_that_are_not_finite_end_the_run(bench: Bench, tmp_path: Path, m
     assert_bitwise(groups["ema"], run.ema.backbone.state_dict())
 
 
+def test_samples_of_the_end_that_are_not_finite_are_a_divergence(bench: Bench, tmp_path: Path) -> None:
+    class Bad(StandIn):
+        def evaluate(self, backbone: torch.nn.Module) -> Evaluation:
+            return replace(super().evaluate(backbone), bad_images=1)
+
+    run, folder = bench.start(settings(bench, "sit", "--budget.amount", "2")), open_folder(tmp_path / "run")
+    happened = list(events(run, folder, final=Bad("f")))
+    assert [(event.kind, event.step) for event in happened[-2:]] == [("final", 2), ("end", 2)]
+    assert folder.status() == "diverged"
+    assert [line["bad_images"] for line in folder.lines("final")] == [1]
+    assert folder.manifest()["status_detail"]["parts"] == ["samples"]
+
+
 def test_a_gradient_that_is_not_finite_is_found_as_well(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A finite loss with an infinite slope: sqrt at 0."""
     run = bench.start(bench.config("vae_repa"))
@@ -621,6 +637,30 @@ def test_a_continued_run_equals_an_uninterrupted_one(bench: Bench, tmp_path: Pat
     assert folder.status() == "finished"
 
 
+def test_the_end_has_a_protocol_of_its_own(bench: Bench, tmp_path: Path) -> None:
+    """Stopped between the last point and the final evaluation: that alone is left to do, and it is done once."""
+    config = settings(bench, "sit", "--budget.amount", "4", log_every=2)
+    folder = open_folder(tmp_path / "run")
+    stopped = events(bench.start(config), folder, final=StandIn("f"))
+    for event in stopped:
+        if event.kind == "final":
+            break
+    stopped.close()
+    for expected in (["final", "end"], ["end"]):
+        run = bench.start(config)
+        assert resume(run, recorder_of(run, folder)) == 4
+        if expected[0] == "final":
+            (folder.path / "final.jsonl").unlink()
+        assert [event.kind for event in events(run, folder, final=StandIn("f"))] == expected
+
+    (line,), last = folder.lines("final"), folder.lines("eval")[-1]
+    assert line.keys() == last.keys() - {"gradient_norms"}
+    assert (line["protocol"], line["point"], line["step"]) == ("f" * 64, 2, 4)
+    assert line["metrics"] == last["metrics"]
+    assert (line["train_seconds"], line["samples"]) == (last["train_seconds"], "samples/final_00000004.png")
+    assert (folder.path / line["samples"]).is_file() and folder.status() == "finished"
+
+
 def test_what_a_checkpoint_holds_is_in_mlflow(bench: Bench, tmp_path: Path) -> None:
     """A continued run logs nothing before its checkpoint again, so no point may still be waiting then."""
     run = bench.start(settings(bench, "sit", "--budget.amount", "6", log_every=1, checkpoint_every=2))
@@ -634,7 +674,7 @@ def test_what_a_checkpoint_holds_is_in_mlflow(bench: Bench, tmp_path: Path) -> N
         sent[int(newest.name.removeprefix("step_"))] = sorted(set(waiting))
         waiting.clear()
 
-    tracker.log = lambda record: waiting.append(record["step"])  # type: ignore[method-assign]
+    tracker.log = lambda record, name: waiting.append(record["step"])  # type: ignore[method-assign]
     tracker.flush = flush  # type: ignore[method-assign]
     stopped = events(run, folder, tracker)
     next(event for event in stopped if (event.kind, event.step) == ("step", 6))

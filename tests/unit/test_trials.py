@@ -226,8 +226,9 @@ def test_a_storage_that_does_not_answer_is_one_line_without_its_password(tmp_pat
 def test_what_no_evaluation_measures_is_no_objective(tmp_path: Path) -> None:
     agenda = prepare(grid(tmp_path, {"block": "1,2"}, seeds=(0,), objective="recall"))
     assert record_of(agenda)["direction"] == "higher"
-    with pytest.raises(UserError, match=rf"^objective is 'recall', which was not measured: give one of {METRIC}, "):
-        go(agenda, 1, 9.0, 8.0, 7.0)
+    with pytest.raises(UserError, match=rf"^objective is 'recall', which is not measured here: give one of {METRIC}, "):
+        agenda.check_metrics([METRIC, "velocity_loss"])
+    agenda.check_metrics([METRIC, "recall_898"])
 
 
 @pytest.mark.parametrize(
