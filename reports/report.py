@@ -15,9 +15,11 @@ from reports import (
     equal_cost,
     figures,
     final_protocol,
+    improvement,
     page,
     published_marks,
     tables,
+    targets,
 )
 from reports.curves import clock_curves, metric_curves, training_curves
 from reports.load import Published, Study, load_study
@@ -34,7 +36,12 @@ CHOSEN = "the control, the default, and the best and worst setting; of several m
 """Which cells of an ablation have lines."""
 
 
-SECTIONS: tuple[Callable[[Study], Section | None], ...] = (final_protocol.section, analysis.section)
+SECTIONS: tuple[Callable[[Study], Section | None], ...] = (
+    targets.section,
+    improvement.section,
+    final_protocol.section,
+    analysis.section,
+)
 """What a report may hold besides its fixed parts, in this order; None where a study has nothing of it."""
 
 
@@ -53,17 +60,18 @@ class ReportPaths:
     figures: tuple[Path, ...]
 
 
-def write_report(study: Path, published: Published = "main") -> ReportPaths:
+def write_report(study: Path, published: Published = "main", target_values: Sequence[float] = ()) -> ReportPaths:
     """Write `<study>/report/` anew from the records.
 
     Args:
         study: folder of the study.
         published: rows of published numbers that may be drawn beside it.
+        target_values: values of the main metric whose cost is shown besides that of the baseline's last one.
 
     Raises:
         UserError: there is nothing to report, or the runs may not be compared (says which, and which field).
     """
-    loaded = dataclasses.replace(load_study(study), published=published)
+    loaded = dataclasses.replace(load_study(study), published=published, targets=tuple(target_values))
     checks = verify(loaded)
     ablation = load_ablation(loaded)
     shown = loaded.only(ablation.shown_cells()) if ablation else loaded

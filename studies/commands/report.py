@@ -1,24 +1,59 @@
-"""`ditbench report`: tables, figures and the page of a study, from its records alone."""
+"""`ditbench report`: tables, figures and the page of a study, from its records alone; of several, also what they say
+together.
+"""
 
+import argparse
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
 from studies.commands.common import Parser
 
 if TYPE_CHECKING:
-    from reports.load import Published
+    from reports.load import Published, Study
+    from reports.report import ReportPaths
     from studies.compare import Failure
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the report of a study and print its path and the result table."""
-    parser = Parser(prog="ditbench report", description="Write the report of a study.")
-    parser.add_argument("study", type=Path, help="study folder, such as runs/digits")
+    """Write the reports of studies and print their paths and the result tables."""
+    arguments = command_parser().parse_args(argv)
+    studies, out = arguments.study, arguments.out
+    if out is None and len(studies) > 1:
+        raise UserError("report: several studies need a folder for what they say together: add --out FOLDER")
+    if out is not None and len(studies) == 1:
+        raise UserError(f"report: --out is for several studies; the report of one lies in it, {studies[0]}/report")
+    chosen = (arguments.published, [value for values in arguments.target for value in values])
+    if out is None:
+        write_and_print(studies[0], arguments.format, *chosen)
+    else:
+        write_joint_and_print(studies, out, arguments.format, *chosen)
+    return 0
+
+
+def command_parser() -> Parser:
+    """Options of the command."""
+    parser = Parser(prog="ditbench report", description="Write the report of a study, or of several together.")
+    parser.add_argument("study", type=Path, nargs="+", help="study folder, such as runs/digits")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="table (default) or json")
+    parser.add_argument(
+        "--target",
+        type=target_values,
+        action="append",
+        default=[],
+        metavar="VALUE[,VALUE...]",
+        help="values of the main metric: show what each cell spends until it reaches them, besides until the "
+        "baseline's final value",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="with several studies of the same cells in different settings: folder for their joint report",
+    )
     parser.add_argument(
         "--published",
         choices=("main", "all", "none"),
@@ -26,33 +61,84 @@ def main(argv: Sequence[str]) -> int:
         help="published numbers drawn beside a study of ImageNet's size and pixels: what authors print of their own "
         "runs (default), all with ablations and unverified ones, or none",
     )
-    arguments = parser.parse_args(argv)
-    write_and_print(arguments.study, arguments.format, arguments.published)
-    return 0
+    return parser
 
 
-def write_and_print(study: Path, form: str = "table", published: "Published" = "main") -> None:
+def target_values(text: str) -> list[float]:
+    """`520` or `520,480` as numbers."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = [math.nan]
+    if not all(map(math.isfinite, values)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number or list of numbers such as 520 or 520,480")
+    return values
+
+
+def write_and_print(
+    study: Path, form: str = "table", published: "Published" = "main", target_values: Sequence[float] = ()
+) -> None:
     """Write the report; print the result tables, what was checked to agree, then the path of the page."""
-    from reports import final_protocol
-    from reports.ablation import terminal_tables
     from reports.report import write_report
-    from reports.tables import final_table, marks, means_rows, terminal_rows
+
+    paths = write_report(study, published, target_values)
+    if form == "json":
+        print(json.dumps(plain(paths), indent=1, ensure_ascii=False))
+    else:
+        show(paths)
+
+
+def write_joint_and_print(
+    studies: Sequence[Path], out: Path, form: str, published: "Published", target_values: Sequence[float]
+) -> None:
+    """Write every study's report and the joint one; print each, then what they say together."""
+    from reports import joint
+    from reports.load import load_study
+    from reports.report import write_report
+
+    # Refused before the first report is written, not after all of them.
+    joint.check([load_study(study) for study in studies], out)
+    written = [write_report(study, published, target_values) for study in studies]
+    page = joint.write_joint([paths.study for paths in written], [paths.page for paths in written], out)
+    if form == "json":
+        whole = {"page": str(page), "studies": [plain(paths) for paths in written]}
+        print(json.dumps(whole, indent=1, ensure_ascii=False))
+        return
+    for paths in written:
+        show(paths)
+        print()
+    show_joint([paths.study for paths in written], page)
+
+
+def plain(paths: "ReportPaths") -> dict[str, Any]:
+    """A report's numbers, for programs."""
+    from harness.records import canonical
+    from reports import final_protocol, targets
+    from reports.tables import final_table
+
+    found = paths.study
+    return {
+        "page": str(paths.page),
+        "rows": json.loads(final_table(found).to_json(orient="records")),
+        "final": final_protocol.final_rows(found),
+        "targets": json.loads(canonical(targets.numbers(found))),
+        "checks": [dataclasses.asdict(check) for check in paths.checks],
+    }
+
+
+def show(paths: "ReportPaths") -> None:
+    """Print a report's tables, what was checked to agree, then the path of the page."""
+    from reports import final_protocol, targets
+    from reports.ablation import terminal_tables
+    from reports.tables import marks, means_rows, terminal_rows
     from reports.trials import RECORD
     from reports.verify import compact
     from studies.tables import console, print_table
 
-    paths = write_report(study, published)
     found = paths.study
-    if form == "json":
-        rows = json.loads(final_table(found).to_json(orient="records"))
-        checks = [dataclasses.asdict(check) for check in paths.checks]
-        final = final_protocol.final_rows(found)
-        whole = {"page": str(paths.page), "rows": rows, "final": final, "checks": checks}
-        print(json.dumps(whole, indent=1, ensure_ascii=False))
-        return
     print(f"{found.main_metrics[0]} {found.after}")
-    if (study / RECORD).is_file():
-        for title, lines in terminal_tables(study):
+    if (found.path / RECORD).is_file():
+        for title, lines in terminal_tables(found.path):
             console().print(f"\n{title}")
             print_table(lines)
         print()
@@ -63,9 +149,23 @@ def write_and_print(study: Path, form: str = "table", published: "Published" = "
     for title, lines in final_protocol.terminal_tables(found):
         console().print(f"\n{title}")
         print_table(lines)
+    for sentence in targets.asked_sentences(found):
+        console().print(sentence)
     console().print("".join(f"{mark}\n" for mark in marks(found, found.main_metrics)))
     print_table(compact(paths.checks), justify="left")
     print(f"report: {paths.page}")
+
+
+def show_joint(studies: "Sequence[Study]", page: Path) -> None:
+    """Print what the studies say together, then the path of the page."""
+    from reports import profiles
+    from studies.tables import console, print_table
+
+    for sentence in profiles.headline(studies):
+        console().print(sentence)
+    overall = profiles.sections(studies)[0].blocks[0].table
+    print_table([dict(row) for row in overall.rows])
+    print(f"joint report: {page}")
 
 
 def end_study(study: Path, failures: "Sequence[Failure]") -> None:
