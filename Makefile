@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SHARED := -n 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo ablation-demo test test-server test-full lint bench clean
+.PHONY: demo ablation-demo test test-server test-browser test-latex test-full lint bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/ditbench compare --config digits
@@ -17,13 +17,21 @@ ablation-demo: $(INSTALLED)
 	  --seeds 0,1 --evaluation.points 2 --workers 2
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(SHARED) -m "not full and not server"
+	$(BIN)/python -m pytest $(SHARED) -m "not full and not server and not browser and not latex"
 
 # Needs the binaries of PostgreSQL (Debian: postgresql), and fails without them.
 test-server: $(INSTALLED)
 	$(BIN)/python -m pytest -m server
 
-# The kill and fuzz tests at their whole numbers, and those that need a server, as well.
+# Reports in a real browser; what it saw stays in build/screenshots. Needs Chromium (Debian: chromium), and fails without.
+test-browser: $(INSTALLED)
+	$(BIN)/python -m pytest -m browser tests/browser
+
+# Tables of reports in a document. Needs pdflatex with booktabs (Debian: texlive-latex-base texlive-latex-recommended).
+test-latex: $(INSTALLED)
+	$(BIN)/python -m pytest -m latex tests/latex
+
+# The kill and fuzz tests at their whole numbers, and those that need a server, a browser or LaTeX, as well.
 test-full: $(INSTALLED)
 	DITBENCH_FULL=1 $(BIN)/python -m pytest $(SHARED)
 

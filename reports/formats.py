@@ -1,20 +1,37 @@
 """Tables of text as Markdown and as LaTeX: a row is a mapping from column names to texts, the same keys in each."""
 
+import itertools
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 from reports.endings import one_line
 
 Row = Mapping[str, str]
 
+SIGNS = (
+    {"−": "-", "×": r"\times", "±": r"\pm", "·": r"\cdot", "≤": r"\leq", "≥": r"\geq", "≈": r"\approx"}
+    | {"∞": r"\infty", "←": r"\leftarrow", "→": r"\rightarrow", "↑": r"\uparrow", "↓": r"\downarrow"}
+    | {"○": r"\circ", "°": r"^\circ", "²": "^2", "³": "^3", "µ": r"\mu", "Δ": r"\Delta"}
+    | {"α": r"\alpha", "β": r"\beta", "λ": r"\lambda", "σ": r"\sigma", "τ": r"\tau"}
+)
+"""What LaTeX has in its fonts for formulas."""
+
 LATEX = (
     {mark: f"\\{mark}" for mark in "{}$&#_%"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "[": "{[}", "]": "{]}"}
-    | {"−": r"\(-\)", "–": "--", "×": r"\(\times\)", "†": r"\dag{}", "‡": r"\ddag{}", "…": r"\dots{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "[": "{[}", "]": "{]}", "*": "{*}"}
+    | {"–": "--", "—": "---", "‘": "`", "’": "'", "“": "``", "”": "''"}
+    | {"†": r"\dag{}", "‡": r"\ddag{}", "…": r"\dots{}"}
+    | {sign: rf"\({formula}\)" for sign, formula in SIGNS.items()}
 )
-"""Characters that LaTeX reads as markup or that its standard fonts lack. A bracket behind a row's end would be read as
-its space."""
+"""Characters that LaTeX reads as markup, or for which it wants a command. A bracket or a star behind a row's end would
+be read as that end's own."""
+
+LATIN = frozenset("ÆæŒœØøßŁłı")
+"""Letters beyond ASCII that pdflatex's first font has, besides those with an accent."""
+ACCENTS = frozenset("\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327")
+"""Accents that it can put on an ASCII letter."""
 
 
 # -- Markdown -------------------------------------------------------------------------------------------------------
@@ -62,5 +79,21 @@ def _latex_row(cells: Iterable[str]) -> str:
 
 
 def latex_text(text: str) -> str:
-    """Text in which nothing is a command, a comment or the end of a cell."""
-    return "".join(LATEX.get(letter, letter) for letter in one_line(text))
+    """Text in which nothing is a command, a comment or the end of a cell, for any of LaTeX's programs.
+
+    What pdflatex has no letters for stands as code points, as [U+05D0 U+05D1].
+    """
+    parts = []
+    for is_there, letters in itertools.groupby(one_line(text), _is_in_fonts):
+        if is_there:
+            parts += [LATEX.get(letter, letter) for letter in letters]
+        else:
+            parts.append(f"{{[}}{' '.join(f'U+{ord(letter):04X}' for letter in letters)}{{]}}")
+    return "".join(parts)
+
+
+def _is_in_fonts(letter: str) -> bool:
+    if letter.isascii() or letter in LATEX or letter in LATIN:
+        return True
+    base, *accents = unicodedata.normalize("NFD", letter)
+    return "\u00c0" <= letter <= "\u017f" and base.isascii() and len(accents) == 1 and accents[0] in ACCENTS

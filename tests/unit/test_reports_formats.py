@@ -35,6 +35,20 @@ def test_a_table_in_markdown():
 
 
 @pytest.mark.parametrize(
+    ("text", "latex"),
+    [
+        ("größer, Fréchet, Łódź", "größer, Fréchet, Łódź"),
+        ("אב 日", "{[}U+05D0 U+05D1{]} {[}U+65E5{]}"),
+        ("Ąþ", "{[}U+0104 U+00FE{]}"),
+        ("*5 ≤ 3°", r"{*}5 \(\leq\) 3\(^\circ\)"),
+        ("e\u0301", "e{[}U+0301{]}"),
+    ],
+)
+def test_what_pdflatex_has_no_letters_for_stands_as_code_points(text, latex):
+    assert latex_text(text) == latex
+
+
+@pytest.mark.parametrize(
     "text", [r"\input{/etc/passwd}", "a%b", "x & y \\\\ z", "$x_1^2$ ~ #1 {", "\\end{tabular}", "two\nlines", '<|>"']
 )
 def test_no_text_is_a_command_in_latex(text):
