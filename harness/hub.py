@@ -94,15 +94,19 @@ def known_files(dataset: str) -> list[str]:
         return []
 
 
-def find_all(dataset: str, files: Sequence[str], commit: str | None = None) -> Path | None:
-    """Folder in which all of `files` lie as in the repository; None when the cache of this machine lacks one."""
-    from huggingface_hub import try_to_load_from_cache
+def find_all(dataset: str, files: Sequence[str], commit: str = "") -> Path | None:
+    """Folder in which all of `files` lie as in the repository; None when the cache of this machine lacks one.
 
-    places = [try_to_load_from_cache(dataset, file, revision=commit, repo_type="dataset") for file in files]
-    first = places[0]
-    if not isinstance(first, str) or not all(isinstance(place, str) for place in places):
+    Args:
+        commit: of the repository; "" = the one that was last fetched.
+    """
+    cache = cache_of(dataset)
+    try:
+        # The cache's layout: huggingface.co/docs/huggingface_hub/guides/manage-cache
+        folder = cache / "snapshots" / (commit or (cache / "refs" / "main").read_text().strip())
+    except FileNotFoundError:
         return None
-    return Path(first).parents[files[0].count("/")]
+    return folder if all((folder / file).is_file() for file in files) else None
 
 
 def list_files(dataset: str) -> Listing:

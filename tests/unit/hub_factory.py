@@ -82,7 +82,7 @@ class Server:
         if self.gated:
             return 403, "GatedRepo", self.commit, b""
         if name in self.gone:
-            return 403, "", self.commit, b""
+            return 404, "EntryNotFound", self.commit, b""
         return 200, "", self.commit, self.pictures[name]
 
     def _description(self) -> bytes:
