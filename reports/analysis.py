@@ -21,6 +21,8 @@ from reports import analysis_figures
 from reports.load import Run, Study
 from reports.plans import Plan
 from reports.sections import Block, Section, Table
+from reports.statistics import paired_difference
+from reports.tables import MINUS, MISSING
 from reports.verify import flatten, short_text
 from reports.words import be, count, listed
 
@@ -203,7 +205,7 @@ def _sentences(study: Study, found: Sequence[Analysed], frame: pd.DataFrame) -> 
 
 
 def _highest(study: Study, frame: pd.DataFrame, name: str) -> str:
-    """Where the mean of a quantity is highest, beside the baseline's highest at the same time."""
+    """Where the mean of a quantity is highest, and how far from the baseline at the same block and time."""
     means = frame[(frame["series"] == "mean") & (frame["quantity"] == name)].dropna(subset=["value"])
     if means.empty:
         return ""
@@ -212,11 +214,25 @@ def _highest(study: Study, frame: pd.DataFrame, name: str) -> str:
         f"The highest mean of {TOLD[name]} is {top['value']:.3f}, at block {top['block']} of {top['cell']} at t = "
         f"{top['t']:g} ({count(int(top['num_seeds']), 'seed')})"
     )
-    control = means[(means["cell"] == study.baseline) & (means["t"] == top["t"])]
-    if top["cell"] == study.baseline or control.empty:
+    there = frame[(frame["quantity"] == name) & (frame["t"] == top["t"]) & (frame["block"] == top["block"])]
+    own, control = (_by_seed(there[there["cell"] == cell]) for cell in (top["cell"], study.baseline))
+    difference = paired_difference(own, control, "higher")
+    if top["cell"] == study.baseline or not difference.by_seed:
         return f"{text}."
-    own = _largest(control)
-    return f"{text}; {study.baseline} has {own['value']:.3f} there, at block {own['block']}."
+    interval = difference.interval
+    text += f"; minus {study.baseline} at that block, paired by seed: {_signed(interval.mean)}"
+    text += f" [{_signed(interval.low)}, {_signed(interval.high)}]" if interval.num > 1 else ""
+    return f"{text}, {difference.reading}."
+
+
+def _by_seed(rows: pd.DataFrame) -> dict[int, float]:
+    """Values of single seeds."""
+    seeds = rows[rows["series"] == "seed"].dropna(subset=["value"])
+    return dict(zip(seeds["seed"].astype(int), seeds["value"], strict=True))
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", MINUS)
 
 
 def _largest(rows: pd.DataFrame) -> pd.Series:
@@ -375,7 +391,7 @@ class Top:
     @property
     def text(self) -> str:
         if not self.by_seed:
-            return "–"
+            return MISSING
         each = ", ".join(f"{value:.3f}" for value in self.by_seed.values())
         return f"{self.mean:.3f} ({each}) at {self.block}" if len(self.by_seed) > 1 else f"{each} at {self.block}"
 
@@ -390,5 +406,4 @@ def _top(own: pd.DataFrame) -> Top:
     if means.empty:
         return Top(0, math.nan, {})
     top = _largest(means)
-    seeds = own[(own["series"] == "seed") & (own["block"] == top["block"])].dropna(subset=["value"])
-    return Top(int(top["block"]), float(top["value"]), dict(zip(seeds["seed"], seeds["value"], strict=True)))
+    return Top(int(top["block"]), float(top["value"]), _by_seed(own[own["block"] == top["block"]]))

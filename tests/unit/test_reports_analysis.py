@@ -313,16 +313,31 @@ def test_scores_that_are_not_finite_are_grey(study):
 
 def test_sentences_say_where_the_highest_means_are(study):
     said = section(load_study(study)).sentences
-    # repa, block 3, t = 0.1: 0.3 + 0.3 + 0.02 - 0.005; sit has 0.3 less.
+    # repa, block 3, t = 0.1: 0.3 + 0.3 + 0.02 - 0.005. Differences are 0.2 and 0.4: 0.3 -+ 12.706 * 0.1414 / sqrt(2).
     assert (
-        "The highest mean of CKNNA with the encoder is 0.615, at block 3 of repa at t = 0.1 (2 seeds); sit has 0.315 "
-        "there, at block 3." in said
+        "The highest mean of CKNNA with the encoder is 0.615, at block 3 of repa at t = 0.1 (2 seeds); minus sit at "
+        "that block, paired by seed: +0.300 [−0.971, +1.571], not separated." in said
     )
     # The probe's is at block 2: 0.3 + 0.3 + 0.04 - 0.005.
     assert any("probe accuracy is 0.635, at block 2 of repa" in sentence for sentence in said)
     assert "20 held-out images, noised to t = 0.1 and 0.5" in said[0]
     assert any("repa is trained towards features of the efficientnet family" in sentence for sentence in said)
     assert not any("Not analysed" in sentence for sentence in said)
+
+
+def test_sentences_compare_with_the_baseline_only_where_there_is_a_pair(study):
+    for path in (study / "repa" / "seed1" / "analysis").glob("*"):
+        path.unlink()
+    said = section(load_study(study)).sentences
+    assert any("(1 seed); minus sit at that block, paired by seed: +0.200, one seed." in text for text in said)
+    for path in (study / "sit" / "seed0" / "analysis").glob("*"):
+        path.unlink()
+    said = section(load_study(study)).sentences
+    assert "The highest mean of CKNNA with the encoder is 0.515, at block 3 of repa at t = 0.1 (1 seed)." in said
+    for seed in (0, 1):
+        analyse(study, "sit", seed, base=5.0)
+    said = section(load_study(study)).sentences
+    assert "The highest mean of CKNNA with the encoder is 5.315, at block 3 of sit at t = 0.1 (2 seeds)." in said
 
 
 def test_bias_and_missing_runs_are_named_only_where_there_are_any(study):
