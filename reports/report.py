@@ -11,6 +11,7 @@ from harness.records import metric, replaced, write_json
 from reports import (
     ablation_report,
     analysis,
+    claims_ledger,
     costs,
     equal_cost,
     figures,
@@ -40,6 +41,7 @@ SECTIONS: tuple[Callable[[Study], Section | None], ...] = (
     targets.section,
     improvement.section,
     final_protocol.section,
+    claims_ledger.section,
     analysis.section,
 )
 """What a report may hold besides its fixed parts, in this order; None where a study has nothing of it."""

@@ -17,6 +17,7 @@ COMMANDS = {
     "analyze": "analyse what the blocks of runs represent: alignment, linear probes, pictures of components",
     "sample": "generate images from a run, as PNG files or one .npz",
     "report": "write the report of a study from its records",
+    "claims": "judge the claims of the papers by the records of studies",
     "sync": "rebuild MLflow from the records of a study",
     "diff": "show what differs between two runs, and whether they may be compared",
     "overhead": "show what each method costs: parameters, GFLOPs, teachers, encoders; with --measure time and memory",

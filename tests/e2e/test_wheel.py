@@ -60,6 +60,7 @@ def test_it_holds_the_packages_and_their_data_and_no_tests(wheel: Path) -> None:
         "harness/assets/digits_autoencoder/config.json",
         "harness/assets/digits_autoencoder/diffusion_pytorch_model.safetensors",
         "studies/presets/digits.yaml",
+        "reports/claims.yaml",
         "reports/published/published_results.csv",
         "reports/templates/page.html",
     ):
