@@ -13,7 +13,7 @@ import jinja2
 import markupsafe
 
 from harness.records import metric
-from reports import ablation_findings, ablation_report, costs, equal_cost, figures, findings, samples, tables
+from reports import ablation_findings, ablation_report, costs, equal_cost, figures, findings, samples, tables, targets
 from reports.columns import columns, sort_key
 from reports.differing import differing_settings
 from reports.endings import endings
@@ -141,9 +141,16 @@ def _heading(content: Content, rows: Sequence[tables.CellResult], settings: Sequ
     """The first sentences and notes, and what comes before the result of all cells: an ablation's own part."""
     notes = findings.notes(content.study, rows, settings)
     if content.ablation is None:
-        return {"headline": findings.headline(content.study, rows), "notes": notes, "blocks": [], "optuna": None}
+        return {
+            "headline": findings.headline(content.study, rows),
+            "reached": targets.sentences(content.study),
+            "notes": notes,
+            "blocks": [],
+            "optuna": None,
+        }
     return {
         "headline": ablation_findings.headline(content.ablation),
+        "reached": [],
         "notes": [*ablation_findings.notes(content.ablation), *notes],
         "blocks": ablation_report.blocks(content.ablation),
         "optuna": {

@@ -17,7 +17,7 @@ from PIL import Image
 from records_factory import MAIN, TILE, diverge, edit_lines, edit_manifest, fail, run_folder, tile_level, write_study
 
 from harness.records import UserError
-from reports import samples
+from reports import samples, targets
 from reports.load import load_study
 from reports.page import TEMPLATES, Picture
 from reports.plans import Plan
@@ -135,6 +135,14 @@ def test_figures_fit_light_and_dark_wide_and_narrow_pages(page):
     assert len(queries) == 6 * 3
     for scheme in ("dark", "light"):
         assert sum("max-width" in query and f"prefers-color-scheme: {scheme}" in query for query in queries) == 6
+
+
+def test_the_summary_says_when_the_baseline_was_reached(page, written):
+    text = " ".join("".join(page.text).split())
+    summary = text[: text.index("Read this first")]
+    sentences = targets.sentences(load_study(written[0]))
+    assert len(sentences) == len(CELLS) - 1
+    assert all(" ".join(sentence.split()) in summary for sentence in sentences)
 
 
 def test_what_did_not_finish_is_said(page):
