@@ -129,7 +129,7 @@ def section(study: Study) -> Section | None:
         **about,
         sentences=_sentences(study, found, frame),
         plans=[*_curve_plans(found, frame), *_picture_plans(study, found)],
-        blocks=[Block(_table(study, found, frame))],
+        blocks=[Block(table) for stem in FIGURES if (table := _table(stem, found, frame))],
     )
 
 
@@ -358,12 +358,22 @@ def _colours(scores_KSS3: np.ndarray) -> np.ndarray:
 # -- the table ------------------------------------------------------------------------------------------------------
 
 
-def _table(study: Study, found: Sequence[Analysed], frame: pd.DataFrame) -> Table:
-    """For every cell and time the highest mean of each quantity over the blocks, every seed there, and the block."""
-    cells = dict.fromkeys(each.run.cell for each in found)
-    names = [name for name in SHORT if frame.loc[frame["quantity"] == name, "value"].notna().any()]
+TITLES = {
+    "alignment_encoder": "Alignment with the encoder",
+    "alignment_latent": "Alignment with the clean latents",
+    "probe": "Linear probes",
+}
+"""Of the tables, which have the names of the figures."""
+
+
+def _table(stem: str, found: Sequence[Analysed], frame: pd.DataFrame) -> Table | None:
+    """For every cell and time the highest mean of each quantity over the blocks, every seed there, and the block; None
+    where no run has such quantities."""
+    names = [name for name in FIGURES[stem] if frame.loc[frame["quantity"] == name, "value"].notna().any()]
+    if not names:
+        return None
     texts, numbers = [], []
-    for cell in cells:
+    for cell in dict.fromkeys(each.run.cell for each in found):
         for t in found[0].settings["times"]:
             own = frame[(frame["cell"] == cell) & (frame["t"] == t)]
             tops = {name: _top(own[own["quantity"] == name]) for name in names}
@@ -377,7 +387,7 @@ def _table(study: Study, found: Sequence[Analysed], frame: pd.DataFrame) -> Tabl
         f"The highest mean over seeds among {count(num_blocks, 'block')}, every seed's value at that block, and the "
         "block. The highest of several is a little too high by chance; the curves show all of them."
     ]
-    return Table("representations", "The most aligned block of every cell", texts, numbers, notes)
+    return Table(stem, f"{TITLES[stem]}, at the highest block", texts, numbers, notes)
 
 
 @dataclass(frozen=True)

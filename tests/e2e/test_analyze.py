@@ -64,8 +64,9 @@ def test_runs_and_checkpoints_are_analysed_and_the_report_draws_them(
         for path in figures.save(plan.drawn, plan.frame, tmp_path / plan.stem, look):
             assert path.stat().st_size > 1000, path
     assert [plan.stem for plan in section.plans] == [*FIGURES, "pictures_1", "pictures_2"]
-    (block,) = section.blocks
-    assert [(row["cell"], row["t"]) for row in block.table.rows] == [
+    tables = {block.table.stem: block.table for block in section.blocks}
+    assert list(tables) == list(FIGURES)
+    assert [(row["cell"], row["t"]) for row in tables["probe"].rows] == [
         (cell, t) for cell in ("sit", "vae_repa") for t in ("0.2", "0.7")
     ]
 

@@ -351,15 +351,17 @@ def test_bias_and_missing_runs_are_named_only_where_there_are_any(study):
     assert "Not analysed: repa seed 1." in said
 
 
-def test_the_table_has_the_highest_mean_every_seed_and_the_block(study):
-    (block,) = section(load_study(study)).blocks
-    table = block.table
-    assert [(row["cell"], row["t"]) for row in table.rows] == [
-        (cell, t) for cell in ("sit", "repa") for t in ("0.1", "0.5")
-    ]
-    assert table.rows[2]["CKNNA, encoder"] == "0.615 (0.515, 0.715) at 3"
-    assert table.rows[2]["probe"] == "0.635 (0.535, 0.735) at 2"
-    numbers, markdown, latex = saved_tables([block])["representations"]
+def test_tables_have_the_highest_mean_every_seed_and_the_block(study):
+    blocks = section(load_study(study)).blocks
+    tables = {block.table.stem: block.table for block in blocks}
+    assert list(tables) == ["alignment_encoder", "alignment_latent", "probe"]
+    for table in tables.values():
+        assert [(row["cell"], row["t"]) for row in table.rows] == [
+            (cell, t) for cell in ("sit", "repa") for t in ("0.1", "0.5")
+        ]
+    assert tables["alignment_encoder"].rows[2]["CKNNA, encoder"] == "0.615 (0.515, 0.715) at 3"
+    assert tables["probe"].rows[2]["probe"] == "0.635 (0.535, 0.735) at 2"
+    numbers, markdown, latex = saved_tables(blocks)["alignment_latent"]
     line = numbers.iloc[3]
     assert line["t"] == 0.5 and line["cka_latent"] == pytest.approx(value("cka_latent", 0.5, 3, 0.3))
     assert (line["cka_latent_block"], line["cka_latent_num_seeds"]) == (3, 2)
@@ -379,9 +381,10 @@ def test_what_nothing_has_stands_in_no_table_and_what_one_lacks_is_a_dash(study)
             write_json(path, record)
     found = section(load_study(study))
     assert "probe" not in [plan.stem for plan in found.plans]
-    (block,) = found.blocks
-    assert "probe" not in block.table.rows[0] and block.table.rows[0]["CKA, encoder"] == "–"
-    assert block.table.rows[2]["CKA, encoder"] != "–"
+    tables = {block.table.stem: block.table for block in found.blocks}
+    assert list(tables) == ["alignment_encoder", "alignment_latent"]
+    rows = tables["alignment_encoder"].rows
+    assert rows[0]["CKA, encoder"] == "–" and rows[2]["CKA, encoder"] != "–"
     assert not any("probe accuracy" in sentence for sentence in found.sentences)
 
 
@@ -394,9 +397,9 @@ def test_the_page_and_the_folder_hold_the_section(study, monkeypatch):
     assert 'id="representations"' in text and "0.615 (0.515, 0.715) at 3" in text
     stems = {path.stem for path in paths.figures}
     assert {*analysis.FIGURES, "pictures_1", "pictures_2"} <= stems
-    table = pd.read_csv(paths.folder / "representations.csv")
+    table = pd.read_csv(paths.folder / "probe.csv")
     assert table["cell"].tolist() == ["sit", "sit", "repa", "repa"]
-    assert (paths.folder / "representations.tex").is_file() and (paths.folder / "representations.md").is_file()
+    assert (paths.folder / "probe.tex").is_file() and (paths.folder / "probe.md").is_file()
 
 
 def _picture():
