@@ -17,7 +17,6 @@ from reports.formats import Row, latex_table, markdown_table, markdown_text
 from reports.load import Study, load_study
 from reports.sections import Block, Section, Table
 from reports.tables import BIAS_MARK, MINUS, MISSING, Digits, shared_digits_of
-from reports.trials import RECORD
 from reports.words import count, listed
 
 OVERHEAD = "overhead.json"
@@ -300,9 +299,7 @@ def write(judged: Sequence[Judged], folder: Path) -> list[Path]:
 def section(study: Study) -> Section | None:
     """The claims that a study says something of; None where it says nothing of any."""
     ledger: Ledger = load_ledger()
-    # A page shows some cells of an ablation, and its claims are about all of them.
-    whole = load_study(study.path) if (study.path / RECORD).is_file() else study
-    judged = judge(ledger, [whole])
+    judged = judge(ledger, [study.whole])  # a page shows some cells of an ablation, and claims are about all of them
     told = [
         dataclasses.replace(one, evidence=found)
         for one in judged

@@ -107,6 +107,8 @@ class Study:
     published: Published = "main"
     targets: tuple[float, ...] = ()
     """Values of the main metric whose cost is shown besides that of the baseline's last one."""
+    all_runs: tuple[Run, ...] = ()
+    """Those of every cell, where the study holds some cells alone."""
 
     @property
     def name(self) -> str:
@@ -174,7 +176,13 @@ class Study:
 
     def only(self, cells: Sequence[str]) -> "Study":
         """The study with the runs of these cells alone."""
-        return replace(self, runs=tuple(run for run in self.runs if run.cell in cells))
+        runs = tuple(run for run in self.runs if run.cell in cells)
+        return replace(self, runs=runs, all_runs=self.all_runs or self.runs)
+
+    @property
+    def whole(self) -> "Study":
+        """The study with all its cells."""
+        return replace(self, runs=self.all_runs, all_runs=()) if self.all_runs else self
 
     def of(self, cell: str) -> tuple[Run, ...]:
         return tuple(run for run in self.runs if run.cell == cell)
