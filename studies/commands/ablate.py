@@ -12,7 +12,7 @@ from harness import environment
 from harness.config import RunConfig, require
 from harness.errors import UserError
 from harness.records import metric
-from studies import documents
+from studies import documents, dry_run
 from studies.commands.common import quiet_libraries
 from studies.settings import (
     as_plain,
@@ -45,6 +45,8 @@ def main(argv: Sequence[str]) -> int:
     if "--print_config" in argv:
         print_plan(ablation)
         return 0
+    if dry_run.is_asked(namespace):
+        return dry_run.show(planned_cells(ablation), namespace)
     from studies.ablation import refuse_other_study
     from studies.commands.report import end_study
     from studies.plan import in_group
@@ -93,6 +95,7 @@ def command_parser() -> ArgumentParser:
         help="URL of a database for the trials, such as postgresql://...; default: a journal in the study's folder",
     )  # fmt: skip
     parser.add_argument("--workers", type=int, default=0, help="runs side by side; 0 = one on the CPU, else one a GPU")
+    dry_run.add_options(parser)
     return parser
 
 
@@ -255,12 +258,19 @@ def _left(agenda: "AblationAgenda") -> int:
     return sum(run is None or not is_done(folder_of(run)) for run in runs)
 
 
-def print_plan(ablation: "Ablation") -> None:
-    """Print the cells with what they share, as a YAML config that `compare` reads too, and what will run."""
-    cells = [ablation.control]
+def planned_cells(ablation: "Ablation") -> list[tuple[RunConfig, int]]:
+    """The cells, and how often each is run; the default setting stands for all trials of a search."""
+    seeds = len(ablation.seeds)
+    cells = [(ablation.control, seeds)]
     for subject in ablation.subjects:
         settings = ablation.settings or (subject.default(),)
-        cells += [subject.cell(setting) for setting in settings]
+        cells += [(subject.cell(setting), seeds * (ablation.trials or 1)) for setting in settings]
+    return cells
+
+
+def print_plan(ablation: "Ablation") -> None:
+    """Print the cells with what they share, as a YAML config that `compare` reads too, and what will run."""
+    cells = [cell for cell, _ in planned_cells(ablation)]
     shared = {key: value for key, value in as_plain(ablation.control).items() if key not in ("cell", "method", "seed")}
     del shared["sections"]
     own = {cell.label: {"method": cell.method, **as_plain(cell)["sections"]} for cell in cells}

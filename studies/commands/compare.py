@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser
 
 from harness.config import require
+from studies import dry_run
 from studies.commands.common import is_main_process, print_config, quiet_libraries
 from studies.settings import Comparison, build_parser, comparison, parse
 
@@ -23,6 +24,8 @@ def main(argv: Sequence[str]) -> int:
     asked = tuned(parser, words, Path(namespace.tuned)) if namespace.tuned else comparison(parser, namespace)
     if "--print_config" in argv:
         return print_config(list(asked.cells))
+    if dry_run.is_asked(namespace):
+        return dry_run.show([(cell, len(asked.seeds)) for cell in asked.cells], namespace)
     from studies.commands.report import end_study
 
     study = Path(asked.cells[0].output.runs) / asked.cells[0].study
@@ -44,6 +47,7 @@ def command_parser() -> ArgumentParser:
         "--tuned", type=str, default="",
         help="study of `ditbench ablate`, such as runs/digits-tuning: compare the best setting of each of its methods",
     )  # fmt: skip
+    dry_run.add_options(parser)
     return parser
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from studies import dry_run
 from studies.commands.common import is_main_process, print_config, quiet_libraries
 from studies.settings import Comparison, build_parser, parse, run_config
 
@@ -10,9 +11,13 @@ def main(argv: Sequence[str]) -> int:
     """Train one run; the same command again continues it."""
     quiet_libraries()
     parser = build_parser("train", "Train one method at one seed. The same command again goes on.")
-    config = run_config(parser, parse(parser, [word for word in argv if word != "--print_config"]))
+    dry_run.add_options(parser)
+    namespace = parse(parser, [word for word in argv if word != "--print_config"])
+    config = run_config(parser, namespace)
     if "--print_config" in argv:
         return print_config([config])
+    if dry_run.is_asked(namespace):
+        return dry_run.show([(config, 1)], namespace)
     from studies.compare import run_here
     from studies.tables import console
 
