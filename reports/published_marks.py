@@ -16,6 +16,7 @@ import pandas as pd
 
 from reports.load import Published, Study
 from reports.sections import Table
+from reports.units import short_number
 
 PUBLISHED = Path(__file__).parent / "published" / "published_results.csv"
 
@@ -168,43 +169,53 @@ def caption(frame: pd.DataFrame) -> str:
 
 
 def table(study: Study, names: Sequence[str]) -> Table | None:
-    """Every mark of some metrics, one a row; None where there is none."""
-    found = [(name, mark) for name in names for mark in marks(study, name)]
+    """The marks of some metrics, a row for each number in their figures; None where there is none."""
+    found = [(name, group) for name in names for group in _groups(marks(study, name))]
     if not found:
         return None
     return Table(
         stem="published_marks",
         title="Published values",
-        rows=[_texts(name, mark) for name, mark in found],
-        numbers=[_numbers(name, mark) for name, mark in found],
+        rows=[_texts(name, group) for name, group in found],
+        numbers=[_numbers(name, group) for name, group in found],
         notes=_notes(study),
     )
 
 
-def _texts(name: str, mark: Mark) -> dict[str, str]:
-    row = mark.row
+def _groups(found: Sequence[Mark]) -> list[list[Mark]]:
+    """Marks of one number together."""
+    groups: dict[int, list[Mark]] = {}
+    for mark in found:
+        groups.setdefault(mark.number, []).append(mark)
+    return list(groups.values())
+
+
+def _texts(name: str, group: Sequence[Mark]) -> dict[str, str]:
+    first = group[0]
+    noted = [f"{mark.row['value']}: {mark.row['note']}" for mark in group if mark.row["note"]]
     return {
-        "method": row["method"],
+        "mark": str(first.number),
         "metric": name,
-        "mark": str(mark.number),
-        "images": f"{mark.images:,}",
-        "published": row["value"],
-        "protocol": mark.protocol,
-        "source": f"{row['source']}, {row['arxiv']}" if row["arxiv"] else row["source"],
-        "provenance": mark.standing,
-        "note": row["note"],
+        "method": first.row["method"],
+        "published": ", ".join(mark.row["value"] for mark in group),
+        "after images": ", ".join(short_number(mark.images) for mark in group),
+        "protocol": first.protocol,
+        "source": ", ".join(filter(None, (first.row["source"], first.row["arxiv"]))),
+        "provenance": first.standing,
+        "notes": "; ".join(noted),
     }
 
 
-def _numbers(name: str, mark: Mark) -> dict[str, Any]:
-    fields = ("source", "arxiv", "method", "model", "resolution", "iterations", "cfg", "sampler", "provenance", "row")
+def _numbers(name: str, group: Sequence[Mark]) -> dict[str, Any]:
+    """Values and images of the group are separated by blanks; the figure's CSV has one value a row."""
+    fields = ("source", "arxiv", "method", "model", "resolution", "cfg", "sampler", "provenance", "row")
+    first = group[0]
     return {
+        "mark": first.number,
         "metric": name,
-        "mark": mark.number,
-        "images": mark.images,
-        "value": mark.value,
-        **{field: mark.row[field] for field in fields},
-        "note": mark.row["note"],
+        "values": " ".join(mark.row["value"] for mark in group),
+        "images": " ".join(str(mark.images) for mark in group),
+        **{field: first.row[field] for field in fields},
     }
 
 
@@ -215,6 +226,9 @@ def _notes(study: Study) -> list[str]:
         f"guidance or none as here. They stand here because these agree and there are {IMAGENET_CLASSES:,} classes; "
         "whether the images are ImageNet's is not on record."
     )
+    values = (
+        "Values and the images after which they were measured stand in one order; the CSV of each figure pairs them."
+    )
     main = "Main rows that the authors print themselves; --published all adds ablations, reruns, and what was read off."
     other = "All rows, with ablations, reruns, values read off figures and unverified ones, as their provenance says."
-    return [rule, main if study.published == "main" else other]
+    return [rule, values, main if study.published == "main" else other]

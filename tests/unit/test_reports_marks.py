@@ -167,18 +167,20 @@ def test_papers_print_no_gflops_or_seconds(tmp_path):
 def test_the_table_says_of_every_mark_where_it_is_from(study):
     table = published_marks.table(final(study), ("fid50k", "is50k"))
     assert table is not None
-    assert len(table.rows) == len(table.numbers) == len(B2) + 15
-    assert table.rows[0] == {
-        "method": "repa",
+    assert len(table.rows) == len(table.numbers) == 8 + 5
+    assert table.rows[1] == {
+        "mark": "2",
         "metric": "fid50k",
-        "mark": "1",
-        "images": "102,400,000",
-        "published": "24.4",
+        "method": "reg",
+        "published": "64.7, 36.1, 22.1, 15.2",
+        "after images": "12.8M, 25.6M, 51.2M, 102.4M",
         "protocol": "SDE Euler-Maruyama, 250 steps, no guidance",
-        "source": "REPA Table 3, arXiv:2410.06940",
+        "source": "REG Table 9, arXiv:2507.01467",
         "provenance": "primary",
-        "note": "",
+        "notes": "",
     }
-    assert table.numbers[0]["value"] == 24.4
+    assert table.rows[2]["notes"] == "21.3: never stopped; 19.6: tau 100K"
+    assert table.numbers[1]["values"] == "64.7 36.1 22.1 15.2"
+    assert table.numbers[1]["images"] == "12800000 25600000 51200000 102400000"
     assert "whether the images are ImageNet's is not on record" in table.notes[0]
     assert published_marks.table(final(study, "none"), ("fid50k",)) is None
