@@ -6,7 +6,7 @@ whatever has fewer than `LEAST_SEEDS` pairs, runs that may not be compared, or r
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -15,6 +15,7 @@ from typing import Any, Literal
 from harness.records import main_metric, metric, number
 from reports.claims import Claim, Ledger
 from reports.claims_pairs import Candidate, Pair, cells_of, gaps, pairs, rows_of, unmet
+from reports.claims_runs import PairedRuns, compared_lines, paired_runs, unequal_steps
 from reports.claims_scale import Place, place_of_count, place_of_runs
 from reports.contrast import contrast
 from reports.equal_cost import unequal_timing
@@ -191,74 +192,6 @@ def _merged(found: Sequence[Evidence]) -> list[Evidence]:
     return [dataclasses.replace(same[0], cell=listed([one.cell for one in same], 2)) for same in groups.values()]
 
 
-# -- pairs of runs ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class PairedRuns:
-    """The runs of two cells that may be compared, by seed, and why others may not."""
-
-    by_seed: Mapping[int, tuple[Run, Run]]
-    left_out: Sequence[str]
-    diverged: Sequence[str]
-    """Labels of runs that diverged: a difference over the others would be one of survivors."""
-
-    @property
-    def runs(self) -> tuple[Run, ...]:
-        return tuple(run for both in self.by_seed.values() for run in both)
-
-    def narrowed(self, keep: Callable[[Run], bool], why: str) -> "PairedRuns":
-        """Without the seeds at which a run is not as it must be."""
-        wrong = [run.label for run in self.runs if not keep(run)]
-        kept = {seed: both for seed, both in self.by_seed.items() if all(map(keep, both))}
-        told = [f"{listed(wrong)} {why}"] if wrong else []
-        return PairedRuns(kept, [*self.left_out, *told], self.diverged)
-
-
-def paired_runs(study: Study, cell: str, against: str) -> PairedRuns:
-    """Pair the runs of two cells by seed, at the study's last evaluation point."""
-    first, second = ({run.seed: run for run in study.of(label)} for label in (cell, against))
-    runs = [run for side in (first, second) for run in side.values()]
-    left_out = []
-    for label, side, other in ((cell, first, second), (against, second, first)):
-        if absent := sorted(other.keys() - side.keys()):
-            left_out.append(f"{label} has no seed {listed([str(seed) for seed in absent])}")
-    kept: dict[int, tuple[Run, Run]] = {}
-    for seed in sorted(first.keys() & second.keys()):
-        if why := _obstacle(study, first[seed], second[seed]):
-            left_out.append(why)
-        else:
-            kept[seed] = first[seed], second[seed]
-    return PairedRuns(kept, left_out, [run.label for run in runs if run.status == "diverged"])
-
-
-def _obstacle(study: Study, a: Run, b: Run) -> str:
-    """Why two runs at a seed are no pair; "" where they are."""
-    for run in (a, b):
-        if run.seed in run.manifest.get("tuning", {}).get("seeds", ()):
-            return f"{run.label} was tuned on that seed"
-        if run.evaluation(study.point) is None:
-            return f"{run.label} ({run.status}) has no evaluation {study.after}"
-    found = contrast(a, b)
-    return "" if found.is_comparable else f"{a.label} and {b.label}: {found.verdict}"
-
-
-def _lines(study: Study, both: tuple[Run, Run]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """The evaluations of a pair at the compared point, which both have."""
-    a, b = (run.evaluation(study.point) for run in both)
-    assert a is not None and b is not None
-    return a, b
-
-
-def _unequal_steps(study: Study, runs: PairedRuns) -> list[str]:
-    """Why a claim at equal steps is not decided by these runs; empty where they made as many."""
-    steps = {tuple(line["step"] for line in _lines(study, both)) for both in runs.by_seed.values()}
-    unequal = [f"{a:,} and {b:,}" for a, b in sorted(steps) if a != b]
-    if not unequal:
-        return []
-    return [f"the two made {unequal[0]} steps: the claim is of equal ones, so set budget.unit steps or images"]
-
-
 # -- deciding ---------------------------------------------------------------------------------------------------------
 
 
@@ -300,7 +233,7 @@ def _quality(ledger: Ledger, claim: Claim, study: Study, pair: Pair, name: str) 
     is_lower = metric(name).direction == "lower"
     margin, lacking = _margin(ledger, claim, study, runs, name)
     border = margin if is_lower else -margin
-    blocked = [*_unequal_steps(study, runs), *_blocked(runs, interval.num), *lacking]
+    blocked = [*unequal_steps(study, runs), *_blocked(runs, interval.num), *lacking]
     text = "0" if not margin else f"the margin, {claim.margin:g}% of vanilla"
     verdict, missing = _verdict(interval, border, "below" if is_lower else "above", blocked, text)
     return Evidence(
@@ -350,10 +283,13 @@ def _speed_up(ledger: Ledger, claim: Claim, study: Study, pair: Pair, name: str)
     found = {seed: _reached(_curve(a, name), target) for seed, (a, _) in runs.by_seed.items()}
     reached = {seed: steps for seed, steps in found.items() if steps}
     factors = {seed: reference.at / own.at for seed, own in reached.items()}
-    blocked = [*_unequal_steps(study, runs), *_blocked(runs, len(runs.by_seed))]
+    blocked = [*unequal_steps(study, runs), *_blocked(runs, len(runs.by_seed))]
     if misses := len(found) - len(reached):
         blocked.append(f"{misses} of {len(found)} seeds never reached vanilla's value within the budget")
     interval = _geometric(list(factors.values()))
+    if len(reached) == len(found) and len({own.at for own in reached.values()}) == 1:
+        interval = dataclasses.replace(interval, low=math.nan, high=math.nan)
+        blocked.append("all seeds are there at the same evaluation, so their spread says nothing: evaluate more often")
     verdict, missing = _speed_verdict(reference, list(reached.values()), interval, claim.value, blocked)
     return Evidence(
         **_about(claim, study, pair, "result"),
@@ -435,7 +371,7 @@ def _seconds(ledger: Ledger, claim: Claim, study: Study, pair: Pair) -> Evidence
     counted = study.counted(UNITS["seconds"])
     runs = runs.narrowed(lambda run: run in counted, "shared the device, so the seconds do not count")
     times = {
-        seed: tuple(1000 * line["train_seconds"] / line["step"] for line in _lines(study, both))
+        seed: tuple(1000 * line["train_seconds"] / line["step"] for line in compared_lines(study, both))
         for seed, both in runs.by_seed.items()
     }
     differences = {seed: a - b for seed, (a, b) in times.items()}

@@ -80,7 +80,7 @@ def ours(one: Evidence) -> str:
 
 
 def _bounds(one: Evidence, show: Digits, signed: bool) -> str:
-    if one.interval.num < 2:
+    if not math.isfinite(one.interval.low):
         return ""
     return f" [{show(one.interval.low, signed)}, {show(one.interval.high, signed)}]"
 

@@ -451,20 +451,22 @@ def test_a_speed_up_by_hand(study: Path) -> None:
     assert (found.verdict, found.words) == ("reproduced", "holds on digits, SiT-nano/2")
 
 
+SAME = ("all seeds are there at the same evaluation, so their spread says nothing: evaluate more often",)
 APART = ("the evaluations are too far apart: evaluate more often",)
 
 
 @pytest.mark.parametrize(
     ("points", "name", "verdict", "missing"),
     [
-        ((4, 4, 4), MUCH_FASTER, "contradicted", ()),  # between 800 / 300 and 800 / 400 at every seed
-        ((1, 1, 1), MUCH_FASTER, "undecided", APART),  # 8 times at each, and nobody knows how much more
+        ((4, 4, 5), MUCH_FASTER, "contradicted", ()),  # at most 800 / 300, 800 / 300 and 800 / 400 times
+        ((1, 1, 2), MUCH_FASTER, "undecided", APART),  # 2.35 to 17.2 times, and nobody knows how much more
         ((2, 2, 4), MUCH_FASTER, "undecided", APART),  # 1.18 to 8.58 times; up to 26.8 by the evaluations before
-        ((1, 1, 1), FASTER, "reproduced", ()),  # between 700 / 100 and more at every seed
-        ((7, 7, 7), FASTER, "undecided", APART),  # 8 / 7 times, or equal if vanilla was there just after 700 steps
-        ((8, 8, 8), FASTER, "undecided", ("the interval holds 1",)),
+        ((1, 1, 2), FASTER, "reproduced", ()),  # at least 700 / 100, 700 / 100 and 700 / 200 times
+        ((6, 6, 7), FASTER, "undecided", APART),  # 1.02 to 1.58; from 0.89 if vanilla was there just after 700 steps
+        ((7, 7, 8), FASTER, "undecided", ("the interval holds 1",)),  # 0.90 to 1.32
+        ((4, 4, 4), FASTER, "undecided", SAME),
         ((2, 0, 4), FASTER, "undecided", ("1 of 3 seeds never reached vanilla's value within the budget",)),
-        ((0, 0, 0), FASTER, "undecided", ("3 of 3 seeds never reached vanilla's value within the budget",)),
+        ((0, 0, 0), MUCH_FASTER, "undecided", ("3 of 3 seeds never reached vanilla's value within the budget",)),
     ],
 )
 def test_speed_ups(study: Path, points: Sequence[int], name: str, verdict: str, missing: tuple[str, ...]) -> None:
@@ -476,20 +478,20 @@ def test_speed_ups(study: Path, points: Sequence[int], name: str, verdict: str, 
 
 def test_vanilla_that_was_there_before_its_end_took_no_longer(study: Path) -> None:
     """Its curve need not fall: its own first evaluation at the target counts, not the whole budget."""
-    reach(study, 4, 4, 4)
+    reach(study, 4, 4, 5)
     for seed in range(3):
         set_curve(run_folder(study, "sit", seed), [30.0, 30.0, 30.0, 18.0, 25.0, 25.0, 25.0, 20.0])
     found = evidence(FASTER, study)
-    assert found.by_seed == {0: 1.0, 1: 1.0, 2: 1.0}
+    assert found.by_seed == {0: 1.0, 1: 1.0, 2: 0.8}
     assert (found.verdict, found.missing) == ("undecided", ("the interval holds 1",))
 
 
 def test_a_speed_up_of_less_than_one_contradicts(study: Path) -> None:
-    reach(study, 7, 7, 7)
+    reach(study, 7, 7, 8)
     for seed in range(3):
         set_curve(run_folder(study, "sit", seed), [30.0, 20.0, 20.0, 20.0, 20.0, 20.0, 20.0, 20.0])
     found = evidence(FASTER, study)
-    assert (found.verdict, found.values) == ("contradicted", (700, 200))
+    assert (found.verdict, found.values) == ("contradicted", (pytest.approx(2200 / 3), 200))
 
 
 def test_the_target_is_the_median_of_vanillas_last_values(study: Path) -> None:
