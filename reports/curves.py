@@ -1,9 +1,10 @@
 """Curve frames: what figures are drawn from, and the CSV beside each of them.
 
 A row is a value of one quantity. `series` says what it is: `seed`, a run's value; `mean`, over the seeds of a cell at
-one evaluation point (or one step of training), of values and clocks alike, where `num_seeds` < `of_seeds` is a mean
-over survivors or over the seeds that got that far; `line`, a reference line; `stop`, where a run ended before its
-time, with its last value. Against seconds, runs that shared their device are left out.
+one evaluation point (or one step of training), of values and clocks alike, with the mean's 95% Student-t interval from
+`low` to `high`, where `num_seeds` < `of_seeds` is a mean over survivors or over the seeds that got that far; `line`, a
+reference line; `stop`, where a run ended before its time, with its last value. Against seconds, runs that shared their
+device are left out.
 """
 
 import math
@@ -15,9 +16,13 @@ import pandas as pd
 from harness.records import number
 from reports.endings import stopped_at
 from reports.load import CLOCKS, Run, Study
+from reports.statistics import half_width
 from reports.units import UNITS, Unit
 
-CURVE_COLUMNS = ["quantity", "series", "cell", "seed", "point", *CLOCKS, "value", "num_seeds", "of_seeds"]
+CURVE_COLUMNS = [
+    *("quantity", "series", "cell", "seed", "point", *CLOCKS),
+    *("value", "low", "high", "num_seeds", "of_seeds"),
+]
 """Columns of a curve frame."""
 
 
@@ -97,8 +102,10 @@ def _curve_frame(
     finite = seeds.dropna(subset=["value"])
     clocks = {name: (name, "mean") for name in CLOCKS if name != aligned_by}
     means = finite.groupby(["quantity", "cell", aligned_by], sort=False, as_index=False).agg(
-        **clocks, value=("value", "mean"), num_seeds=("seed", "size")
+        **clocks, value=("value", "mean"), spread=("value", "std"), num_seeds=("seed", "size")
     )
+    half = half_width(means["spread"].to_numpy(), means["num_seeds"].to_numpy())
+    means = means.assign(low=means["value"] - half, high=means["value"] + half)
     means["series"] = "mean"
     means["of_seeds"] = len(study.seeds)
     last = finite.groupby(["quantity", "cell", "seed"])["value"].last()

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.lines import Line2D
+from matplotlib.patches import Polygon
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from harness.records import METRICS, metric
@@ -26,6 +28,9 @@ from reports.units import UNITS, short_number
 DPI = 200
 LOG_RANGE = 10
 """A positive quantity, shares apart, whose largest value is this many times its smallest has a logarithmic axis."""
+
+BAND_SEEDS = 3
+"""Seeds from which the interval of a mean is shaded: over two it is 18 standard errors wide and hides the curves."""
 
 CONNECTOR = {"arrowstyle": "-", "linewidth": 0.6, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 0}
 """How a direct label is joined to its line."""
@@ -49,7 +54,8 @@ class End:
 def plot_curves(ax: Axes, frame: pd.DataFrame, look: Look, width: float = 2, has_points: bool = True) -> Axes:
     """Every seed as a thin line, means as thick ones (dotted over fewer seeds than the cell has), reference lines.
 
-    A cross marks where a run diverged or failed: at its last value, at the bottom where it has none.
+    Intervals of means over `BAND_SEEDS` seeds or more are shaded, as far as the axes reach for the lines. A cross
+    marks where a run diverged or failed: at its last value, at the bottom where it has none.
 
     Args:
         ax: where to draw.
@@ -72,6 +78,7 @@ def plot_curves(ax: Axes, frame: pd.DataFrame, look: Look, width: float = 2, has
             line.set(marker=marker, markersize=1.5 * width, markeredgewidth=0)
         mean = {"color": colour, "linewidth": width, "marker": marker, "markersize": 2.2 * width, "zorder": 3}
         _plot_mean(ax, own[own["series"] == "mean"], x, mean, style.dashes)
+        _plot_band(ax, own[own["series"] == "mean"], x, colour)
     _plot_stops(ax, frame[frame["series"] == "stop"], look, width)
     ax.set_xlim(0, float(frame[x].max()))
     return ax
@@ -105,6 +112,18 @@ def _plot_mean(ax: Axes, frame: pd.DataFrame, x: str, mean: dict[str, Any], dash
         # The dotted stretch begins at the last mean over all seeds, so that the two join.
         joined = frame["value"].where(~is_whole | ~is_whole.shift(-1, fill_value=True))
         ax.plot(frame[x], joined, linestyle=":", **{**mean, "marker": ""})
+
+
+def _plot_band(ax: Axes, means: pd.DataFrame, x: str, colour: str) -> None:
+    """The intervals of the means, shaded; as an artist that leaves the axes' limits alone."""
+    known = means[(means["num_seeds"] >= BAND_SEEDS) & means["low"].notna()]
+    if len(known) < 2:
+        return
+    places, low, high = (known[name].to_numpy(float) for name in (x, "low", "high"))
+    if ax.get_yscale() == "log":
+        low = np.maximum(low, 1e-3 * high)  # what is below 0 is below the axis
+    outline = np.concatenate([np.stack([places, low], axis=1), np.stack([places, high], axis=1)[::-1]])
+    ax.add_artist(Polygon(outline, closed=True, facecolor=colour, alpha=0.14, linewidth=0, zorder=1.5))
 
 
 def _scale(ax: Axes, frame: pd.DataFrame, look: Look) -> None:

@@ -159,7 +159,7 @@ def _plans(study: Study, shown: Study) -> list[Plan]:
                 training,
                 _training_figure,
                 f"Losses and gradient norm against {study.unit.words}",
-                caption + _stops(training),
+                caption + _bands(training) + _stops(training),
             )
         )
     evolution = evolution_plan(shown)
@@ -176,7 +176,7 @@ def _others_plans(study: Study, others: Sequence[str]) -> list[Plan]:
     caption = "Every other metric. Thick lines are means, thin ones single seeds."
     frame = pd.concat([metric_curves(study, name) for name in others], ignore_index=True)
     alt = f"{', '.join(others)} against {study.unit.words}"
-    return [Plan("metrics", frame, figures.panels_figure, alt, caption + _stops(frame))]
+    return [Plan("metrics", frame, figures.panels_figure, alt, caption + _bands(frame) + _stops(frame))]
 
 
 def _main_plan(study: Study, name: str, frame: pd.DataFrame) -> Plan:
@@ -189,7 +189,7 @@ def _main_plan(study: Study, name: str, frame: pd.DataFrame) -> Plan:
             " Floor: real held-out images against the same reference. Reconstruction: those images after the "
             "autoencoder. They are there for orientation."
         )
-    caption += _stops(frame) + published_marks.caption(frame)
+    caption += _bands(frame) + _stops(frame) + published_marks.caption(frame)
     if study.unit.name == "seconds":
         caption += "".join(f" {remark}" for remark in equal_cost.seconds_remarks(study))
     return Plan(
@@ -210,7 +210,12 @@ def _clocks_plan(study: Study, name: str) -> Plan:
     def draw(frame: pd.DataFrame, look: Look) -> figures.Figure:
         return figures.clocks_figure(frame, look, not_comparable)
 
-    return Plan("clocks", frame, draw, f"{name} against {listed(units)}", caption + _stops(frame))
+    return Plan("clocks", frame, draw, f"{name} against {listed(units)}", caption + _bands(frame) + _stops(frame))
+
+
+def _bands(frame: pd.DataFrame) -> str:
+    has_bands = (frame["num_seeds"] >= figures.BAND_SEEDS).any()
+    return " Shaded: the means’ 95% Student-t intervals, as far as the axes reach." if has_bands else ""
 
 
 def _stops(frame: pd.DataFrame) -> str:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy.special import stdtrit
@@ -37,9 +37,13 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Inter
     mean = fmean(values) if num else math.nan
     if num < 2:
         return Interval(num, mean, math.nan, math.nan)
-    quantile = float(stdtrit(num - 1, (1 + confidence) / 2))
-    half = quantile * stdev(values) / math.sqrt(num)
+    half = float(half_width(stdev(values), num, confidence))
     return Interval(num, mean, mean - half, mean + half)
+
+
+def half_width(spread: Any, num: Any, confidence: float = CONFIDENCE) -> Any:
+    """t(n-1) s / sqrt(n): of numbers, or of arrays of standard deviations and counts, NaN where there is none."""
+    return stdtrit(num - 1, (1 + confidence) / 2) * spread / np.sqrt(num)
 
 
 @dataclass(frozen=True)

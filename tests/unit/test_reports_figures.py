@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.patches import Polygon
 from records_factory import MAIN, diverge, edit_lines, fail, run_folder, write_study
 from scipy.optimize import minimize
 
@@ -83,6 +85,41 @@ def test_a_mean_over_survivors_is_dotted(written, tmp_path, look):
     assert np.isfinite(solid.get_ydata()).tolist() == [True] * 6 + [False] * 2
     assert dotted.get_linestyle() == ":"
     assert np.isfinite(dotted.get_ydata()).tolist() == [False] * 5 + [True] * 3
+
+
+def test_intervals_of_three_seeds_are_shaded_and_leave_the_axes_alone(tmp_path):
+    path = write_study(tmp_path, {"sit": "sit"}, seeds=(0, 1, 2))
+    for seed, value in enumerate((21.0, 27.0, 24.0)):
+        edit_lines(run_folder(path, "sit", seed), "eval", metrics={MAIN: value})
+    study = load_study(path)
+    frame = metric_curves(study, MAIN)
+    last = frame[frame["series"] == "mean"].iloc[-1]
+    # sd 3, t(2) = 4.302653: 24 -+ 4.302653 x 3 / sqrt(3)
+    assert (last["low"], last["high"]) == pytest.approx((24 - 7.452413, 24 + 7.452413), abs=1e-5)
+    ax = Figure().subplots()
+    look = Look(cell_styles(study.cells, study.baseline))
+    figures.plot_curves(ax, frame, look)
+    (band,) = [artist for artist in ax.patches if isinstance(artist, Polygon)]
+    corners = band.get_xy().tolist()
+    assert [800, pytest.approx(last["low"])] in corners
+    assert [800, pytest.approx(last["high"])] in corners
+    assert band.get_facecolor() == to_rgba(look.colour("sit"), 0.14)
+    without = Figure().subplots()
+    figures.plot_curves(without, frame.assign(low=np.nan, high=np.nan), look)
+    assert not without.patches
+    assert without.get_ylim() == ax.get_ylim()
+    with_negative = frame.assign(low=frame["low"] - 1000)
+    figures.plot_curves(log := Figure().subplots(), with_negative, look)
+    assert log.get_yscale() == "log"
+    assert log.patches[0].get_xy().min() > 0
+
+
+def test_intervals_of_two_seeds_are_not_shaded(study, look):
+    frame = metric_curves(study, MAIN)
+    assert frame.loc[frame["series"] == "mean", "low"].notna().all()
+    ax = Figure().subplots()
+    figures.plot_curves(ax, frame, look)
+    assert not ax.patches
 
 
 @pytest.mark.parametrize(
