@@ -223,9 +223,14 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
+def ema_steps(folder: Path) -> list[int]:
+    """Steps of which there is an EMA backbone, in their order."""
+    return sorted(int(path.stem.removeprefix("ema_")) for path in folder.glob("ema_*.safetensors"))
+
+
 def load_ema(folder: Path, step: int | None = None) -> tuple[dict[str, Tensor], int]:
     """EMA backbone and its step: the last one, or the one of a step. `UserError` lists the steps there are."""
-    steps = sorted(int(path.stem.removeprefix("ema_")) for path in folder.glob("ema_*.safetensors"))
+    steps = ema_steps(folder)
     if not steps:
         raise UserError(f"{folder} holds no EMA backbone: train the run up to its first evaluation")
     if step is not None and step not in steps:

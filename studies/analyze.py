@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness import checkpoint
 from harness.analysis import AnalysisConfig, Subjects, analyse, chosen_blocks, gather, store
 from harness.config import require
 from harness.prepare import PreparedData
 from harness.processes import is_main
-from harness.records import digest, read_json
+from harness.records import RunFolder, digest, read_json
 from harness.sit import parse_name
 from reports.analysis import FOLDER
 from studies.saved import Opened
@@ -33,6 +34,12 @@ def study_encoder(run: Path) -> str:
         f"the methods of {study} were trained towards several encoders ({', '.join(names)}): name one with --encoder",
     )
     return names[0] if names else PACKAGED
+
+
+def require_weights(run: Path) -> None:
+    """Refuse a run that has no EMA backbone."""
+    has_weights = bool(checkpoint.ema_steps(RunFolder(run).checkpoints))
+    require(has_weights, f"{run} has no EMA backbone: leave it out, or train it up to its first evaluation")
 
 
 class Analyst:

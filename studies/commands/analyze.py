@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
 def _analyse_runs(argv: Sequence[str]) -> tuple[dict[str, Any], str]:
     """The records of runs and of files in their checkpoints, by the place of each, and the format."""
     from studies import released, saved
-    from studies.analyze import Analyst, study_encoder
+    from studies.analyze import Analyst, require_weights, study_encoder
     from studies.display import Display
 
     parser = Parser(prog="ditbench analyze", description=DESCRIPTION)
@@ -51,6 +51,8 @@ def _analyse_runs(argv: Sequence[str]) -> tuple[dict[str, Any], str]:
     opened_by = saved.build_parser("analyze", DESCRIPTION)
     # What is wrong with any of them is told before the first one is analysed.
     words = [released.route(["--checkpoint", path])[1] for path in options["checkpoints"]]
+    for each in words:
+        require_weights(Path(each[0]))
     openings = [saved.parse_to_open(opened_by, [*each, *shared])[1] for each in words]
     encoders = [options["encoder"] or study_encoder(Path(each[0])) for each in words]
     analyst, found = Analyst(_settings(options)), {}

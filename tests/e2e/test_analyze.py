@@ -118,6 +118,18 @@ def test_what_cannot_be_analysed_is_one_line(
     assert not list(finished.path.glob("*/*/analysis"))
 
 
+def test_a_run_without_weights_is_named_before_any_is_analysed(
+    finished: FinishedStudy, passed_on: list[str], tmp_path: Path, ditbench: Ditbench
+) -> None:
+    empty = tmp_path / "small/sit/seed3"
+    empty.mkdir(parents=True)
+    shutil.copy(finished.run("sit") / "manifest.json", empty)
+    status, out, err = ditbench("analyze", str(finished.run("sit")), str(empty), *passed_on)
+    assert status == 2 and not out
+    assert err == f"ditbench: {empty} has no EMA backbone: leave it out, or train it up to its first evaluation\n"
+    assert not list(finished.path.glob("*/*/analysis"))
+
+
 def test_a_study_with_several_encoders_asks_for_one(study: Path, ditbench: Ditbench) -> None:
     path = study / "vae_repa/seed0/manifest.json"
     text = path.read_text()
