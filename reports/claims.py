@@ -17,6 +17,7 @@ import yaml
 
 from harness.records import UserError, metric
 from reports.published_ablation import DEPTHS
+from reports.units import short_number
 
 CLAIMS = Path(__file__).parent / "claims.yaml"
 
@@ -89,15 +90,14 @@ class Published:
         """Steps that a comparison of both trains for."""
         return max(self.steps, self.against_steps)
 
-    @property
-    def text(self) -> str:
+    def text(self, unit: str = "") -> str:
         """`28.89 against 33.02 (SiT-B/2, 400k steps)`; "" where no number is known."""
-        values = [f"{value:g}" for value in (self.cell, self.against) if value is not None]
+        values = [f"{value:g}{unit}" for value in (self.cell, self.against) if value is not None]
         if self.difference is not None:
             values = [f"a difference of {self.difference:g}"]
-        steps = [f"{steps // 1000:,}k" for steps in (self.steps, self.against_steps) if steps]
+        steps = [short_number(steps) for steps in (self.steps, self.against_steps) if steps]
         where = f"{self.model}, {' against '.join(steps)} steps" if steps else self.model
-        return f"{' against '.join(values)} ({where})" if values else ""
+        return f"{' against '.join(values)} ({where})".replace(" -", " −") if values else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,8 @@ class Claim:
     @property
     def published_text(self) -> str:
         """All that is published, in one line."""
-        return "; ".join(row.text for row in self.published if row.text)
+        unit = "%" if self.kind == "count" and self.against else ""
+        return "; ".join(filter(None, (row.text(unit) for row in self.published)))
 
 
 @dataclass(frozen=True, kw_only=True)

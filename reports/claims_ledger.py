@@ -313,11 +313,11 @@ def section(study: Study) -> Section | None:
     about = f"What this study says of claims of the papers {listed(ledger.papers)}, at its own scale: {scale}."
     sentences = [about, *summary(told)]
     if rest:
-        sentences.append(f"Of {count(rest, 'further claim')} it holds no pair: `ditbench claims` says what is missing.")
+        sentences.append(f"Of {count(rest, 'further claim')} it holds no pair: ditbench claims says what is missing.")
     table = Table(
         stem="claims",
-        title="Claims",
-        rows=only(rows(told), SECTION),
+        title="What each pair of cells says",
+        rows=[{"claim" if name == "says" else name: row[name] for name in SECTION} for row in rows(told)],
         numbers=numbers(told),
         notes=notes(told),
     )

@@ -63,8 +63,7 @@ def test_a_decided_claim_in_words(study: Path) -> None:
     assert found == {
         "claim": BETTER,
         "says": "VAE-REPA has a better FID than vanilla at equal steps (VAE-REPA, Tables 1 and 2; secondary)",
-        "published": "28.89 against 33.02 (SiT-B/2, 400k steps); 14.3 (SiT-L/2, 400k steps); "
-        "8.2 (SiT-XL/2, 1,000k steps)",
+        "published": "28.89 against 33.02 (SiT-B/2, 400k steps); 14.3 (SiT-L/2, 400k steps); 8.2 (SiT-XL/2, 1M steps)",
         "verdict": "holds on digits, SiT-nano/2",
         "numbers": "−4.00 [−6.48, −1.52] (18.00 against 22.00)",
         "pairs of seeds": "3, 3 as claimed",
@@ -92,6 +91,9 @@ def test_counts_and_speed_ups_in_words(study: Path) -> None:
     judged = claims_ledger.judge_paths([study])
     compute = row(judged, "vae-repa-4-percent-compute")
     assert (compute["numbers"], compute["pairs of seeds"]) == ("+9.7%", "exact")
+    assert compute["published"] == "4% (SiT-XL/2)"
+    assert row(judged, "vae-repa-adds-to-repa")["published"].startswith("a difference of −3.1 (SiT-XL/2, 100k steps); ")
+    assert row(judged, "repa-17.5-times-faster")["published"] == "7.9 against 8.3 (SiT-XL/2, 400k against 7M steps)"
     assert compute["verdict"] == "does not hold on digits, SiT-nano/2"
     assert row(judged, "vae-repa-no-external-parameters")["numbers"] == "0"
     faster = row(judged, "repa-17.5-times-faster")
@@ -203,7 +205,7 @@ def test_a_study_has_a_section_of_the_claims_it_speaks_of(study: Path) -> None:
     assert section is not None
     assert section.sentences[0].endswith("scale: SiT-nano/2 on digits after 800 steps, not ImageNet.")
     (block,) = section.blocks
-    told = [row["says"] for row in block.table.rows]
+    told = [row["claim"] for row in block.table.rows]
     assert any(text.startswith("VAE-REPA has a better FID") for text in told)
     assert not any("SRA has" in text for text in told)
     assert len(block.table.numbers) == len(told) < NUM_CLAIMS
