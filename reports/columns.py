@@ -15,7 +15,7 @@ BEYOND = re.compile(r"\s*(?:>|∞|inf\b)")
 
 WORDS = frozenset(
     {"x", "of", "at", "seed", "seeds", "budget", "inf", "failed", "diverged", "pruned", "unfinished", "left", "out"}
-    | {"no", "value", "pair", "baseline"}
+    | {"no", "value", "pair", "baseline", "default", "reference"}
 )
 """Words that may stand beside numbers, or in place of one, in a column of numbers. Units that come in several sizes
 are none of them: by its first number 2 GB would come before 10 MB."""

@@ -54,7 +54,9 @@ function makeDialog() {
   const holder = document.createElement("div");
   dialog.append(close, holder);
   dialog.addEventListener("click", () => dialog.close());
-  dialog.addEventListener("close", () => holder.replaceChildren());
+  dialog.addEventListener("close", () => {
+    if (!dialog.open) holder.replaceChildren(); // it may be open again: the event comes later
+  });
   document.body.append(dialog);
   return (picture) => {
     const copy = picture.cloneNode(true);
