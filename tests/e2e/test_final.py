@@ -6,6 +6,9 @@ from collections.abc import Callable
 import pytest
 
 from harness.records import RunFolder
+from reports.final_protocol import final_rows, terminal_tables
+from reports.load import load_study
+from reports.verify import verify
 from tests.e2e.conftest import FinishedStudy, Place
 
 Ditbench = Callable[..., tuple[int, str, str]]
@@ -33,6 +36,14 @@ def test_the_two_protocols_have_records_and_digests_of_their_own(trained: RunFol
     status, out, _ = ditbench("evaluate", str(trained.path), "--protocol", "final", "--format", "json")
     again = json.loads(out)
     assert (status, again["protocol"], again["metrics"]) == (0, line["protocol"], line["metrics"])
+
+    study = load_study(trained.path.parents[1])
+    assert "final digest" in [check.what for check in verify(study)]
+    (row,) = final_rows(study)
+    assert {name: row[name] for name in line["metrics"]} == pytest.approx(line["metrics"])
+    ((title, _), _) = terminal_tables(study)
+    assert title.startswith("final evaluation, 40 samples, ODE Heun, 2 steps, no guidance: fd_efficientnet_lite0_40 ")
+    assert manifest["model"]["num_classes"] == 10
 
 
 def test_a_protocol_that_is_not_there_cannot_be_asked_for(finished: FinishedStudy, ditbench: Ditbench) -> None:
