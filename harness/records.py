@@ -255,16 +255,25 @@ class RunFolder:
                 file.truncate(start)
                 raise
 
-    def lines(self, name: RecordName) -> list[dict[str, Any]]:
+    def lines(self, name: RecordName, stride: int = 1) -> list[dict[str, Any]]:
         """All whole records of `<name>.jsonl`, oldest first; a last line cut short by a crash is left out.
 
+        With a stride only those of steps that are multiples of it, and the last; the others are not even parsed.
         `UserError` names a line that is damaged.
         """
         path = self.path / f"{name}.jsonl"
         if not path.is_file():
             return []
         *whole, _ = path.read_bytes().split(b"\n")
-        return [_record(line, f"{path}, line {number}") for number, line in enumerate(whole, start=1)]
+        numbered = list(enumerate(whole, start=1))
+        if stride > 1:
+            numbered = [*(each for each in numbered[:-1] if _step(each[1]) % stride == 0), *numbered[-1:]]
+        return [_record(line, f"{path}, line {number}") for number, line in numbered]
+
+    def num_lines(self, name: RecordName) -> int:
+        """Whole records of `<name>.jsonl`."""
+        path = self.path / f"{name}.jsonl"
+        return path.read_bytes().count(b"\n") if path.is_file() else 0
 
     def all_lines(self) -> Iterator[tuple[RecordName, dict[str, Any]]]:
         """All whole records with the kind of each: training, then evaluations, then the one at the end."""
@@ -288,6 +297,14 @@ class RunFolder:
         tile_picture(images_NHWC).save(buffer, format="PNG")
         write_atomic(path, buffer.getvalue())
         return path
+
+
+def _step(line: bytes) -> int:
+    """The step of a record that was not parsed, 0 where it is not to be found. Keys are sorted, so that what may have
+    a number named `step` within it stands before the record's own.
+    """
+    found = re.findall(rb'"step": ?(\d+)', line)
+    return int(found[-1]) if found else 0
 
 
 def _record(line: bytes, where: str) -> dict[str, Any]:

@@ -109,6 +109,8 @@ class Study:
     """Values of the main metric whose cost is shown besides that of the baseline's last one."""
     all_runs: tuple[Run, ...] = ()
     """Those of every cell, where the study holds some cells alone."""
+    thinning: int = 1
+    """Every how many of the logged training steps were read, besides each run's last."""
 
     @property
     def name(self) -> str:
@@ -215,10 +217,12 @@ def load_study(path: Path) -> Study:
         UserError: the folder holds no runs, a manifest is of a newer format or lacks a field, or nothing was
             evaluated yet.
     """
-    runs = [load_run(folder) for folder in find_runs(path)]
+    folders = find_runs(path)
+    thinning = _thinning(max(folder.num_lines("train") for folder in folders))
+    runs = [load_run(folder, thinning) for folder in folders]
     baseline = _baseline(runs)
     ordered = sorted(runs, key=lambda run: (run.cell != baseline, run.cell, run.seed))
-    study = Study(path, baseline, tuple(ordered))
+    study = Study(path, baseline, tuple(ordered), thinning=thinning)
     if not any(run.evaluations for run in runs):
         failed = next((run for run in study.runs if run.status in ("failed", "diverged")), None)
         why = f" ({failed.label} {failed.status})" if failed else ""
@@ -230,8 +234,20 @@ def load_study(path: Path) -> Study:
     return study
 
 
-def load_run(folder: RunFolder) -> Run:
-    """Read one run.
+MOST_TRAINING_LINES = 400
+"""Logged training steps of a run that a study is read with; a figure's panel has fewer pixels than twice as many."""
+
+
+def _thinning(num_lines: int) -> int:
+    """The least power of two that leaves few enough of the longest run's lines.
+
+    Batch traces are chains, so that two which part anywhere differ in all steps that come later, the last one too.
+    """
+    return 1 << max(0, math.ceil(math.log2(max(num_lines, 1) / MOST_TRAINING_LINES)))
+
+
+def load_run(folder: RunFolder, thinning: int = 1) -> Run:
+    """Read one run; with `thinning`, every so many of its logged training steps, and the last.
 
     Raises:
         UserError: it is no run folder, its manifest is of a newer format or lacks a field, or a record lacks one.
@@ -250,7 +266,7 @@ def load_run(folder: RunFolder) -> Run:
         folder=folder.path,
         manifest=manifest,
         cost=read_json(cost) if cost.is_file() else {},
-        train=_lines(folder, "train", ("base", "grad_norm", "terms", "trace")),
+        train=_lines(folder, "train", ("base", "grad_norm", "terms", "trace"), _stride(manifest, thinning)),
         evaluations=_lines(folder, "eval", ("point", "protocol", "metrics")),
         final=_lines(folder, "final", ("point", "protocol", "metrics")),
     )
@@ -280,12 +296,18 @@ def _format(manifest: Any) -> Any:
     return manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
 
 
-def _lines(folder: RunFolder, name: RecordName, fields: Sequence[str]) -> list[dict[str, Any]]:
-    lines = folder.lines(name)
-    for number_of_line, line in enumerate(lines, start=1):
+def _stride(manifest: Mapping[str, Any], thinning: int) -> int:
+    """Steps between two that are read: the same for all runs of a study, so that their curves and traces meet."""
+    return 1 if thinning == 1 else thinning * int(manifest["config"].get("output", {}).get("log_every", 1))
+
+
+def _lines(folder: RunFolder, name: RecordName, fields: Sequence[str], stride: int = 1) -> list[dict[str, Any]]:
+    lines = folder.lines(name, stride)
+    for place, line in enumerate(lines, start=1):
         if missing := [field for field in (*CLOCKS, *fields) if field not in line]:
+            where = f"line {place}" if stride == 1 else f"step {line.get('step')}"
             raise UserError(
-                f"{folder.path}/{name}.jsonl, line {number_of_line}, lacks {', '.join(missing)}: "
+                f"{folder.path}/{name}.jsonl, {where}, lacks {', '.join(missing)}: "
                 "remove the folder and run the cell again"
             )
     return lines

@@ -153,6 +153,8 @@ def _plans(study: Study, shown: Study) -> list[Plan]:
     training = training_curves(shown)
     if len(training):
         caption = "Means over the steps between two logged points; terms before their weights."
+        if study.thinning > 1:
+            caption += f" Of the logged points, 1 in {study.thinning} is shown, and the last."
         plans.append(
             Plan(
                 "training",

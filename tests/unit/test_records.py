@@ -171,6 +171,16 @@ def test_lines_come_back_in_order(run: RunFolder) -> None:
     assert run.lines("eval") == []
 
 
+def test_with_a_stride_the_lines_between_are_left_out_and_the_last_is_not(run: RunFolder) -> None:
+    # A number named `step` inside a record is none, before it or behind it.
+    written = [{"step": step, "diagnostics": {"step": 8}, "terms": {"step": {"value": 8}}} for step in range(2, 17, 2)]
+    for record in written:
+        run.append("train", record)
+    assert [line["step"] for line in run.lines("train", stride=6)] == [6, 12, 16]
+    assert run.lines("train", stride=6)[0] == written[2]
+    assert (run.num_lines("train"), run.num_lines("eval")) == (8, 0)
+
+
 @pytest.mark.parametrize("cut", ['{"step":2', '{"step":2}'])
 def test_a_last_line_cut_by_a_crash_is_left_out(run: RunFolder, cut: str) -> None:
     run.append("train", {"step": 1})

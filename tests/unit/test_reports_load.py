@@ -7,11 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from records_factory import MAIN, diverge, edit_lines, edit_manifest, fail, run_folder, write_run, write_study
+from records_factory import (
+    MAIN,
+    diverge,
+    edit_lines,
+    edit_manifest,
+    fail,
+    run_folder,
+    write_lines,
+    write_run,
+    write_study,
+)
 
 from harness.records import RunFolder, UserError
 from reports.curves import metric_curves, training_curves
-from reports.load import load_study
+from reports.load import MOST_TRAINING_LINES, load_study
 from reports.verify import compact, differing_fields, environment, flatten, short_text, verify
 
 CELLS = {"sit": "sit", "repa": "repa", "both": "repa+vae_repa"}
@@ -41,6 +51,24 @@ def test_the_main_metric_is_the_frechet_distance_of_features(study):
     loaded = load_study(study)
     assert loaded.metrics[0] == loaded.main_metrics[0] == MAIN
     assert loaded.main_metrics.index("fd_pixels_898") > loaded.main_metrics.index("velocity_loss")
+
+
+def test_of_many_logged_steps_the_same_are_read_in_every_run(study, monkeypatch):
+    assert load_study(study).thinning == 1 and MOST_TRAINING_LINES > 40
+    edit_lines(run_folder(study, "repa", 1), "train", keep=17)  # to step 340
+    monkeypatch.setattr("reports.load.MOST_TRAINING_LINES", 10)
+    found = load_study(study)
+    # 40 lines, one every 20 steps: 1 in 4 leaves 10.
+    assert found.thinning == 4
+    steps = {run.label: [line["step"] for line in run.train] for run in found.runs}
+    assert steps["sit seed 0"] == list(range(80, 801, 80))
+    assert steps["repa seed 1"] == [80, 160, 240, 320, 340]
+    verify(found)
+    folder = run_folder(study, "repa", 0)
+    lines = [line if line["step"] < 500 else {**line, "trace": "0" * 64} for line in folder.lines("train")]
+    write_lines(folder, "train", lines)
+    with pytest.raises(UserError, match="batch trace at step 560 differs"):
+        verify(load_study(study))
 
 
 def test_parts_of_a_metric_are_not_main_metrics(study):
