@@ -582,7 +582,7 @@ def differences_figure(frame: pd.DataFrame, look: Look, baseline: str) -> Figure
     num_cells = frame["cell"].nunique()
     with matplotlib.rc_context(rc(look.theme)):
         width, height = 4.2 if look.is_narrow else 8.4, 1.0 + 0.42 * num_cells
-        left = 0.15 + text_width(shorten(cell, label_width(look)) for cell in frame["cell"])
+        left = 0.15 + text_width(shorten(cell, label_width(look)) for cell in frame["cell"].unique())
         figure = Figure(figsize=(width, height))
         ax = figure.add_axes((left / width, 0.5 / height, 1 - (left + 0.1) / width, 1 - 0.86 / height))
         plot_differences(ax, frame, look)

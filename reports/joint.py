@@ -2,7 +2,7 @@
 
 import os
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import markupsafe
@@ -47,6 +47,9 @@ def write_joint(studies: Sequence[Study], pages: Sequence[Path], folder: Path) -
         new.joinpath("figures").mkdir()
         for plan in plans:
             figures.save(plan.drawn, plan.frame, new / "figures" / plan.stem, look)
+        pictures = {
+            plan.stem: (plan, page.picture(plan.drawn, look, new / "figures" / f"{plan.stem}.png")) for plan in plans
+        }
         for section in sections:
             for name, (numbers, markdown, latex) in saved_tables(section.blocks).items():
                 numbers.to_csv(new / f"{name}.csv", index=False)
@@ -55,7 +58,7 @@ def write_joint(studies: Sequence[Study], pages: Sequence[Path], folder: Path) -
         made_from = [{"study": study.name, "folder": str(study.path)} for study in studies]
         write_json(new / MARK, made_from)
         links = [(study.name, _link(path, folder)) for study, path in zip(studies, pages, strict=True)]
-        (new / "index.html").write_text(_render(studies, sections, plans, links, look))
+        (new / "index.html").write_text(_render(studies, sections, pictures, links, look))
     return folder / "index.html"
 
 
@@ -67,7 +70,7 @@ def _link(path: Path, folder: Path) -> str:
 def _render(
     studies: Sequence[Study],
     sections: Sequence[Section],
-    plans: Sequence[Plan],
+    pictures: Mapping[str, tuple[Plan, page.Picture]],
     links: Sequence[tuple[str, str]],
     look: Look,
 ) -> str:
@@ -80,7 +83,7 @@ def _render(
             title=listed([study.name for study in studies]),
             headline=profiles.headline(studies),
             sections=sections,
-            figures={plan.stem: (plan, page.picture(plan.drawn, look)) for plan in plans},
+            figures=pictures,
             links=links,
             styles=look.styles,
             script=markupsafe.Markup(script),

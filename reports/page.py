@@ -52,14 +52,14 @@ class ShownFigure:
     caption: str
 
 
-def picture(draw: figures.Draw, look: Look) -> Picture:
-    """Draw a figure in its four variants."""
+def picture(draw: figures.Draw, look: Look, wide: Path) -> Picture:
+    """Draw a figure in its variants; the one for wide, light pages is the file `wide`."""
 
     def drawn(theme: Theme, is_narrow: bool = False) -> str:
         return _data_uri(figures.png(draw(replace(look, theme=theme, is_narrow=is_narrow))))
 
     sources = [(f"{NARROW} and {SCHEME[theme.name]}", drawn(theme, is_narrow=True)) for theme in (DARK, LIGHT)]
-    return Picture([*sources, (SCHEME["dark"], drawn(DARK))], drawn(LIGHT))
+    return Picture([*sources, (SCHEME["dark"], drawn(DARK))], _data_uri(wide.read_bytes()))
 
 
 def _data_uri(image: bytes) -> str:

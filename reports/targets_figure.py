@@ -110,7 +110,7 @@ def costs_figure(frame: pd.DataFrame, look: Look) -> Figure:
     num_cells, columns = frame["cell"].nunique(), 1 if look.is_narrow else min(2, len(units))
     num_rows = math.ceil(len(units) / columns)
     with matplotlib.rc_context(rc(look.theme)):
-        left = 0.15 + text_width(shorten(cell, _label_width(look)) for cell in frame["cell"])
+        left = 0.15 + text_width(shorten(cell, _label_width(look)) for cell in frame["cell"].unique())
         width, gap, bottom, row_gap = 4.2 if look.is_narrow else 8.4, 0.28, 0.3, 0.72
         panel_height, panel_width = 0.3 + 0.3 * num_cells, (width - left - 0.14 - gap * (columns - 1)) / columns
         height = num_rows * panel_height + (num_rows - 1) * row_gap + bottom + 0.4

@@ -41,7 +41,7 @@ def compiled(pdflatex: str, folder: Path, tables: Sequence[Path]) -> str:
 
 
 def test_every_table_of_reports_compiles(pdflatex, tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "picture", lambda draw, look: page.Picture([], "data:,"))
+    monkeypatch.setattr(page, "picture", lambda draw, look, wide: page.Picture([], "data:,"))
     monkeypatch.setattr("reports.figures.save", lambda draw, frame, stem, look: [])
     cells = {label: ("sit", "repa")[i > 0] for i, label in enumerate(LABELS)}
     hostile = write_study(tmp_path / "runs", cells, baseline=LABELS[0])

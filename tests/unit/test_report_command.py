@@ -14,7 +14,7 @@ from studies.commands import report
 @pytest.fixture(autouse=True)
 def unpainted(monkeypatch):
     """Figures are not drawn, which is most of a report's time."""
-    monkeypatch.setattr("reports.page.picture", lambda draw, look: Picture([], "data:,"))
+    monkeypatch.setattr("reports.page.picture", lambda draw, look, wide: Picture([], "data:,"))
     monkeypatch.setattr("reports.figures.save", lambda draw, frame, stem, look: [])
 
 

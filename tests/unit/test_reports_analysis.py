@@ -390,7 +390,7 @@ def test_what_nothing_has_stands_in_no_table_and_what_one_lacks_is_a_dash(study)
 
 def test_the_page_and_the_folder_hold_the_section(study, monkeypatch):
     drawn = []
-    monkeypatch.setattr("reports.page.picture", lambda draw, look: drawn.append(draw) or _picture())
+    monkeypatch.setattr("reports.page.picture", lambda draw, look, wide: drawn.append(draw) or _picture())
     monkeypatch.setattr("reports.figures.save", lambda draw, frame, stem, look: [stem.with_suffix(".csv")])
     paths = write_report(study)
     text = paths.page.read_text()

@@ -120,7 +120,7 @@ def rename_lines(run: RunFolder, text: str) -> None:
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ReportPaths]:
     """`reports("harmless" | "hostile")`. Pictures of the page are not drawn: the SVG files show the same figures."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(page, "picture", lambda draw, look: PICTURE)
+    patch.setattr(page, "picture", lambda draw, look, wide: PICTURE)
     folder = tmp_path_factory.mktemp("runs")
     plain = write_study(folder, {"sit": "sit", "repa": "repa"}, seeds=(0,))
     calm = [f"{i:02} plain" for i in range(len(PAYLOADS))]

@@ -229,7 +229,7 @@ def test_runs_without_a_final_evaluation_are_named(path):
 
 
 def test_the_command_prints_the_final_evaluation_apart(path, monkeypatch, capsys):
-    monkeypatch.setattr("reports.page.picture", lambda draw, look: Picture([], "data:,"))
+    monkeypatch.setattr("reports.page.picture", lambda draw, look, wide: Picture([], "data:,"))
     monkeypatch.setattr("reports.figures.save", lambda draw, frame, stem, look: [])
     assert report.main([str(path)]) == 0
     printed = capsys.readouterr().out

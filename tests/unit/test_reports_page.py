@@ -51,7 +51,7 @@ def page(written):
 @pytest.fixture
 def unpainted(monkeypatch):
     """Figures are neither drawn nor saved, which is most of a report's time: for tests that read the page's text."""
-    monkeypatch.setattr("reports.page.picture", lambda draw, look: PICTURE)
+    monkeypatch.setattr("reports.page.picture", lambda draw, look, wide: PICTURE)
     monkeypatch.setattr("reports.figures.save", lambda draw, frame, stem, look: [])
 
 
