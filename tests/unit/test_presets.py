@@ -1,5 +1,6 @@
 """The shipped ImageNet presets: the papers' settings, and blocks and weights as every method's own file gives them."""
 
+import functools
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ PUBLISHED = {
 """Model, and block (for SRA student's and teacher's) and weight of each method: methods.md section 7."""
 
 
+@functools.cache
 def cells(name: str) -> dict[str, RunConfig]:
     """The cells of a preset by their method, size defaults filled in."""
     parser = build_parser("compare", "")
