@@ -68,16 +68,16 @@ def plot_curves(ax: Axes, frame: pd.DataFrame, look: Look, width: float = 2, has
     x = look.unit.clock
     for value in frame.loc[frame["series"] == "line", "value"].astype(float):
         ax.axhline(value, color=look.theme.muted, linewidth=1, dashes=(4, 3), zorder=1)
-    by_cell = dict(iter(frame.groupby("cell")))
+    parts = dict(iter(frame.groupby(["series", "cell"])))
     for cell, style in look.styles.items():
         colour = style.colour(look.theme)
-        own = by_cell.get(cell, frame[:0])
+        seeds, means = (parts.get((series, cell), frame[:0]) for series in ("seed", "mean"))
         marker = style.marker if has_points else ""
-        line = ax.plot(*_broken(own[own["series"] == "seed"], x), color=colour, linewidth=0.4 * width, alpha=0.5)[0]
+        line = ax.plot(*_broken(seeds, x), color=colour, linewidth=0.4 * width, alpha=0.5)[0]
         line.set(marker=marker, markersize=1.5 * width, markeredgewidth=0, zorder=2)
         mean = {"color": colour, "linewidth": width, "marker": marker, "markersize": 2.2 * width, "zorder": 3}
-        _plot_mean(ax, own[own["series"] == "mean"], x, mean, style.dashes)
-        _plot_band(ax, own[own["series"] == "mean"], x, colour)
+        _plot_mean(ax, means, x, mean, style.dashes)
+        _plot_band(ax, means, x, colour)
     _plot_stops(ax, frame[frame["series"] == "stop"], look, width)
     ax.set_xlim(0, float(frame[x].max()))
     return ax
