@@ -276,6 +276,25 @@ def test_a_repository_of_the_hub(tiny_sd: Path, monkeypatch: pytest.MonkeyPatch)
         Autoencoder.load("someone/sd-vae", "cpu")
 
 
+def test_shapes_without_weights(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder's config gives them; for what only the hub may have they are Stable Diffusion's, and it is not asked."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("neither weights nor hub are needed")
+
+    (saved / WEIGHTS).write_bytes(b"not read")
+    monkeypatch.setattr(module.weights, "load_tensors", refuse)
+    monkeypatch.setattr(module.hub, "fetch", refuse)
+    with torch.device("meta"):
+        ours, theirs = module.untrained_network(str(saved)), module.untrained_network("someone/thing")
+    assert tuple(ours.config.block_out_channels) == (8, 8)
+    assert tuple(theirs.config.block_out_channels) == (128, 256, 512, 512)
+    assert sum(p.numel() for p in theirs.parameters()) == pytest.approx(83.65e6, abs=1e4)
+    assert module.is_here(str(saved)) and module.is_here("digits") and not module.is_here("someone/thing")
+    with pytest.raises(UserError, match=r"autoencoder\.path is .*: give a folder with config\.json"):
+        module.untrained_network(str(tmp_path / "nothing"))
+
+
 def test_a_hub_that_is_away_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def away(repository: str, files: tuple[str, ...]) -> Path:
         raise module.hub.Unavailable("config.json cannot be had from the hub (no network)")

@@ -60,6 +60,7 @@ def test_spatial_features_are_the_first_channels_of_a_map_of_17_rows(
     one = Pictures(lambda i: IMAGES[0], 1)
     ours = extract(found, (SPATIAL,), one, CPU)[SPATIAL]
     assert ours.shape == (1, found.spatial_width) == (1, 2023)
+    assert extractors.compared_width("inception") == found.width + found.spatial_width == 2048 + 2023
     network = FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path=str(file))
     x = interpolate_bilinear_2d_like_tensorflow1x(one[0][None].float(), size=(299, 299), align_corners=False)
     x = (x - 128) / 128

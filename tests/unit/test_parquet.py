@@ -66,7 +66,8 @@ def test_rows_classes_and_names(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for path in (root / "data", root / "data" / "train"):
         assert load(path).labels.tolist() == CLASSES
     outline = data.outline(DataConfig(name="parquet", path=str(root), image_size=16))
-    assert (outline.num_images, outline.is_cached, outline.has_moments) == (7, True, False)
+    assert (outline.num_images, outline.num_classes) == (7, len(NAMES))
+    assert (outline.is_cached, outline.has_moments) == (True, False)
 
 
 def test_row_groups_are_read_one_at_a_time(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,6 +141,14 @@ def test_tokens_are_those_of_the_images_in_place(root: Path) -> None:
     ).all()
 
 
+def test_the_outline_counts_without_an_image(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preprocessed, "decode_image", None)
+    for path, has_moments in ((root, True), (part(root, "images"), False)):
+        found = data.outline(DataConfig(name="preprocessed", path=str(path), image_size=SIDE))
+        assert (found.num_images, found.num_classes) == (NUM, 5), "class 3 counts, though it has no image"
+        assert (found.is_cached, found.has_moments) == (False, has_moments)
+
+
 def test_only_what_is_made_is_estimated(root: Path) -> None:
     tokens = {"tokens-efficientnet_lite0": NUM * 4 * 1280 * 2}
     needs = Needs(encoders=("efficientnet_lite0",))
