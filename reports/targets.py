@@ -173,18 +173,19 @@ def _texts(study: Study, cost: CellCost) -> dict[str, str]:
     for name, clock in cost.clocks.items():
         if name != "images":
             words = "steps and images" if name == "steps" else clock.unit.words
-            texts[f"speed-up in {words} [95%]"] = "baseline" if is_baseline else _speedup_text(clock)
+            texts[f"speed-up in {words} [95%]"] = (
+                "baseline" if is_baseline else _speedup_text(clock, len(cost.outcomes))
+            )
     paired = MISSING if is_baseline or counted is None else _interval_text(counted.paired)
     return texts | {f"paired by seed, in {study.unit.words}": paired}
 
 
-def _speedup_text(clock: ClockCost) -> str:
-    """`1.61x [1.41, 1.82]`; without bounds, over how many seeds where not all reached the target."""
+def _speedup_text(clock: ClockCost, num_seeds: int) -> str:
+    """`1.61x [1.41, 1.82]`, and over how many of the cell's seeds where not all reached the target or count."""
     text = _interval_text(clock.speedup)
     if text == MISSING:
         return text
-    missing = clock.speedup.num < len(clock.outcomes)
-    over = f", {clock.speedup.num} of {count(len(clock.outcomes), 'seed')}" if missing else ""
+    over = f", {clock.speedup.num} of {count(num_seeds, 'seed')}" if clock.speedup.num < num_seeds else ""
     return f"{'≥ ' if clock.is_bound else ''}{text}{over}"
 
 

@@ -193,12 +193,14 @@ def test_a_target_that_the_baseline_never_reaches(path):
 
 def test_runs_that_shared_their_device_have_no_seconds(path):
     edit_manifest(run_folder(path, "repa", 0), shared_device=True)
-    _, _, (_, repa) = final_costs(path)
+    study, _, (_, repa) = final_costs(path)
     assert list(repa.clocks["seconds"].outcomes) == [1, 2] and list(repa.clocks["steps"].outcomes) == [0, 1, 2]
     # 40 s over 30 s and 52.5 s: two values have a half-width of t(1) times half their distance.
     logs = (math.log(40 / 30), math.log(40 / 52.5))
     found = repa.clocks["seconds"].speedup
     assert found.high == pytest.approx(math.exp(sum(logs) / 2 + T1 * (logs[0] - logs[1]) / 2), rel=1e-5)
+    (row,) = [row for row in targets.section(study).blocks[0].table.rows if row["cell"] == "repa"]
+    assert row["speed-up in training seconds [95%]"].endswith("], 2 of 3 seeds")
 
 
 def test_without_comparable_seconds_the_clock_is_left_out(path):
