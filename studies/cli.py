@@ -37,7 +37,7 @@ def usage() -> str:
         "Compares training methods for diffusion transformers head to head.\n\n"
         f"commands:\n{listed}\n\n"
         "ditbench COMMAND --help shows a command's options; --debug shows the trace of an error;\n"
-        "--offline never tries the network for weights that are not on this machine."
+        "--offline never tries the network for weights and data sets that are not on this machine."
     )
 
 
