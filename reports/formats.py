@@ -95,5 +95,5 @@ def latex_text(text: str) -> str:
 def _is_in_fonts(letter: str) -> bool:
     if letter.isascii() or letter in LATEX or letter in LATIN:
         return True
-    base, *accents = unicodedata.normalize("NFD", letter)
+    base, *accents = list(unicodedata.normalize("NFD", letter))
     return "\u00c0" <= letter <= "\u017f" and base.isascii() and len(accents) == 1 and accents[0] in ACCENTS
