@@ -418,7 +418,10 @@ def test_auto_and_zero_are_resolved(tmp_path):
         ),
         ({"kid_subset": 20, "num_samples": 19}, r"kid_subset is 20: there are 19 samples.*give 2 to 19"),
         ({"kid_subset": 1}, r"kid_subset is 1: .* give 2 to 24"),
-        ({"num_samples": 25}, r"num_samples of evaluation or final is 25: precision and recall .* there are 24; give at most 24"),
+        (
+            {"num_samples": 25},
+            r"num_samples of .* is 25: precision and recall .* there are 24; give at most 24",
+        ),
         ({"num_samples": 3}, r"precision and recall need 4 or more images in each set and there are 3 samples"),
         ({"extractor": "resnet50"}, r"evaluation\.extractor is 'resnet50'"),
     ],
