@@ -18,6 +18,7 @@ COMMANDS = {
     "sample": "generate images from a run, as PNG files or one .npz",
     "report": "write the report of a study from its records",
     "claims": "judge the claims of the papers by the records of studies",
+    "check-reference": "say whether a run lies where runs of other seeds and machines lie",
     "sync": "rebuild MLflow from the records of a study",
     "diff": "show what differs between two runs, and whether they may be compared",
     "overhead": "show what each method costs: parameters, GFLOPs, teachers, encoders; with --measure time and memory",
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[0] not in COMMANDS:
             raise UserError(f"command {words[0]!r} is not known: there are {', '.join(COMMANDS)}")
-        module = importlib.import_module(f"studies.commands.{words[0]}")
+        module = importlib.import_module(f"studies.commands.{words[0].replace('-', '_')}")
         return module.main(words[1:])
     except (UserError, StorageError) as error:
         if debug:

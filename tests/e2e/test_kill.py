@@ -99,8 +99,8 @@ MOMENTS = (
     Moment("between MLflow's points and the checkpoint", "harness.tracking:Tracker.flush", 2, "after"),
     Moment("between the last checkpoint and the end", "harness.recorder:Recorder.end", 1, "before", "images"),
 )
-QUICK = ("within a checkpoint", "within the scores of an evaluation")
-"""Moments of `make test`; with the report below, three."""
+QUICK = ("within a checkpoint",)
+"""Moments of `make test`; with the report below, two."""
 
 
 def cases() -> list[Any]:

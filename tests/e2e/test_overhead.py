@@ -152,7 +152,7 @@ PEAK += "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
 """Runs a command, then prints its exit status and the most memory that it had, in bytes."""
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_largest_model_with_all_methods_takes_less_than_4_gb(place: Place) -> None:
     result = run_process([sys.executable, "-c", PEAK, "overhead", "--models", "SiT-XL/2"], place.folder)
     status, num_bytes = result.stdout.splitlines()[-1].split()
