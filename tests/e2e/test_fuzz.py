@@ -35,7 +35,7 @@ from studies import cli
 from studies.settings import SECTIONS
 
 FULL = os.environ.get("DITBENCH_FULL") == "1"
-CASES = 500 if FULL else 20
+CASES = 500 if FULL else 12
 SECONDS = 60
 """A case that takes longer hangs."""
 MEMORY = 3 * 2**30

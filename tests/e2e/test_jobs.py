@@ -313,8 +313,8 @@ def launched(launcher: str, place: Place, *words: str) -> "subprocess.CompletedP
     return run_process([sys.executable, *LAUNCHERS[launcher], "-m", "studies.cli", *words], place.folder)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_launchers_start_the_command_unchanged(place: Place, finished: FinishedStudy, launcher: str) -> None:
     result = launched(launcher, place, *place.words("compare", *TOGETHER))
     assert result.returncode == 0, result.stderr

@@ -48,7 +48,7 @@ def test_it_is_listed(tree: Path) -> None:
     assert "sit" in rows
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_contract_tests_hold_it_to_the_rules(
     tree: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
