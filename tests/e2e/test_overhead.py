@@ -118,7 +118,7 @@ def test_a_run_spends_what_the_table_says(ditbench: Ditbench, finished: Finished
         assert cost["train_gflops_per_image_online"] == cost["train_gflops_per_image"]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_measured_rows_stand_in_the_same_files(place: Place) -> None:
     words = (
         "--models",

@@ -19,7 +19,7 @@ from harness.rng import global_state_kept
 from harness.sit import SiT, parse_name
 
 DATA = DataShape(image_size=256, num_classes=1000, encoder_width=encoder_width)
-BIG = pytest.mark.slow
+BIG = pytest.mark.full
 
 
 def shape_of(name: str, input_size: int = 32, in_channels: int = 4) -> BackboneShape:
