@@ -10,7 +10,6 @@ import markupsafe
 from harness.records import UserError, replaced, write_json
 from reports import figures, page, profiles
 from reports.load import Study
-from reports.plans import Plan
 from reports.sections import Section, saved_tables
 from reports.style import DARK, LIGHT, Look, cell_styles
 from reports.words import listed
@@ -47,9 +46,7 @@ def write_joint(studies: Sequence[Study], pages: Sequence[Path], folder: Path) -
         new.joinpath("figures").mkdir()
         for plan in plans:
             figures.save(plan.drawn, plan.frame, new / "figures" / plan.stem, look)
-        pictures = {
-            plan.stem: (plan, page.picture(plan.drawn, look, new / "figures" / f"{plan.stem}.png")) for plan in plans
-        }
+        pictures = {plan.stem: page.shown(plan, look, new) for plan in plans}
         for section in sections:
             for name, (numbers, markdown, latex) in saved_tables(section.blocks).items():
                 numbers.to_csv(new / f"{name}.csv", index=False)
@@ -70,7 +67,7 @@ def _link(path: Path, folder: Path) -> str:
 def _render(
     studies: Sequence[Study],
     sections: Sequence[Section],
-    pictures: Mapping[str, tuple[Plan, page.Picture]],
+    pictures: Mapping[str, page.ShownFigure],
     links: Sequence[tuple[str, str]],
     look: Look,
 ) -> str:

@@ -18,6 +18,7 @@ from reports.columns import columns, sort_key
 from reports.differing import differing_settings
 from reports.endings import endings
 from reports.load import Study
+from reports.plans import Plan
 from reports.reproduce import PLACES, cell_commands, configs_read, study_commands
 from reports.sections import Section
 from reports.style import DARK, LIGHT, CellStyle, Look, Theme
@@ -60,6 +61,12 @@ def picture(draw: figures.Draw, look: Look, wide: Path) -> Picture:
 
     sources = [(f"{NARROW} and {SCHEME[theme.name]}", drawn(theme, is_narrow=True)) for theme in (DARK, LIGHT)]
     return Picture([*sources, (SCHEME["dark"], drawn(DARK))], _data_uri(wide.read_bytes()))
+
+
+def shown(plan: Plan, look: Look, folder: Path) -> ShownFigure:
+    """A figure that was saved in a report's folder, as it stands on the page."""
+    drawn = picture(plan.drawn, look, folder / "figures" / f"{plan.stem}.png")
+    return ShownFigure(plan.stem, drawn, plan.alt, plan.caption)
 
 
 def _data_uri(image: bytes) -> str:

@@ -85,7 +85,7 @@ def write_report(study: Path, published: Published = "main", target_values: Sequ
     with replaced(study / "report") as folder:
         folder.joinpath("figures").mkdir()
         files = [path for plan in plans for path in _save(plan, folder, look)]
-        figures_shown = [_shown(plan, look, folder) for plan in plans]
+        figures_shown = [page.shown(plan, look, folder) for plan in plans]
         _save_tables(loaded, ablation, sections, folder)
         _save_checks(checks, folder)
         content = page.Content(loaded, shown, ablation, sections, checks, styles, figures_shown)
@@ -135,11 +135,6 @@ def _save_checks(checks: Sequence[Check], folder: Path) -> None:
     rows = [dataclasses.asdict(check) for check in checks]
     pd.DataFrame(rows).to_csv(folder / "checks.csv", index=False)
     write_json(folder / "checks.json", rows)
-
-
-def _shown(plan: Plan, look: Look, folder: Path) -> page.ShownFigure:
-    picture = page.picture(plan.drawn, look, folder / "figures" / f"{plan.stem}.png")
-    return page.ShownFigure(plan.stem, picture, plan.alt, plan.caption)
 
 
 def _plans(study: Study, shown: Study) -> list[Plan]:

@@ -243,7 +243,9 @@ def summary(ablation: "Ablation", agenda: "AblationAgenda | None" = None) -> str
     """What is to be run, in one line; with an agenda also how much of it is left."""
     names = ", ".join(subject.method for subject in ablation.subjects)
     number = ablation.trials or len(ablation.settings)
-    what = "trials each" if len(ablation.subjects) > 1 else "trials" if ablation.trials else "settings"
+    what = (
+        "trials each" if len(ablation.subjects) > 1 else "trials" if ablation.trials else f"setting{'s'[: number != 1]}"
+    )
     seeds = len(ablation.seeds)
     total = (number * len(ablation.subjects) + 1) * seeds
     line = f"{names}: {number} {what} and {ablation.control.label}, at {seeds} seed{'s'[: seeds > 1]}: {total} runs"

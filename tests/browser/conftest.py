@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.records import digest
 from reports import report
+from reports.joint import write_joint
 from reports.load import Study
 from reports.sections import Block, Section, Table
 from tests.browser.chromium import Chromium, Tab
@@ -103,6 +105,21 @@ def extra_section(study: Study) -> Section:
     return Section(name="extra", title="Extra", sentences=["A sentence."], blocks=[Block(table), Block(second)])
 
 
+JOINT = "joint"
+"""The page of several studies."""
+
+
+def write_joint_page(folder: Path) -> Path:
+    """Two settings, which differ in their data, each with its own page."""
+    cells = {name: name for name in ("sit", "repa", "sra")}
+    paths = [write_study(folder, cells, (0, 1, 2), study=name) for name in ("first", "second")]
+    for seed in (0, 1, 2):
+        for cell in cells:
+            edit_manifest(run_folder(paths[1], cell, seed), digests={"data": digest("second")})
+    written = [report.write_report(path) for path in paths]
+    return write_joint([one.study for one in written], [one.page for one in written], folder / "joint")
+
+
 STUDIES: dict[str, Callable[[Path], Path]] = {f.__name__: f for f in (comparison, partial, ablation, everything)}
 
 
@@ -112,6 +129,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     runs, written = tmp_path_factory.mktemp("runs"), dict[str, Path]()
 
     def page(name: str) -> Path:
+        if name == JOINT and name not in written:
+            written[name] = write_joint_page(runs / JOINT)
         if name not in written:
             with pytest.MonkeyPatch.context() as patch:
                 if name == "everything":
