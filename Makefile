@@ -40,8 +40,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Tables of docs/performance.md, and build/bench.json. `make bench BENCH="training_step loader"` runs those alone.
 bench: $(INSTALLED)
-	$(BIN)/python -m tests.benchmarks.step_overhead
+	$(BIN)/python -m tests.benchmarks $(BENCH)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,12 +1,10 @@
-"""`make bench`: step time of the trainer against a bare loop of the same work, measured interleaved in one run.
+"""Step time of the trainer against a bare loop of the same work, measured interleaved in one run.
 
 The trainer draws, hashes, logs, guards and writes records; the bare loop is forward, backward, clip, AdamW and EMA on
-batches that lie ready. Prints a row a model, and writes JSON when a path is given.
+batches that lie ready.
 """
 
-import argparse
 import itertools
-import json
 import statistics
 import tempfile
 import time
@@ -38,8 +36,8 @@ from harness.tracking import Tracker
 from harness.trainer import Run, build_backbone, build_optimizer, clip_gradients, step_views, train
 from studies.settings import resolve_sections
 from studies.synthetic import backbone_shape, synthetic_run
-from studies.tables import print_table
 
+TITLE = "what the harness adds to a training step"
 PAIRS = 5
 BATCH = 8
 CASES = {"SiT-nano/2": (8, 200), "SiT-S/2": (32, 4)}
@@ -109,7 +107,7 @@ def seconds(steps: Iterator[None], count: int, device: torch.device) -> float:
     return (time.perf_counter() - started) / count
 
 
-def measure(name: str) -> dict[str, Any]:
+def measure_model(name: str) -> dict[str, Any]:
     """Interleaved pairs of one model: A B A B ..., after one pair that is not counted."""
     size, count = CASES[name]
     with tempfile.TemporaryDirectory() as temporary:
@@ -131,24 +129,5 @@ def measure(name: str) -> dict[str, Any]:
     }
 
 
-def shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the rows here as well")
-    arguments = parser.parse_args()
-    rows = [measure(name) for name in CASES]
-    print_table(
-        [
-            {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in row.items()}
-            for row in rows
-        ]
-    )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+def measure() -> list[dict[str, Any]]:
+    return [measure_model(name) for name in CASES]
