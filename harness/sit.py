@@ -16,6 +16,7 @@ import torch
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Attention, Mlp
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from harness.errors import UserError
 
@@ -188,6 +189,8 @@ class SiT(nn.Module):
         )
         self.blocks = nn.ModuleList([Block(hidden_size, num_heads, mlp_ratio, qk_norm) for _ in range(depth)])
         self.final_layer = FinalLayer(hidden_size, patch_size * patch_size * in_channels)
+        self.checkpoint_activations = False
+        """Run each block once more in the backward pass instead of keeping what lies inside of it."""
         self.initialize()
 
     @classmethod
@@ -236,7 +239,11 @@ class SiT(nn.Module):
         hidden: dict[int, Tensor] = {}
         h_NTD, c_ND = self._embed(x, t, y)
         for number, block in enumerate(self.blocks, start=1):
-            h_NTD = block(h_NTD, c_ND)
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                # Blocks draw nothing, so there is no random state to keep. Autocast's state is kept.
+                h_NTD = checkpoint(block, h_NTD, c_ND, use_reentrant=False, preserve_rng_state=False)
+            else:
+                h_NTD = block(h_NTD, c_ND)
             if number in taps:
                 hidden[number] = h_NTD
         return unpatchify(self.final_layer(h_NTD, c_ND), self.patch_size), hidden

@@ -167,6 +167,7 @@ def set_up(config: RunConfig, method: Method, prepared: PreparedData, accelerato
     """Build a run at step 0. `config` is resolved; the backbone's weights depend on the seed alone."""
     check_split(config, accelerator.num_processes)
     backbone = build_backbone(config, method.backbone)
+    backbone.checkpoint_activations = config.runtime.checkpoint_activations
     method.initialize(config.seed)
     method.heads.to(accelerator.device)
     backbone.to(accelerator.device)

@@ -205,7 +205,9 @@ def refuse_other_run(folder: RunFolder, config: RunConfig, digests: Mapping[str,
         )
 
 
-MAY_CHANGE = ("output.", "runtime.threads", "runtime.device", "optimizer.micro_batch")
+MAY_CHANGE = (
+    *("output.", "runtime.threads", "runtime.device", "runtime.checkpoint_activations", "optimizer.micro_batch"),
+)
 """Settings that a continued run may change: they decide where things go and how fast, not what is trained. Another
 number of threads or another device may still change the last bits of what is computed."""
 

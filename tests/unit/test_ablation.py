@@ -195,7 +195,13 @@ def test_another_data_set_method_or_kind_is_named_alone(cell: Cell) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("--runtime.threads", "7"), ("--output.log_every", "3"), ("--optimizer.micro_batch", "4")]
+    "words",
+    [
+        ("--runtime.threads", "7"),
+        ("--runtime.checkpoint_activations", "true"),
+        ("--output.log_every", "3"),
+        ("--optimizer.micro_batch", "4"),
+    ],
 )
 def test_what_a_continued_run_may_change_an_ablation_may(cell: Cell, words: tuple[str, ...]) -> None:
     assert differences(plan_record(grid(cell, GRID)), plan_record(grid(cell, GRID, *words))) == []

@@ -156,7 +156,7 @@ SAME_DIGEST: list[dict[str, Any]] = [
     {"seed": 1},
     {"sections": {"a": {"weight": 1}}},
     {"optimizer": OptimizerConfig(micro_batch=8)},
-    {"runtime": RuntimeConfig(device="cpu", threads=2)},
+    {"runtime": RuntimeConfig(device="cpu", threads=2, checkpoint_activations=True)},
     {"output": OutputConfig(log_every=7)},
 ]
 

@@ -352,6 +352,47 @@ def test_blocks_outside_the_depth_are_our_bug(make_backbone: Callable[..., SiT],
         model.hidden(x, t, y, block)
 
 
+# -- checkpointed activations ---------------------------------------------------------------------------------------
+
+
+def backward(model: SiT, precision: torch.dtype) -> tuple[list[Tensor], list[Tensor], int]:
+    """Output and taps, gradients, and how many tensors were kept for the backward pass, of a loss with taps."""
+    x, t, y = inputs(model)
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with saved, torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+        velocity, hidden = model(x, t, y, taps=(2, 5))
+        loss = velocity.float().square().mean() + sum(value.float().abs().mean() for value in hidden.values())
+    weights = [p for p in model.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss, weights, retain_graph=True)
+    for first, again in zip(gradients, torch.autograd.grad(loss, weights), strict=True):
+        assert torch.equal(first, again), "a graph can be walked twice, as for the norms of a method's terms"
+    return [velocity, *hidden.values()], list(gradients), len(kept)
+
+
+@PRECISIONS
+def test_checkpointed_activations_change_no_bit(make_backbone: Callable[..., SiT], precision: torch.dtype) -> None:
+    """Outputs, taps and gradients; few tensors are kept, and without gradients nothing runs twice."""
+    model = make_backbone(randomise=0.2)
+    plain, wanted, num_kept = backward(model, precision)
+    model.checkpoint_activations = True
+    ran: list[int] = []
+    model.blocks[0].register_forward_pre_hook(lambda *args: ran.append(1))
+    found, gradients, num_fewer = backward(model, precision)
+    assert ran == [1, 1, 1], "forward, and once for each of two backward passes"
+    assert num_fewer < num_kept / 3
+    for ours, theirs in zip([*found, *gradients], [*plain, *wanted], strict=True):
+        assert torch.equal(ours, theirs)
+    with torch.no_grad():
+        model(*inputs(model))
+    assert len(ran) == 4
+
+
 # -- names of sizes -------------------------------------------------------------------------------------------------
 
 

@@ -204,6 +204,22 @@ def test_micro_batches_add_up_to_the_whole_batch(bench: Bench) -> None:
             torch.testing.assert_close(states[1][key], states[0][key], rtol=1e-4, atol=1e-5 * scale)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["sra", "repa+vae_repa"])
+def test_checkpointed_activations_change_no_bit(bench: Bench, name: str, precision: str) -> None:
+    """Weights, heads, EMA and moments after three steps of accumulated gradients, and the norms of each loss."""
+    states, norms = [], []
+    words = ("--optimizer.micro_batch", "8", "--optimizer.clip_norm", "0.05")
+    for asked in (False, True):
+        run = bench.start(bench.config(name, *words, precision=precision, checkpoint_activations=asked))
+        assert run.backbone.checkpoint_activations == asked
+        bench.train(run, 3)
+        states.append(state_of(run))
+        norms.append(gradient_norms(run, bench.batch(run)))
+    assert_bitwise(*states)
+    assert norms[0] == norms[1] and min(norms[0].values()) > 0
+
+
 def test_accumulation_reduces_gradients_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     run = bench.start(bench.config("sit", "--optimizer.micro_batch", "5"))
     asked: list[bool] = []
