@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 
 from harness.records import metric
+from reports.costs.equal_cost import unequal_timing
 from reports.endings import endings
-from reports.equal_cost import unequal_timing
 from reports.load import Study
 from reports.tables import BIAS_MARK, SHARED_MARK, CellResult, difference_text, digits, seeds_text, tuning_text
 from reports.units import number_text

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from reports import figures
-from reports.style import Look
+from reports.figures.style import Look
 
 
 @dataclass(frozen=True)
@@ -15,9 +15,9 @@ class Plan:
 
     stem: str
     frame: pd.DataFrame
-    draw: Callable[[pd.DataFrame, Look], figures.Figure]
+    draw: Callable[[pd.DataFrame, Look], Figure]
     alt: str
     caption: str
 
-    def drawn(self, look: Look) -> figures.Figure:
+    def drawn(self, look: Look) -> Figure:
         return self.draw(self.frame, look)

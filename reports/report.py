@@ -6,29 +6,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from harness.records import metric, replaced, write_json
-from reports import (
-    ablation_report,
-    analysis,
-    claims_ledger,
-    costs,
-    equal_cost,
-    figures,
-    final_protocol,
-    improvement,
-    page,
-    published_marks,
-    tables,
-    targets,
-)
-from reports.curves import clock_curves, metric_curves, training_curves
+from reports import tables
+from reports.ablation import report as ablation_report
+from reports.ablation.trials import Ablation, load_ablation
+from reports.analysis import section as analysis
+from reports.claims import ledger as claims_ledger
+from reports.costs import equal_cost, targets
+from reports.costs import table as costs
+from reports.figures import files
+from reports.figures.curves import clock_curves, metric_curves, training_curves
+from reports.figures.differences import difference_frame, differences_figure
+from reports.figures.evolution import evolution_plan
+from reports.figures.lines import BAND_SEEDS, clocks_figure, metric_figure, panels_figure
+from reports.figures.style import Look, cell_styles
+from reports.final import protocol as final_protocol
 from reports.load import Published, Study, load_study
+from reports.page import render as page
 from reports.plans import Plan
-from reports.sample_figures import evolution_plan
+from reports.published import marks as published_marks
 from reports.sections import Section, saved_tables
-from reports.style import Look, cell_styles
-from reports.trials import Ablation, load_ablation
+from reports.statistics import improvement
 from reports.units import UNITS
 from reports.verify import Check, verify
 from reports.words import listed
@@ -105,7 +105,7 @@ def write_report(study: Path, published: Published = "main", target_values: Sequ
 
 
 def _save(plan: Plan, folder: Path, look: Look) -> list[Path]:
-    return figures.save(plan.drawn, plan.frame, folder / "figures" / plan.stem, look)
+    return files.save(plan.drawn, plan.frame, folder / "figures" / plan.stem, look)
 
 
 def _save_tables(study: Study, ablation: Ablation | None, sections: Sequence[Section], folder: Path) -> None:
@@ -143,7 +143,7 @@ def _plans(study: Study, shown: Study) -> list[Plan]:
     curves = published_marks.with_marks(metric_curves(shown, main), shown, main)
     plans = [_main_plan(shown, main, curves), *_others_plans(shown, others)]
     plans.append(_clocks_plan(shown, main))
-    differences = figures.difference_frame([row for row in tables.results(study) if row.cell in shown.cells], main)
+    differences = difference_frame([row for row in tables.results(study) if row.cell in shown.cells], main)
     if len(differences):
         plans.append(_difference_plan(study, differences))
     training = training_curves(shown)
@@ -174,7 +174,7 @@ def _others_plans(study: Study, others: Sequence[str]) -> list[Plan]:
     caption = "Every other metric. Thick lines are means, thin ones single seeds."
     frame = pd.concat([metric_curves(study, name) for name in others], ignore_index=True)
     alt = f"{', '.join(others)} against {study.unit.words}"
-    return [Plan("metrics", frame, figures.panels_figure, alt, caption + _bands(frame) + _stops(frame))]
+    return [Plan("metrics", frame, panels_figure, alt, caption + _bands(frame) + _stops(frame))]
 
 
 def _main_plan(study: Study, name: str, frame: pd.DataFrame) -> Plan:
@@ -190,9 +190,7 @@ def _main_plan(study: Study, name: str, frame: pd.DataFrame) -> Plan:
     caption += _bands(frame) + _stops(frame) + published_marks.caption(frame)
     if study.unit.name == "seconds":
         caption += "".join(f" {remark}" for remark in equal_cost.seconds_remarks(study))
-    return Plan(
-        "main", frame, figures.metric_figure, f"{name} against {study.unit.words}, a line for every cell", caption
-    )
+    return Plan("main", frame, metric_figure, f"{name} against {study.unit.words}, a line for every cell", caption)
 
 
 def _clocks_plan(study: Study, name: str) -> Plan:
@@ -205,14 +203,14 @@ def _clocks_plan(study: Study, name: str) -> Plan:
         caption += "".join(f" {remark}" for remark in equal_cost.seconds_remarks(study))
     not_comparable = ("seconds",) if equal_cost.unequal_timing(study) else ()
 
-    def draw(frame: pd.DataFrame, look: Look) -> figures.Figure:
-        return figures.clocks_figure(frame, look, not_comparable)
+    def draw(frame: pd.DataFrame, look: Look) -> Figure:
+        return clocks_figure(frame, look, not_comparable)
 
     return Plan("clocks", frame, draw, f"{name} against {listed(units)}", caption + _bands(frame) + _stops(frame))
 
 
 def _bands(frame: pd.DataFrame) -> str:
-    has_bands = (frame["num_seeds"] >= figures.BAND_SEEDS).any()
+    has_bands = (frame["num_seeds"] >= BAND_SEEDS).any()
     return " Shaded: the means’ 95% Student-t intervals, as far as the axes reach." if has_bands else ""
 
 
@@ -227,11 +225,11 @@ def _difference_plan(study: Study, frame: pd.DataFrame) -> Plan:
         "Student-t interval (line)."
     )
 
-    def draw(frame: pd.DataFrame, look: Look) -> figures.Figure:
-        return figures.differences_figure(frame, look, study.baseline)
+    def draw(frame: pd.DataFrame, look: Look) -> Figure:
+        return differences_figure(frame, look, study.baseline)
 
     return Plan("differences", frame, draw, f"Paired differences to {study.baseline}", caption)
 
 
-def _training_figure(frame: pd.DataFrame, look: Look) -> figures.Figure:
-    return figures.panels_figure(frame, look, has_points=False)
+def _training_figure(frame: pd.DataFrame, look: Look) -> Figure:
+    return panels_figure(frame, look, has_points=False)

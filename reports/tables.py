@@ -12,7 +12,7 @@ import pandas as pd
 from harness.records import metric
 from reports.formats import latex_table, markdown_table, markdown_text
 from reports.load import Study
-from reports.statistics import PairedDifference, paired_difference
+from reports.statistics.intervals import PairedDifference, paired_difference
 from reports.units import Unit
 from reports.words import count
 

@@ -12,7 +12,7 @@ from harness.prepare import PreparedData
 from harness.processes import is_main
 from harness.records import RunFolder, digest, read_json
 from harness.sit import parse_name
-from reports.analysis import FOLDER
+from reports.analysis.section import FOLDER
 from studies.saved import Opened
 
 PACKAGED = "efficientnet_lite2"

@@ -11,7 +11,7 @@ from studies.commands.common import Parser
 
 if TYPE_CHECKING:
     from reports.load import Run
-    from reports.reference_curves import Verdict
+    from reports.references.curves import Verdict
 
 DESCRIPTION = (
     "Say whether a run of the preset digits lies where runs of other seeds and machines lie. Exit status 1 where it "
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
 def make(runs: "Sequence[Run]", file: Path) -> int:
     """Write the reference of runs."""
     from harness.records import write_atomic
-    from reports.reference_curves import made, text
+    from reports.references.curves import made, text
 
     write_atomic(file, text(made(runs)).encode())
     print(f"{file}: {len(runs)} seeds")
@@ -55,7 +55,7 @@ def make(runs: "Sequence[Run]", file: Path) -> int:
 
 def check(run: "Run", file: Path | None) -> "Verdict":
     """How a run stands to the reference of its settings."""
-    from reports import reference_curves
+    from reports.references import curves as reference_curves
 
     require(bool(run.evaluations), f"{run.folder} holds no evaluation yet: let it reach its first one")
     references = [reference_curves.read(file)] if file else reference_curves.shipped()

@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
         "--format", choices=("table", "json", "markdown"), default="table", help="table (default), json or markdown"
     )
     arguments = parser.parse_args(argv)
-    from reports import claims_ledger as ledger
+    from reports.claims import ledger
     from studies.tables import console, print_table
 
     judged = ledger.judge_paths(arguments.studies)

@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     quiet_libraries()
     parser = command_parser()
     namespace = parse(parser, argv)
-    from reports.overhead import Overhead, check_folder, write
+    from reports.costs.overhead import Overhead, check_folder, write
     from studies.display import Display
     from studies.overhead import counted_rows, measured_rows
 
@@ -97,14 +97,14 @@ def request(namespace: Namespace, made: Namespace) -> "Request":
 
 def plain(overhead: Any, paths: Sequence[Path]) -> dict[str, Any]:
     """All that was found, for programs."""
-    from reports.overhead import published_rows, record
+    from reports.costs.overhead import published_rows, record
 
     return {**record(overhead), "published": published_rows(overhead), "files": [str(path) for path in paths]}
 
 
 def show(overhead: Any, folder: Path) -> None:
     """Print the tables with what one needs to read them, then where the files are."""
-    from reports.overhead import sections
+    from reports.costs.overhead import sections
     from studies.tables import console, print_table
 
     for section in sections(overhead):

@@ -92,7 +92,7 @@ def write_joint_and_print(
     studies: Sequence[Path], out: Path, form: str, published: "Published", target_values: Sequence[float]
 ) -> None:
     """Write every study's report and the joint one; print each, then what they say together."""
-    from reports import joint
+    from reports.joint import report as joint
     from reports.load import load_study
     from reports.report import write_report
 
@@ -113,7 +113,8 @@ def write_joint_and_print(
 def plain(paths: "ReportPaths") -> dict[str, Any]:
     """A report's numbers, for programs."""
     from harness.records import canonical
-    from reports import final_protocol, targets
+    from reports.costs import targets
+    from reports.final import protocol as final_protocol
     from reports.tables import final_table
 
     found = paths.study
@@ -128,10 +129,11 @@ def plain(paths: "ReportPaths") -> dict[str, Any]:
 
 def show(paths: "ReportPaths") -> None:
     """Print a report's tables, what was checked to agree, then the path of the page."""
-    from reports import final_protocol, targets
-    from reports.ablation import terminal_tables
+    from reports.ablation.tables import terminal_tables
+    from reports.ablation.trials import RECORD
+    from reports.costs import targets
+    from reports.final import protocol as final_protocol
     from reports.tables import marks, means_rows, terminal_rows
-    from reports.trials import RECORD
     from reports.verify import compact
     from studies.tables import console, print_table
 
@@ -158,7 +160,7 @@ def show(paths: "ReportPaths") -> None:
 
 def show_joint(studies: "Sequence[Study]", page: Path) -> None:
     """Print what the studies say together, then the path of the page."""
-    from reports import profiles
+    from reports.joint import profiles
     from studies.tables import console, print_table
 
     for sentence in profiles.headline(studies):

@@ -9,7 +9,7 @@ import pytest
 
 from harness.records import digest
 from reports import report
-from reports.joint import write_joint
+from reports.joint.report import write_joint
 from reports.load import Study
 from reports.sections import Block, Section, Table
 from tests.browser.chromium import Chromium, Tab

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from harness.records import read_json
-from reports import figures
-from reports.analysis import FIGURES
-from reports.analysis import section as report_section
+from reports.analysis.section import FIGURES
+from reports.analysis.section import section as report_section
+from reports.figures import files
+from reports.figures.style import Look, cell_styles
 from reports.load import load_study
-from reports.style import Look, cell_styles
 from tests.e2e.conftest import FinishedStudy, contents
 from tests.e2e.test_released import ema, repa_file, words  # noqa: F401  # the first two are fixtures
 
@@ -61,7 +61,7 @@ def test_runs_and_checkpoints_are_analysed_and_the_report_draws_them(
     assert section is not None and "24 held-out images" in section.sentences[0]
     look = Look(cell_styles(loaded.cells, loaded.baseline))
     for plan in section.plans:
-        for path in figures.save(plan.drawn, plan.frame, tmp_path / plan.stem, look):
+        for path in files.save(plan.drawn, plan.frame, tmp_path / plan.stem, look):
             assert path.stat().st_size > 1000, path
     assert [plan.stem for plan in section.plans] == [*FIGURES, "pictures_1", "pictures_2"]
     tables = {block.table.stem: block.table for block in section.blocks}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from harness.records import RunFolder
-from reports.final_protocol import final_rows, terminal_tables
+from reports.final.protocol import final_rows, terminal_tables
 from reports.load import load_study
 from reports.verify import verify
 from tests.e2e.conftest import FinishedStudy, Place

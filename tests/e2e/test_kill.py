@@ -192,7 +192,7 @@ def assert_same_study(place: Place, expected: FinishedStudy) -> None:
 def test_a_comparison_killed_while_it_writes_its_report(finished: FinishedStudy, place: Place) -> None:
     """In the middle of the figures, all cells being over."""
     command = place.words("compare", *STUDY)
-    start_and_kill("reports.figures:save", 2, "after", command)
+    start_and_kill("reports.figures.files:save", 2, "after", command)
     assert cli.main(command) == 0
     assert_same_study(place, finished)
 

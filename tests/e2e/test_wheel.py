@@ -62,7 +62,7 @@ def test_it_holds_the_packages_and_their_data_and_no_tests(wheel: Path) -> None:
         "studies/presets/digits.yaml",
         "reports/claims.yaml",
         "reports/published/published_results.csv",
-        "reports/templates/page.html",
+        "reports/page/templates/page.html",
     ):
         assert name in own
 

@@ -13,8 +13,8 @@ import methods
 from harness.method import BackboneShape
 from harness.records import UserError
 from harness.sit import SIZES, parse_name
-from reports.claims import ALL_DEPTHS, CLAIMS, COUNTS, Claim, Published, Setting, asked, load_ledger
-from reports.published_ablation import FOLDER
+from reports.ablation.published import FOLDER
+from reports.claims.statements import ALL_DEPTHS, CLAIMS, COUNTS, Claim, Published, Setting, asked, load_ledger
 
 LEDGER = load_ledger()
 BY_ID = {claim.id: claim for claim in LEDGER.claims}

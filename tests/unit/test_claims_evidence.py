@@ -29,10 +29,10 @@ from records_factory import (
 )
 
 from harness.records import RunFolder, read_json, write_json
-from reports.claims import load_ledger
-from reports.claims_evidence import CountedRows, Evidence, Judged, decided, judge, measured
+from reports.claims.evidence import CountedRows, Evidence, Judged, decided, judge, measured
+from reports.claims.statements import load_ledger
 from reports.load import load_study
-from reports.statistics import t_interval
+from reports.statistics.intervals import t_interval
 
 LEDGER = load_ledger()
 PAPERS = {

@@ -13,8 +13,8 @@ import pytest
 from records_factory import MAIN, run_folder, set_values, write_ablation, write_lines, write_run
 
 from harness.records import RunFolder, UserError, write_json
-from reports import claims_ledger
-from reports.claims import load_ledger
+from reports.claims import ledger as claims_ledger
+from reports.claims.statements import load_ledger
 from reports.load import load_study
 from studies import cli
 
@@ -167,7 +167,7 @@ def test_the_link_leads_to_the_report(study: Path) -> None:
     judged = claims_ledger.judge_paths([study])
     assert row(judged, BETTER)["page"] == "digits/report/index.html#result"
     assert row(judged, "vae-repa-4-percent-compute")["page"] == "digits/report/index.html#cost"
-    page = (ROOT / "reports" / "templates" / "page.html").read_text()
+    page = (ROOT / "reports" / "page" / "templates" / "page.html").read_text()
     assert 'id="result"' in page and 'id="cost"' in page
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 import methods
 from harness.errors import UserError
 from harness.method import Disclosure, Method, StepView, Term
-from reports import overhead as rendering
-from reports.overhead import Overhead, figure, published_rows, sections, write
+from reports.costs import overhead as rendering
+from reports.costs.overhead import Overhead, figure, published_rows, sections, write
 from studies import overhead as studies_overhead
 from studies.overhead import Request, counted_rows, variants
 

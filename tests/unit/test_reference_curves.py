@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from harness.records import RunFolder, UserError
-from reports import reference_curves
 from reports.load import Run, load_run
-from reports.reference_curves import Reference, band, check, made, matching, read, text
+from reports.references import curves as reference_curves
+from reports.references.curves import Reference, band, check, made, matching, read, text
 from studies import cli
 from studies.settings import PRESETS
 from tests.unit.records_factory import MAIN, STEPS, write_study

@@ -23,14 +23,16 @@ from records_factory import (
 )
 
 from harness.records import UserError, write_json
-from reports import ablation_findings, ablation_report, findings, tables
-from reports.ablation import saved, search_table, terminal_tables
-from reports.ablation import tables as ablation_tables
-from reports.curves import metric_curves
+from reports import findings, tables
+from reports.ablation import findings as ablation_findings
+from reports.ablation import report as ablation_report
+from reports.ablation.tables import saved, search_table, terminal_tables
+from reports.ablation.tables import tables as ablation_tables
+from reports.ablation.trials import duplicates, load_ablation, num_runs
 from reports.endings import endings
+from reports.figures.curves import metric_curves
 from reports.load import load_study
 from reports.sections import saved_tables
-from reports.trials import duplicates, load_ablation, num_runs
 from reports.verify import verify
 
 T = 12.706205

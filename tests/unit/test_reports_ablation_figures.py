@@ -11,10 +11,13 @@ import pytest
 from matplotlib.figure import Figure
 from records_factory import MAIN, edit_trial, prune, run_folder, set_values, write_ablation
 
-from reports import ablation_figures, ablation_report, figures, optuna_figures
+from reports.ablation import figures as ablation_figures
+from reports.ablation import optuna_figures
+from reports.ablation import report as ablation_report
+from reports.ablation.trials import load_ablation
+from reports.figures import files
+from reports.figures.style import DARK, LIGHT, Look, cell_styles
 from reports.load import load_study
-from reports.style import DARK, LIGHT, Look, cell_styles
-from reports.trials import load_ablation
 
 DEFAULTS = {"block": 1, "loss": "smooth_l1"}
 GRID = [{"block": b, "loss": name} for b, name in itertools.product((1, 2, 4), ("smooth_l1", "l2"))]
@@ -267,7 +270,7 @@ def test_optuna_leaves_no_style_no_open_figure_and_no_message_behind(ablation, l
     for own in (look, replace(look, theme=DARK, is_narrow=True)):
         figure = optuna_figures.history_figure(frame, own)
         assert figure.get_figwidth() == (4.2 if own.is_narrow else 8.4)
-        assert figures.png(figure)
+        assert files.png(figure)
         face = matplotlib.colors.to_hex(figure.axes[0].get_facecolor())
         assert face == matplotlib.colors.to_hex(figure.get_facecolor()) == own.theme.background
     assert dict(matplotlib.rcParams) == before and matplotlib.get_backend() == backend

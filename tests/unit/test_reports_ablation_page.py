@@ -7,7 +7,7 @@ import pytest
 from page_reader import Page
 from records_factory import edit_trial, write_ablation
 
-from reports.page import Picture
+from reports.page.render import Picture
 from reports.report import write_report
 
 HOSTILE = "<script>x&"
@@ -23,7 +23,7 @@ def shift(setting, seed):
 def written(tmp_path_factory):
     study = write_ablation(tmp_path_factory.mktemp("runs"), GRID, DEFAULTS, shift)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("reports.page.picture", lambda draw, look, wide: Picture([], "data:image/png;base64,"))
+        patch.setattr("reports.page.render.picture", lambda draw, look, wide: Picture([], "data:image/png;base64,"))
         patch.setattr("reports.report.SECTIONS", ())  # tested beside each of them
         return write_report(study)
 
@@ -85,8 +85,8 @@ def test_swatches_of_one_colour_have_several_shapes(written):
 
 
 def test_a_partial_search_makes_a_page(tmp_path, monkeypatch):
-    monkeypatch.setattr("reports.page.picture", lambda draw, look, wide: Picture([], "data:image/png;base64,"))
-    monkeypatch.setattr("reports.figures.save", lambda draw, frame, stem, look: [])
+    monkeypatch.setattr("reports.page.render.picture", lambda draw, look, wide: Picture([], "data:image/png;base64,"))
+    monkeypatch.setattr("reports.figures.files.save", lambda draw, frame, stem, look: [])
     settings = [{"block": block} for block in (1, 2, 3)]
     study = write_ablation(tmp_path, settings, {"block": 1}, kind="search", seeds=(0,), trials=5)
     edit_trial(study, 2, state="running", workers=["host:2"])

@@ -13,12 +13,13 @@ import pytest
 from records_factory import run_folder, write_study
 
 from harness.records import UserError, digest, write_json
-from reports import analysis, analysis_figures
-from reports.analysis import analysed, block_frame, section
+from reports.analysis import figures as analysis_figures
+from reports.analysis import section as analysis
+from reports.analysis.section import analysed, block_frame, section
+from reports.figures.style import Look, cell_styles
 from reports.load import load_study
 from reports.report import write_report
 from reports.sections import saved_tables
-from reports.style import Look, cell_styles
 
 TIMES = (0.1, 0.5)
 BLOCKS = 3
@@ -390,8 +391,8 @@ def test_what_nothing_has_stands_in_no_table_and_what_one_lacks_is_a_dash(study)
 
 def test_the_page_and_the_folder_hold_the_section(study, monkeypatch):
     drawn = []
-    monkeypatch.setattr("reports.page.picture", lambda draw, look, wide: drawn.append(draw) or _picture())
-    monkeypatch.setattr("reports.figures.save", lambda draw, frame, stem, look: [stem.with_suffix(".csv")])
+    monkeypatch.setattr("reports.page.render.picture", lambda draw, look, wide: drawn.append(draw) or _picture())
+    monkeypatch.setattr("reports.figures.files.save", lambda draw, frame, stem, look: [stem.with_suffix(".csv")])
     paths = write_report(study)
     text = paths.page.read_text()
     assert 'id="representations"' in text and "0.615 (0.515, 0.715) at 3" in text
@@ -403,6 +404,6 @@ def test_the_page_and_the_folder_hold_the_section(study, monkeypatch):
 
 
 def _picture():
-    from reports.page import Picture
+    from reports.page.render import Picture
 
     return Picture([], "data:,")

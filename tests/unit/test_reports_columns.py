@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from reports.columns import columns, sort_key, sort_number
+from reports.page.columns import columns, sort_key, sort_number
 
 
 @pytest.mark.parametrize(

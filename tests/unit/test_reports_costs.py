@@ -9,7 +9,7 @@ import pytest
 from records_factory import edit_manifest, fail, run_folder, write_study
 
 from harness.records import write_json
-from reports import costs
+from reports.costs import table as costs
 from reports.findings import notes
 from reports.load import load_study
 from reports.verify import environment

@@ -3,8 +3,8 @@
 import pytest
 from records_factory import edit_manifest, run_folder, write_study
 
-from reports.differing import DifferingSetting, differing_settings
 from reports.load import load_study
+from reports.page.differing import DifferingSetting, differing_settings
 
 
 @pytest.fixture

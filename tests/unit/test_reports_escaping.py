@@ -15,7 +15,7 @@ import pytest
 from records_factory import MAIN, diverge, fail, write_study
 
 from harness.records import RunFolder
-from reports import page
+from reports.page import render as page
 from reports.report import ReportPaths, write_report
 
 PAYLOADS = (

@@ -13,10 +13,14 @@ from matplotlib.patches import Polygon
 from records_factory import MAIN, diverge, edit_lines, fail, run_folder, write_study
 from scipy.optimize import minimize
 
-from reports import figures, tables
-from reports.curves import CURVE_COLUMNS, clock_curves, metric_curves, training_curves
+from reports import tables
+from reports.figures import files
+from reports.figures.curves import CURVE_COLUMNS, clock_curves, metric_curves, training_curves
+from reports.figures.differences import difference_frame, differences_figure, plot_differences
+from reports.figures.labels import spread
+from reports.figures.lines import clocks_figure, metric_figure, panels_figure, plot_curves
+from reports.figures.style import DARK, LIGHT, Look, cell_styles
 from reports.load import load_study
-from reports.style import DARK, LIGHT, Look, cell_styles
 from reports.units import UNITS, short_number
 
 CELLS = {"sit": "sit", "repa": "repa", "both": "repa+vae_repa"}
@@ -50,7 +54,7 @@ def pieces(line):
 
 def test_curves_hold_every_seed_the_mean_and_the_lines(study, look):
     ax = Figure().subplots()
-    assert figures.plot_curves(ax, metric_curves(study, MAIN), look) is ax
+    assert plot_curves(ax, metric_curves(study, MAIN), look) is ax
     (thin,) = lines_of(ax, look.colour("repa"), 0.8)
     for run, (steps, values) in zip(study.of("repa"), pieces(thin), strict=True):
         assert steps == [e["step"] for e in run.evaluations]
@@ -79,7 +83,7 @@ def test_large_ranges_are_drawn_on_a_logarithmic_axis_but_no_shares(name, values
         for i, v in enumerate(values)
     ]
     frame = pd.DataFrame(rows, columns=CURVE_COLUMNS)
-    ax = figures.plot_curves(Figure().subplots(), frame, Look(cell_styles(["a"], "a")))
+    ax = plot_curves(Figure().subplots(), frame, Look(cell_styles(["a"], "a")))
     assert ax.get_yscale() == scale
 
 
@@ -87,7 +91,7 @@ def test_a_mean_over_survivors_is_dotted(written, tmp_path, look):
     path = shutil.copytree(written, tmp_path / "digits")
     edit_lines(run_folder(path, "repa", 1), "eval", keep=6)
     ax = Figure().subplots()
-    figures.plot_curves(ax, metric_curves(load_study(path), MAIN), look)
+    plot_curves(ax, metric_curves(load_study(path), MAIN), look)
     solid, dotted = lines_of(ax, look.colour("repa"), 2)
     assert np.isfinite(solid.get_ydata()).tolist() == [True] * 6 + [False] * 2
     assert dotted.get_linestyle() == ":"
@@ -105,18 +109,18 @@ def test_intervals_of_three_seeds_are_shaded_and_leave_the_axes_alone(tmp_path):
     assert (last["low"], last["high"]) == pytest.approx((24 - 7.452413, 24 + 7.452413), abs=1e-5)
     ax = Figure().subplots()
     look = Look(cell_styles(study.cells, study.baseline))
-    figures.plot_curves(ax, frame, look)
+    plot_curves(ax, frame, look)
     (band,) = [artist for artist in ax.patches if isinstance(artist, Polygon)]
     corners = band.get_xy().tolist()
     assert [800, pytest.approx(last["low"])] in corners
     assert [800, pytest.approx(last["high"])] in corners
     assert band.get_facecolor() == to_rgba(look.colour("sit"), 0.14)
     without = Figure().subplots()
-    figures.plot_curves(without, frame.assign(low=np.nan, high=np.nan), look)
+    plot_curves(without, frame.assign(low=np.nan, high=np.nan), look)
     assert not without.patches
     assert without.get_ylim() == ax.get_ylim()
     with_negative = frame.assign(low=frame["low"] - 1000)
-    figures.plot_curves(log := Figure().subplots(), with_negative, look)
+    plot_curves(log := Figure().subplots(), with_negative, look)
     assert log.get_yscale() == "log"
     assert log.patches[0].get_xy().min() > 0
 
@@ -125,7 +129,7 @@ def test_intervals_of_two_seeds_are_not_shaded(study, look):
     frame = metric_curves(study, MAIN)
     assert frame.loc[frame["series"] == "mean", "low"].notna().all()
     ax = Figure().subplots()
-    figures.plot_curves(ax, frame, look)
+    plot_curves(ax, frame, look)
     assert not ax.patches
 
 
@@ -140,7 +144,7 @@ def test_intervals_of_two_seeds_are_not_shaded(study, look):
 def test_the_x_axis_counts_the_budget(tmp_path, unit, amount, label):
     study = load_study(write_study(tmp_path, {"sit": "sit", "repa": "repa"}, unit=unit, amount=amount))
     look = Look(cell_styles(study.cells, study.baseline), unit=study.unit)
-    figure = figures.metric_figure(metric_curves(study, MAIN), look)
+    figure = metric_figure(metric_curves(study, MAIN), look)
     (ax,) = figure.axes
     assert ax.get_xlabel() == label
     clock = study.unit.clock
@@ -149,7 +153,7 @@ def test_the_x_axis_counts_the_budget(tmp_path, unit, amount, label):
         spent = [line[clock] for line in study.of(cell)[0].evaluations]
         assert mean.get_xdata() == pytest.approx(spent)
     assert ax.get_xlim()[1] == max(run.evaluations[-1][clock] for run in study.runs)
-    panels = figures.panels_figure(training_curves(study), look, has_points=False)
+    panels = panels_figure(training_curves(study), look, has_points=False)
     assert panels.axes[-1].get_xlabel() == label
     (loss,) = lines_of(panels.axes[0], look.colour("repa"), 1.4)
     assert loss.get_xdata() == pytest.approx([line[clock] for line in study.of("repa")[0].train])
@@ -171,7 +175,7 @@ def test_a_cross_stands_where_a_run_stopped(written, tmp_path):
         fail(run_folder(path, "both", seed), "no memory")
     study = load_study(path)
     look = Look(cell_styles(study.cells, study.baseline))
-    figure = figures.metric_figure(metric_curves(study, MAIN), look)
+    figure = metric_figure(metric_curves(study, MAIN), look)
     (ax,) = figure.axes
     last = run_folder(path, "repa", 1).lines("eval")[-1]["metrics"][MAIN]
     repa, both = look.colour("repa"), look.colour("both")
@@ -192,14 +196,14 @@ def test_a_study_without_any_finite_value_is_drawn(written, tmp_path):
             edit_lines(run_folder(path, cell, seed), "eval", metrics={MAIN: "nan"})
     study = load_study(path)
     look = Look(cell_styles(study.cells, study.baseline))
-    figure = figures.metric_figure(metric_curves(study, MAIN), look)
-    assert figures.png(figure).startswith(b"\x89PNG")
+    figure = metric_figure(metric_curves(study, MAIN), look)
+    assert files.png(figure).startswith(b"\x89PNG")
     assert len(crosses_of(figure.axes[0])) == 3
 
 
 @pytest.mark.parametrize("is_narrow", [False, True])
 def test_direct_labels_are_inside_the_figure_and_apart(study, look, is_narrow):
-    figure = figures.metric_figure(metric_curves(study, MAIN), Look(look.styles, LIGHT, is_narrow))
+    figure = metric_figure(metric_curves(study, MAIN), Look(look.styles, LIGHT, is_narrow))
     FigureCanvasAgg(figure).draw()
     texts = [text for text in figure.axes[0].texts if text.get_text()]
     assert {text.get_text() for text in texts} == {*CELLS, "floor", "reconstruction"}
@@ -209,22 +213,22 @@ def test_direct_labels_are_inside_the_figure_and_apart(study, look, is_narrow):
 
 
 def test_labels_move_apart_as_little_as_possible():
-    assert figures.spread([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
-    assert figures.spread([0.9, 0.1], 0.1) == [0.9, 0.1]
-    assert figures.spread([], 0.1) == []
+    assert spread([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
+    assert spread([0.9, 0.1], 0.1) == [0.9, 0.1]
+    assert spread([], 0.1) == []
     for seed in range(6):
         heights = np.random.default_rng(seed).uniform(0, 0.5, 7)
         order = np.argsort(heights)
         apart = {"type": "ineq", "fun": lambda x: np.diff(x) - 0.06}
         best = minimize(lambda x, h=heights[order]: np.sum((x - h) ** 2), heights[order], constraints=apart, tol=1e-12)
-        assert np.array(figures.spread(heights.tolist(), 0.06))[order] == pytest.approx(best.x, abs=1e-5)
+        assert np.array(spread(heights.tolist(), 0.06))[order] == pytest.approx(best.x, abs=1e-5)
 
 
 def test_differences_are_drawn_as_recorded(study, look):
     rows = tables.results(study)
-    frame = figures.difference_frame(rows, MAIN)
+    frame = difference_frame(rows, MAIN)
     ax = Figure().subplots()
-    assert figures.plot_differences(ax, frame, look) is ax
+    assert plot_differences(ax, frame, look) is ax
     for row in rows[1:]:
         drawn = [
             np.asarray(line.get_xdata()).tolist() for line in ax.lines if line.get_color() == look.colour(row.cell)
@@ -240,7 +244,7 @@ def test_differences_are_drawn_as_recorded(study, look):
 @pytest.mark.parametrize("is_narrow", [False, True])
 def test_the_other_clocks_have_a_panel_each(study, look, is_narrow):
     frame = clock_curves(study, MAIN)
-    figure = figures.clocks_figure(frame, Look(look.styles, LIGHT, is_narrow, study.unit), ("seconds",))
+    figure = clocks_figure(frame, Look(look.styles, LIGHT, is_narrow, study.unit), ("seconds",))
     labels = ["images", "training GFLOPs", "training seconds, not comparable"]
     assert [ax.get_xlabel() for ax in figure.axes] == labels
     for ax, clock in zip(figure.axes, ("images", "train_gflops", "train_seconds"), strict=True):
@@ -255,14 +259,14 @@ def test_the_other_clocks_have_a_panel_each(study, look, is_narrow):
 
 def test_panels_show_every_quantity(study, look):
     frame = training_curves(study)
-    figure = figures.panels_figure(frame, look, has_points=False)
+    figure = panels_figure(frame, look, has_points=False)
     titles = [ax.get_title(loc="left") for ax in figure.axes]
     assert titles == ["velocity loss", "gradient norm", "term repa", "term vae_repa"]
 
 
 def test_saved_files_are_images_and_equal_records_give_equal_bytes(study, look, tmp_path):
     frame = metric_curves(study, MAIN)
-    paths = figures.save(lambda one: figures.metric_figure(frame, one), frame, tmp_path / "fd.x", look)
+    paths = files.save(lambda one: metric_figure(frame, one), frame, tmp_path / "fd.x", look)
     assert [path.name for path in paths] == ["fd.x.png", "fd.x.svg", "fd.x.pdf", "fd.x.csv"]
     image, vector, printed, _ = paths
     assert image.read_bytes().startswith(b"\x89PNG")
@@ -270,13 +274,13 @@ def test_saved_files_are_images_and_equal_records_give_equal_bytes(study, look, 
     assert printed.read_bytes().startswith(b"%PDF")
     assert b"Date" not in printed.read_bytes()
     (tmp_path / "again").mkdir()
-    again = figures.save(lambda one: figures.metric_figure(frame, one), frame, tmp_path / "again" / "fd.x", look)
+    again = files.save(lambda one: metric_figure(frame, one), frame, tmp_path / "again" / "fd.x", look)
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths]
 
 
 def test_the_csv_holds_what_was_drawn(study, look, tmp_path):
     frame = metric_curves(study, MAIN)
-    figures.save(lambda one: figures.metric_figure(frame, one), frame, tmp_path / "fd", look)
+    files.save(lambda one: metric_figure(frame, one), frame, tmp_path / "fd", look)
     read = pd.read_csv(tmp_path / "fd.csv")
     seeds = read[read["series"] == "seed"]
     recorded = [e["metrics"][MAIN] for run in study.runs for e in run.evaluations]
@@ -290,14 +294,14 @@ def test_hostile_labels_are_drawn_as_they_are(label, tmp_path):
     study = load_study(write_study(tmp_path, {"sit": "sit", label: "repa"}, seeds=(0,)))
     look = Look(cell_styles(study.cells, study.baseline))
     frame = metric_curves(study, MAIN)
-    differences = figures.difference_frame(tables.results(study), MAIN)
+    differences = difference_frame(tables.results(study), MAIN)
     drawn = [
-        figures.metric_figure(frame, look),
-        figures.panels_figure(frame, look),
-        figures.differences_figure(differences, look, study.baseline),
+        metric_figure(frame, look),
+        panels_figure(frame, look),
+        differences_figure(differences, look, study.baseline),
     ]
     for figure in drawn:
-        assert figures.png(figure).startswith(b"\x89PNG")
+        assert files.png(figure).startswith(b"\x89PNG")
     texts = [text.get_text() for text in (*drawn[0].axes[0].texts, *drawn[1].legends[0].get_texts())]
     assert len([text for text in texts if text == label or (text[:9] == label[:9] and "…" in text)]) == 2
     for figure, names in ((drawn[0], drawn[0].axes[0].texts), (drawn[2], drawn[2].axes[0].get_yticklabels())):

@@ -24,12 +24,15 @@ from records_factory import (
 )
 
 from harness.records import UserError, digest
-from reports import figures, final_figures, tables
+from reports import tables
 from reports.contrast import contrast
-from reports.final_protocol import STEM, final_rows, protocol_words, section, terminal_tables
+from reports.figures.labels import text_width
+from reports.figures.marks import free_places, wrapped
+from reports.figures.style import DARK, LIGHT, Look, cell_styles
+from reports.final import figures as final_figures
+from reports.final.protocol import STEM, final_rows, protocol_words, section, terminal_tables
 from reports.load import final_study, load_study
-from reports.page import Picture
-from reports.style import DARK, LIGHT, Look, cell_styles
+from reports.page.render import Picture
 from reports.verify import verify
 from studies.commands import report
 
@@ -229,8 +232,8 @@ def test_runs_without_a_final_evaluation_are_named(path):
 
 
 def test_the_command_prints_the_final_evaluation_apart(path, monkeypatch, capsys):
-    monkeypatch.setattr("reports.page.picture", lambda draw, look, wide: Picture([], "data:,"))
-    monkeypatch.setattr("reports.figures.save", lambda draw, frame, stem, look: [])
+    monkeypatch.setattr("reports.page.render.picture", lambda draw, look, wide: Picture([], "data:,"))
+    monkeypatch.setattr("reports.figures.files.save", lambda draw, frame, stem, look: [])
     assert report.main([str(path)]) == 0
     printed = capsys.readouterr().out
     title = "final evaluation, 50,000 samples, SDE Euler-Maruyama, 250 steps, no guidance: fid50k after 400,000 steps"
@@ -357,20 +360,20 @@ def test_wide_ranges_of_images_are_logarithmic(study, least, scale):
 
 def test_labels_take_the_first_place_that_covers_nothing():
     # The middle of a label 4 wide, 5 right of its point, is 7 right of it.
-    assert figures.free_places([(0, 0)], [4], []) == [(7, 0)]
-    assert figures.free_places([(0, 0)], [4], [(7, 2)]) == [(-7, 0)]
-    assert figures.free_places([(0, 0), (0, 0)], [4, 4], []) == [(7, 0), (-7, 0)]
-    assert figures.free_places([(0, 0)], [4], [(7, 0), (-7, 0), (0, 8)]) == [(0, -8)]
+    assert free_places([(0, 0)], [4], []) == [(7, 0)]
+    assert free_places([(0, 0)], [4], [(7, 2)]) == [(-7, 0)]
+    assert free_places([(0, 0), (0, 0)], [4, 4], []) == [(7, 0), (-7, 0)]
+    assert free_places([(0, 0)], [4], [(7, 0), (-7, 0), (0, 8)]) == [(0, -8)]
     crowd = [(x, y) for x in range(-40, 41, 4) for y in range(-40, 41, 4)]
-    assert figures.free_places([(0, 0)], [4], crowd) == [(7, 0)]
+    assert free_places([(0, 0)], [4], crowd) == [(7, 0)]
 
 
 def test_long_lines_are_wrapped_at_words():
     words = "one two three four five six seven"
-    assert figures.wrapped(words, 100) == [words]
-    lines = figures.wrapped(words, 1.0)
+    assert wrapped(words, 100) == [words]
+    lines = wrapped(words, 1.0)
     assert " ".join(" ".join(lines).split()) == words
     assert len(lines) > 2
-    assert all(figures.text_width([line]) <= 1.0 for line in lines)
+    assert all(text_width([line]) <= 1.0 for line in lines)
     assert all(line.startswith("    ") for line in lines[1:])
-    assert figures.wrapped("m" * 60, 1.0) == ["m" * 60]
+    assert wrapped("m" * 60, 1.0) == ["m" * 60]

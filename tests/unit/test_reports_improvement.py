@@ -3,8 +3,8 @@
 import pytest
 from records_factory import MAIN, diverge, edit_manifest, run_folder, set_values, write_study
 
-from reports import improvement
 from reports.load import load_study
+from reports.statistics import improvement
 
 ACCURACY = "class_accuracy"
 

@@ -20,7 +20,7 @@ from records_factory import (
 )
 
 from harness.records import RunFolder, UserError
-from reports.curves import metric_curves, training_curves
+from reports.figures.curves import metric_curves, training_curves
 from reports.load import MOST_TRAINING_LINES, load_study
 from reports.verify import compact, differing_fields, environment, flatten, short_text, verify
 

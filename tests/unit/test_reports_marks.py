@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from records_factory import FINAL, MAIN, edit_manifest, enlarge, run_folder, write_final_study, write_run, write_study
 
-from reports import published_marks
-from reports.curves import metric_curves
+from reports.figures.curves import metric_curves
 from reports.load import final_study, load_study
-from reports.published_marks import marks, with_marks
+from reports.published import marks as published_marks
+from reports.published.marks import marks, with_marks
 
 B2 = [
     ("repa", 24.4, 102_400_000, 1),

@@ -17,9 +17,10 @@ from PIL import Image
 from records_factory import MAIN, TILE, diverge, edit_lines, edit_manifest, fail, run_folder, tile_level, write_study
 
 from harness.records import UserError
-from reports import samples, targets
+from reports.costs import targets
+from reports.figures import samples
 from reports.load import load_study
-from reports.page import TEMPLATES, Picture
+from reports.page.render import TEMPLATES, Picture
 from reports.plans import Plan
 from reports.report import write_report
 from reports.sections import Block, Section, Table
@@ -51,8 +52,8 @@ def page(written):
 @pytest.fixture
 def unpainted(monkeypatch):
     """Figures are neither drawn nor saved, which is most of a report's time: for tests that read the page's text."""
-    monkeypatch.setattr("reports.page.picture", lambda draw, look, wide: PICTURE)
-    monkeypatch.setattr("reports.figures.save", lambda draw, frame, stem, look: [])
+    monkeypatch.setattr("reports.page.render.picture", lambda draw, look, wide: PICTURE)
+    monkeypatch.setattr("reports.figures.files.save", lambda draw, frame, stem, look: [])
 
 
 def test_every_file_is_there(written):

@@ -21,11 +21,12 @@ from records_factory import (
 )
 
 from harness.records import UserError, digest
-from reports import joint, profiles
+from reports.costs.targets_costs import cell_costs, final_target
+from reports.figures.style import Look, cell_styles
+from reports.joint import profiles
+from reports.joint import report as joint
+from reports.joint.profiles_figure import plot_profiles, profiles_figure
 from reports.load import load_study
-from reports.profiles_figure import plot_profiles, profiles_figure
-from reports.style import Look, cell_styles
-from reports.targets_costs import cell_costs, final_target
 
 CELLS = {"sit": "sit", "repa": "repa"}
 

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 from records_factory import MAIN, set_values, write_ablation
 
-from reports import ablation_report, published_ablation
+from reports.ablation import published as published_ablation
+from reports.ablation import report as ablation_report
+from reports.ablation.published import comparisons
+from reports.ablation.trials import load_ablation
 from reports.load import load_study
-from reports.published_ablation import comparisons
-from reports.trials import load_ablation
 
 DEFAULTS = {"block": 1, "loss": "smooth_l1", "t_max": 1.0, "activation": "silu"}
 TURNS = [

@@ -8,7 +8,7 @@ from records_factory import edit_manifest, run_folder, write_study
 
 from harness.records import RunFolder, run_path
 from reports.load import load_study
-from reports.reproduce import CellCommand, cell_commands, configs_read, study_commands
+from reports.page.reproduce import CellCommand, cell_commands, configs_read, study_commands
 from studies.settings import as_plain, build_parser, comparison, nominal_shape, parse, resolve_sections, run_config
 
 CELLS = "{'a, b': {method: repa+vae_repa, vae_repa: {t_max: 0.5}}, '-x': {method: sra}, '1e3': {method: sit}}"

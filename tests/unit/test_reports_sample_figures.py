@@ -8,9 +8,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from records_factory import edit_lines, run_folder, write_study
 
+from reports.figures.evolution import MOST_CELLS, evenly, evolution, evolution_figure, evolution_plan
+from reports.figures.style import DARK, Look, cell_styles
 from reports.load import load_study
-from reports.sample_figures import MOST_CELLS, evenly, evolution, evolution_figure, evolution_plan
-from reports.style import DARK, Look, cell_styles
 
 CELLS = {"sit": "sit", "repa": "repa"}
 

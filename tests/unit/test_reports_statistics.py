@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from reports.statistics import improvement, over_settings, paired_difference, t_interval
+from reports.statistics.intervals import improvement, over_settings, paired_difference, t_interval
 
 
 def test_interval_by_hand():

@@ -8,11 +8,11 @@ import pytest
 from matplotlib.figure import Figure
 from records_factory import MAIN, diverge, edit_lines, edit_manifest, fail, run_folder, write_lines, write_study
 
-from reports import targets
+from reports.costs import targets
+from reports.costs.targets_costs import cell_costs, final_target, median_point
+from reports.costs.targets_figure import cost_frame, costs_figure, plot_costs, stacked
+from reports.figures.style import Look, cell_styles
 from reports.load import load_study
-from reports.style import Look, cell_styles
-from reports.targets_costs import cell_costs, final_target, median_point
-from reports.targets_figure import cost_frame, costs_figure, plot_costs, stacked
 from reports.units import UNITS
 
 CURVES = {

@@ -1,0 +1,147 @@
+"""What a report holds of an ablation: its figures and its tables, for the folder and for the page."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import pandas as pd
+
+from harness.records import metric
+from reports.ablation import figures as ablation_figures
+from reports.ablation import optuna_figures
+from reports.ablation import published as published_ablation
+from reports.ablation.findings import NUM_AXES, axis_sentence
+from reports.ablation.tables import tables, trial_numbers
+from reports.ablation.trials import Ablation, Subject
+from reports.plans import Plan
+from reports.sections import Block
+from reports.words import listed
+
+
+def blocks(ablation: Ablation) -> list[Block]:
+    """The tables in their order on the page: axes or trials, then the published ones."""
+    found = [Block(table, said) for table, said in zip(tables(ablation), _sentences(ablation), strict=True)]
+    comparisons = published_ablation.comparisons(ablation)
+    return [*found, *([Block(published_ablation.table(ablation, comparisons))] if comparisons else [])]
+
+
+def _sentences(ablation: Ablation) -> list[list[str]]:
+    """What stands in front of each of an ablation's own tables: sentences that the top of the page has no room for."""
+    if ablation.is_search:
+        return [[] for _ in ablation.subjects]
+    (subject,) = ablation.subjects
+    each = [
+        [axis_sentence(ablation, subject, axis)] if place >= NUM_AXES else [] for place, axis in enumerate(subject.axes)
+    ]
+    return [[said for found in each for said in found]] if ablation.kind == "one_at_a_time" else each
+
+
+def numbers(ablation: Ablation) -> dict[str, pd.DataFrame]:
+    """Tables that stand beside the page as numbers alone: the whole list of a grid's trials."""
+    if ablation.is_search:
+        return {}
+    return {"trials": pd.DataFrame(trial_numbers(ablation, ablation.subjects[0]))}
+
+
+# -- figures --------------------------------------------------------------------------------------------------------
+
+
+def plans(ablation: Ablation) -> list[Plan]:
+    """Curves and heatmaps of a grid, then Optuna's own figures."""
+    found = []
+    if not ablation.is_search:
+        (subject,) = ablation.subjects
+        found += [*_level_plans(ablation, subject), *_heatmap_plans(ablation, subject)]
+    return [*found, *_optuna_plans(ablation)]
+
+
+def _level_plans(ablation: Ablation, subject: Subject) -> list[Plan]:
+    frame = ablation_figures.level_frame(ablation, subject)
+    if frame["value"].isna().all():
+        return []
+    names = listed([axis.name for axis in subject.axes], limit=10)
+    caption = (
+        f"{metric(ablation.objective).title} ({ablation.objective}) {ablation.study.after} over the levels of {names}, "
+        "each with the other axes at their default. Thick: means over seeds, with their 95% Student-t intervals; thin: "
+        f"single seeds; the ring marks the default, the dashed line the mean of {ablation.control}."
+    )
+    if ablation_figures.is_cut(frame):
+        caption += " Intervals that reach far beyond the values are cut off at the frame; the tables hold them."
+    return [
+        Plan("axes", frame, ablation_figures.levels_figure, f"{ablation.objective} over levels of {names}", caption)
+    ]
+
+
+def _heatmap_plans(ablation: Ablation, subject: Subject) -> list[Plan]:
+    found = []
+    for place, (first, second) in enumerate(ablation_figures.pairs(ablation, subject), start=1):
+        frame = ablation_figures.pair_frame(ablation, subject, first, second)
+        others = [axis.name for axis in subject.axes if axis not in (first, second)]
+        fixed = f", {listed(others)} at the default" if others else ""
+        caption = (
+            f"Means over seeds of {ablation.objective} {ablation.study.after}{fixed}. The brighter, the better; the "
+            "frame of dashes marks the default. Differences between neighbours may be the seeds' doing: trials.csv has "
+            "their intervals."
+        )
+        alt = f"{ablation.objective} by {first.name} and {second.name}"
+        found.append(Plan(f"heatmap_{place}", frame, ablation_figures.heatmap_figure, alt, caption))
+    return found
+
+
+def _optuna_plans(ablation: Ablation) -> list[Plan]:
+    """Optuna's history of all methods, and for each its parallel coordinates and, from enough trials, importances."""
+    frames = {subject: optuna_figures.trial_frame(ablation, subject) for subject in ablation.subjects}
+    ready = {subject: frame for subject, frame in frames.items() if frame["value"].notna().sum() > 1}
+    if not ready:
+        return []
+    plans = [_history_plan(ablation, ready)]
+    for place, (subject, frame) in enumerate(ready.items(), start=1):
+        plans.append(_parallel_plan(ablation, subject, frame, place))
+        if frame["value"].notna().sum() >= optuna_figures.LEAST_TRIALS:
+            plans += _importance_plans(ablation, subject, frame, place)
+    return plans
+
+
+def _history_plan(ablation: Ablation, frames: Mapping[Subject, pd.DataFrame]) -> Plan:
+    caption = (
+        f"Optuna's history: the mean over seeds of {ablation.objective} by number of trial (dots), and the best so far "
+        "(line)."
+    )
+    if not ablation.is_search:
+        caption += " In a grid the numbers are the order in which settings were asked for, and no search."
+    frame = pd.concat(frames.values(), ignore_index=True)
+    return Plan("history", frame, optuna_figures.history_figure, f"{ablation.objective} by number of trial", caption)
+
+
+def _parallel_plan(ablation: Ablation, subject: Subject, frame: pd.DataFrame, place: int) -> Plan:
+    caption = (
+        f"Optuna's parallel coordinates of {subject.method}: a line for every trial with a value, from "
+        f"{ablation.objective} through its level on every axis. The better, the stronger the line."
+    )
+    draw = partial(optuna_figures.parallel_figure, axes=subject.axes)
+    return Plan(f"parallel_{place}", frame, draw, f"Settings of {subject.method} by {ablation.objective}", caption)
+
+
+def _importance_plans(ablation: Ablation, subject: Subject, frame: pd.DataFrame, place: int) -> list[Plan]:
+    importances = optuna_figures.importance_frame(frame, subject.axes)
+    if importances.empty:
+        return []
+    caption = (
+        f"Importance of the axes of {subject.method} for {ablation.objective}, by functional ANOVA over "
+        f"{importances['num_trials'].iloc[0]} finished trials (Optuna, seed {optuna_figures.SEED}): the share of the "
+        "variance between settings that each axis explains alone. It says nothing of which level is better."
+    )
+    draw = partial(optuna_figures.importance_figure, trials=frame, axes=subject.axes)
+    return [Plan(f"importance_{place}", importances, draw, f"Importance of the axes of {subject.method}", caption)]
+
+
+def importance_notes(ablation: Ablation) -> list[str]:
+    """Why there are no importances, for each method that has none."""
+    found = []
+    for subject in ablation.subjects:
+        num = int(optuna_figures.trial_frame(ablation, subject)["value"].notna().sum())
+        if num < optuna_figures.LEAST_TRIALS:
+            found.append(
+                f"Importance of the axes of {subject.method}: {num} of {optuna_figures.LEAST_TRIALS} finished trials. "
+                "From fewer it would be noise, so it is not shown."
+            )
+    return found

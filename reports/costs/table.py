@@ -1,0 +1,188 @@
+"""What the compared cells cost: counted for one image, and measured in the runs themselves.
+
+Everything counted comes from the `cost.json` of the runs; fields that a run has not recorded are shown as a dash.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import pandas as pd
+
+from harness.records import number
+from reports import formats
+from reports.costs.equal_cost import unequal_remarks
+from reports.costs.overhead import GFLOPS_NOTE
+from reports.load import Study
+from reports.tables import MINUS, MISSING, SHARED_MARK, marks
+from reports.units import UNITS, rounded_text
+
+PARAMETERS = {
+    "backbone parameters": "backbone_parameters",
+    "head parameters": "head_parameters",
+    "external parameters": "external_parameters",
+}
+
+COUNTED = (
+    *("backbone_forward_gmacs", "head_forward_gmacs", "teacher_forward_gmacs"),
+    *("encoder_forward_gmacs", "vae_encode_gmacs"),
+    *PARAMETERS.values(),
+    *("train_gflops_per_image", "train_gflops_per_image_online"),
+    *("cache_images", "cache_gflops_per_image", "cache_gflops"),
+)
+"""Fields of `cost.json` that stand in the CSV."""
+
+BOOKED = {"train": "train_seconds", "evaluation": "evaluation_seconds", "I/O": "io_seconds"}
+"""What the time of a run is booked to, and the clock of each; only the first is training time."""
+
+NOTES = (
+    "Matrix products, convolutions and attention of one image, counted by fvcore; element-wise operations and "
+    "normalisations are not.",
+    GFLOPS_NOTE,
+    "Training: what is trained counts three times its forward pass, a teacher once. What stands in brackets ran once "
+    "an image before training, when the caches were made that all cells share; with online targets the encoder would "
+    "run in every step.",
+)
+
+
+def counted_rows(study: Study) -> list[dict[str, str]]:
+    """Counted cost of an image as text, a row per cell."""
+    return [_counted(study, cell) for cell in study.cells]
+
+
+def _counted(study: Study, cell: str) -> dict[str, str]:
+    cost = study.cost(cell)
+    control = study.cost(study.baseline).get("train_gflops_per_image") if study.baseline else None
+    total = cost.get("train_gflops_per_image")
+    online = cost.get("train_gflops_per_image_online") if cost.get("encoder_forward_gmacs") else None
+    forward = cost.get("backbone_forward_gmacs")
+    against = f"against {study.baseline or 'a baseline'}"
+    return {
+        "cell": cell,
+        "forward, GMACs": _text(forward),
+        "forward, GFLOPs": _text(None if forward is None else 2 * forward),
+        "heads, GMACs": _text(cost.get("head_forward_gmacs")),
+        "teacher, GMACs": _text(cost.get("teacher_forward_gmacs")),
+        "encoder, GMACs": _bracketed(cost.get("encoder_forward_gmacs")),
+        "VAE encoding, GMACs": _bracketed(cost.get("vae_encode_gmacs")),
+        "training, GFLOPs": _text(total),
+        against: MISSING if cell == study.baseline else _change(total, control),
+        "online, GFLOPs": _text(online),
+        f"online {against}": _change(online, control),
+    }
+
+
+def measured_rows(study: Study) -> list[dict[str, str]]:
+    """Sizes and times of the runs as text, a row per cell."""
+    return [_measured(study, cell) for cell in study.cells]
+
+
+def _measured(study: Study, cell: str) -> dict[str, str]:
+    cost = study.cost(cell)
+    speed = images_per_s(study, cell)
+    return {
+        "cell": cell,
+        **{name: _count(cost.get(field)) for name, field in PARAMETERS.items()},
+        "images/s": rounded_text(speed) if math.isfinite(speed) else MISSING,
+        **{f"{what} seconds": _seconds(study, cell, clock) for what, clock in BOOKED.items()},
+        "caches, GFLOPs": _text(cost.get("cache_gflops")),
+        "cached images": _count(cost.get("cache_images")),
+    }
+
+
+def images_per_s(study: Study, cell: str) -> float:
+    """Median over the logged stretches of a cell's runs whose seconds count; NaN without any."""
+    runs = [run for run in study.counted(UNITS["seconds"]) if run.cell == cell]
+    speeds = [number(line["images_per_s"]) for run in runs for line in run.train if "images_per_s" in line]
+    return median(speeds) if speeds else math.nan
+
+
+def _spent(study: Study, cell: str, clock: str) -> list[tuple[float, bool]]:
+    """For every run at the compared point: what its clock says, and whether it shared its device."""
+    reached = [(run, line) for run in study.of(cell) if (line := run.evaluation(study.point))]
+    return [(line[clock], run.shared_device) for run, line in reached]
+
+
+def _seconds(study: Study, cell: str, clock: str) -> str:
+    spent = _spent(study, cell, clock)
+    return ", ".join(f"{_time(time)}{f' {SHARED_MARK}' if shared else ''}" for time, shared in spent) or MISSING
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.2g}"
+
+
+def _text(value: float | None) -> str:
+    return MISSING if value is None else rounded_text(value)
+
+
+def _bracketed(value: float | None) -> str:
+    """What runs once an image when caches are made, and not in these runs."""
+    return f"({_text(value)})" if value else _text(value)
+
+
+def _count(value: int | None) -> str:
+    return MISSING if value is None else f"{value:,}"
+
+
+def _change(value: float | None, control: float | None) -> str:
+    """In percent, without decimals where there are three digits before the point."""
+    if not value or not control:
+        return MISSING
+    percent = 100 * (value / control - 1)
+    return f"{percent:+,.{0 if abs(percent) >= 100 else 1}f}%".replace("-", MINUS)
+
+
+def notes(study: Study) -> list[str]:
+    """How to read the tables, in sentences."""
+    return [*NOTES, *time_notes(study)]
+
+
+def time_notes(study: Study) -> list[str]:
+    """What the times are, and which say nothing."""
+    booked = (
+        "Time is taken after the device is done and booked to training, evaluation or reading and writing; seconds of "
+        f"every run {study.after}, images/s the median of the logged stretches."
+    )
+    return [booked, *unequal_remarks(study), *marks(study, [])]
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def cost_table(study: Study) -> pd.DataFrame:
+    """As numbers, a row per cell: the fields of `cost.json`, and medians of the runs whose seconds count."""
+    return pd.DataFrame([_numbers(study, cell) for cell in study.cells])
+
+
+def _numbers(study: Study, cell: str) -> dict[str, Any]:
+    cost = study.cost(cell)
+    booked = {clock: _counted_median(_spent(study, cell, clock)) for clock in BOOKED.values()}
+    return {
+        "cell": cell,
+        **{field: cost.get(field, math.nan) for field in COUNTED},
+        "images_per_s": images_per_s(study, cell),
+        **booked,
+    }
+
+
+def _counted_median(spent: Sequence[tuple[float, bool]]) -> float:
+    counted = [time for time, shared in spent if not shared]
+    return median(counted) if counted else math.nan
+
+
+def _titled(study: Study) -> Mapping[str, list[dict[str, str]]]:
+    return {"Counted for one image": counted_rows(study), "Sizes and times": measured_rows(study)}
+
+
+def markdown(study: Study) -> str:
+    """Both tables in Markdown."""
+    parts = [f"# {name}\n\n{formats.markdown_table(rows)}\n" for name, rows in _titled(study).items()]
+    return "\n".join([*parts, *(formats.markdown_text(note) + "\n" for note in notes(study))])
+
+
+def latex(study: Study) -> str:
+    """Both tables in LaTeX."""
+    counted, measured = _titled(study).values()
+    return "\n".join([formats.latex_table(counted, NOTES), formats.latex_table(measured, time_notes(study))])

@@ -1,0 +1,1 @@
+"""Published numbers, and the marks that stand for them in figures."""

@@ -1,0 +1,1 @@
+"""Reference curves of shipped presets, and runs held to them."""

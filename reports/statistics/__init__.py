@@ -1,0 +1,1 @@
+"""Intervals and differences for few seeds, and the probability of improvement."""
