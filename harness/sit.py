@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Attention, Mlp
 from torch import Tensor, nn
@@ -110,13 +111,40 @@ def modulate(x_NTD: Tensor, shift_ND: Tensor, scale_ND: Tensor) -> Tensor:
     return x_NTD * (1 + scale_ND.unsqueeze(1)) + shift_ND.unsqueeze(1)
 
 
+SHORT_TOKENS = 128
+"""Sequences up to this length are attended to in fp32 where the rest of a CPU's step is in bf16; see `attend`."""
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v for queries, keys and values [N, heads, T, d].
+
+    On a CPU short sequences in bf16 are attended to in fp32 and the result is rounded: the backward pass of torch's
+    kernel takes two to seven times as long in bf16 there (`docs/performance.md`).
+    """
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-2] <= SHORT_TOKENS:
+        with torch.autocast("cpu", enabled=False):  # it would cast back
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(v.dtype)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class SelfAttention(Attention):
+    """timm's attention with `attend` at its heart."""
+
+    def forward(self, x_NTD: Tensor) -> Tensor:  # type: ignore[override]  # no masks here
+        n, t, d = x_NTD.shape
+        q, k, v = self.qkv(x_NTD).reshape(n, t, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(attend(self.q_norm(q), self.k_norm(k), v).transpose(1, 2).reshape(n, t, d))
+
+
 class Block(nn.Module):
     """Attention and MLP, each modulated and gated by the condition (adaLN-Zero)."""
 
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float, qk_norm: bool) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
-        self.attn = Attention(hidden_size, num_heads=num_heads, qkv_bias=True, qk_norm=qk_norm, norm_layer=nn.LayerNorm)
+        self.attn = SelfAttention(
+            hidden_size, num_heads=num_heads, qkv_bias=True, qk_norm=qk_norm, norm_layer=nn.LayerNorm
+        )
         self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
         self.mlp = Mlp(
             in_features=hidden_size,
