@@ -53,7 +53,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def resolve_runtime(runtime: RuntimeConfig) -> RuntimeConfig:
-    """The runtime section without `auto`, threads included."""
+    """The runtime section without `auto`, threads included; `compile` depends on the run, see `compilation`."""
     device = resolve_device(runtime.device)
     return replace(
         runtime,

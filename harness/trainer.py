@@ -20,6 +20,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from harness import checkpoint, flow
 from harness.batches import Batch, BatchSource, Shard
 from harness.checkpoint import Counters
+from harness.compilation import compile_blocks, eager
 from harness.config import RunConfig, require
 from harness.cost import Passes, StepCost, step_cost
 from harness.divergence import Divergence, Guard
@@ -175,7 +176,7 @@ def set_up(config: RunConfig, method: Method, prepared: PreparedData, accelerato
     module = StepModule(backbone, method)
     ema = Ema(backbone, config.ema)
     if config.runtime.compile:
-        backbone.compile()
+        compile_blocks(backbone)
     shard = Shard(rank=accelerator.process_index, num_processes=accelerator.num_processes)
     optimizer_config = config.optimizer
     return Run(
@@ -491,7 +492,7 @@ def log_final(run: Run, recorder: Recorder, final: Evaluator) -> Event:
 def diagnostics(run: Run, batch: Batch) -> dict[str, float]:
     """The method's own numbers on the first forward pass of the batch, at the updated weights."""
     view = step_views(run, batch)[0]
-    with torch.no_grad(), run.autocast():
+    with torch.no_grad(), eager(), run.autocast():
         taps = run.method.taps(view.progress)
         hidden = run.backbone(view.xt_NCHW, view.t_N, view.labels_N, taps=taps)[1] if taps else {}
         return run.method.diagnostics(view, hidden)
@@ -499,7 +500,8 @@ def diagnostics(run: Run, batch: Batch) -> dict[str, float]:
 
 def gradient_norms(run: Run, batch: Batch) -> dict[str, float]:
     """Norm of the backbone's gradient from the velocity loss and from each weighted term, first forward pass."""
-    base, terms, _ = forward_losses(run.module, run, step_views(run, batch)[0])
+    with eager():
+        base, terms, _ = forward_losses(run.module, run, step_views(run, batch)[0])
     losses = {"velocity": base, **{name: term.weight * term.value for name, term in terms.items()}}
     weights = [p for p in run.backbone.parameters() if p.requires_grad]
     norms = {}

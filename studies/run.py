@@ -11,6 +11,7 @@ from accelerate import Accelerator
 import methods
 from harness import environment
 from harness.cache import Report, cache_folder
+from harness.compilation import check_compiler, resolve_compile
 from harness.config import RunConfig, training_digest
 from harness.cost import cache_cost, cost_record
 from harness.encoders import encoder_width, family
@@ -60,6 +61,8 @@ def open_lab(config: RunConfig, report: Report) -> Lab:
     accelerator = open_accelerator(runtime)
     with main_first(accelerator):
         prepared = prepare(config, Needs(), accelerator.device, report)
+    shape = backbone_shape(config, prepared)
+    runtime = replace(runtime, compile=resolve_compile(config, shape, accelerator.device))
     cache = cache_folder(config.output)
     evaluator = Evaluator(config.evaluation, runtime, prepared, accelerator, cache, report)
     config = replace(config, runtime=runtime, evaluation=evaluator.config)
@@ -68,7 +71,7 @@ def open_lab(config: RunConfig, report: Report) -> Lab:
         config=config,
         accelerator=accelerator,
         prepared=prepared,
-        shape=backbone_shape(config, prepared),
+        shape=shape,
         data=DataShape(image_size=config.data.image_size, num_classes=images.num_classes, encoder_width=encoder_width),
         evaluator=evaluator,
         final=evaluator.under(config.protocols["final"]) if "final" in config.protocols else None,
@@ -122,6 +125,7 @@ def check_cell(lab: Lab, config: RunConfig, seeds: Sequence[int]) -> None:
     # A finished study needs no encoder: its table can be made again where the weights are missing.
     finished = all(is_done(folder_of(run)) for run in runs)
     if not finished:
+        check_compiler(config, lab.accelerator.device)
         check_run(config, method, lab.accelerator.num_processes, lab.accelerator.device)
     prepared = lab.prepared if finished else prepare(config, needs, lab.accelerator.device, lab.report)
     for run in runs:

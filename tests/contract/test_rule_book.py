@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import methods
-from harness.trainer import Run, forward_losses, step_views
+from harness.trainer import Run, forward_losses, gradient_norms, step_views
 from tests.bench_setting import Bench
 from tests.contract.conftest import CONTROL, SUM
 
@@ -57,6 +57,10 @@ def test_weight_zero_holds_once_compiled(bench: Bench) -> None:
     bench.train(control, 2)
     bench.train(run, 2)
     assert_same_weights(run, control)
+    # Several backward passes through one graph, as at an evaluation; the weights being equal, so is this gradient.
+    norms = gradient_norms(run, bench.batch(run))
+    assert norms["velocity"] == gradient_norms(control, bench.batch(control))["velocity"] > 0
+    assert len(norms) > 1
 
 
 def test_initial_weights_and_batch_trace_are_equal_across_methods(bench: Bench, method_name: str) -> None:
