@@ -1,5 +1,10 @@
-"""The command line as a user runs it: in processes of its own, in an empty folder, with budgets of a few steps."""
+"""The command line as a user runs it: in an empty folder, with budgets of a few steps.
 
+In this process, where the libraries are loaded already; in one of its own where that is the point of a test.
+"""
+
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -64,11 +69,29 @@ def place(tmp_path: Path, shared_cache: Path) -> Place:
 
 
 @dataclass(frozen=True)
+class Said:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+def say(*words: str) -> Said:
+    """`ditbench` with these words, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", ["ditbench", *words])  # which a run records
+        status = cli.main(list(words))
+    return Said(status, out.getvalue(), err.getvalue())
+
+
+@dataclass(frozen=True)
 class FinishedStudy:
-    """A comparison that ran in a process of its own; tests read it, or add to what lies beside its records."""
+    """A comparison that is over; tests read it, or add to what lies beside its records."""
 
     place: Place
-    result: subprocess.CompletedProcess[str]
+    said: Said
 
     @property
     def path(self) -> Path:
@@ -81,9 +104,9 @@ class FinishedStudy:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> FinishedStudy:
     place = Place(tmp_path_factory.mktemp("finished"), shared_cache)
-    result = place.process(*place.words("compare", *STUDY))
-    assert result.returncode == 0, result.stderr
-    return FinishedStudy(place, result)
+    said = say(*place.words("compare", *STUDY))
+    assert said.status == 0, said.err
+    return FinishedStudy(place, said)
 
 
 @pytest.fixture

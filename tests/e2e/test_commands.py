@@ -17,6 +17,7 @@ import methods
 from harness import trainer
 from harness.records import RunFolder, number
 from reports.load import load_study
+from reports.verify import verify
 from studies.cli import main
 from studies.commands import report
 from tests.e2e.conftest import STUDY, Faults, FinishedStudy, Place, contents
@@ -29,8 +30,8 @@ MAIN = "fd_efficientnet_lite0_48"
 
 
 def test_a_comparison_prints_plain_lines_a_table_and_where_the_page_is(finished: FinishedStudy) -> None:
-    lines = finished.result.stdout.splitlines()
-    assert finished.result.stderr == ""
+    lines = finished.said.out.splitlines()
+    assert finished.said.err == ""
     for number_, cell in enumerate(("sit", "vae_repa"), start=1):
         name = f"cell {number_} of 2: {cell} seed 0: "
         own = [line.removeprefix(name) for line in lines if line.startswith(name)]
@@ -41,6 +42,7 @@ def test_a_comparison_prints_plain_lines_a_table_and_where_the_page_is(finished:
     assert page.is_file()
     table = lines[lines.index(f"{MAIN} after 6 steps") :]
     assert [line.split()[0] for line in table[2:4]] == ["sit", "vae_repa"]
+    assert any("minus sit" in line for line in table)
 
 
 @pytest.mark.parametrize("cell", ["sit", "vae_repa"])
@@ -114,14 +116,18 @@ def test_the_same_command_again_changes_no_record(finished: FinishedStudy, ditbe
     assert [contents(finished.run(cell)) for cell in ("sit", "vae_repa")] == before
 
 
-def test_another_baseline_needs_no_training(finished: FinishedStudy, ditbench: Ditbench) -> None:
+def test_another_baseline_needs_no_training(
+    finished: FinishedStudy, ditbench: Ditbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = finished.place.words("compare", *STUDY, "--baseline")
     status, out, _ = ditbench(*words, "vae_repa")
     assert status == 0
     assert "minus vae_repa" in out
     assert "step 3 of 6" not in out
-    status, out, _ = ditbench(*words, "sit")
-    assert "minus sit" in out
+    monkeypatch.setattr(report, "write_and_print", lambda study: None)
+    assert ditbench(*words, "sit")[0] == 0
+    manifests = [RunFolder(finished.run(cell)).manifest() for cell in ("sit", "vae_repa")]
+    assert [manifest["baseline"] for manifest in manifests] == ["sit", "sit"]
 
 
 # -- commands on a finished run -------------------------------------------------------------------------------------
@@ -190,6 +196,7 @@ def test_report_as_json(finished: FinishedStudy, ditbench: Ditbench) -> None:
     found = json.loads(out)
     assert found["page"] == str(finished.path / "report" / "index.html")
     assert {row["cell"] for row in found["rows"]} == {"sit", "vae_repa"}
+    assert [check["what"] for check in found["checks"]] == [check.what for check in verify(load_study(finished.path))]
 
 
 # -- other commands -------------------------------------------------------------------------------------------------
@@ -291,7 +298,7 @@ SHORT = (
 
 
 def test_a_cell_that_diverges_is_a_result_and_the_others_go_on(
-    place: Place, ditbench: Ditbench, faults: Faults
+    place: Place, ditbench: Ditbench, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = place.words("compare", *SHORT)
     faults.are("nan")
@@ -310,8 +317,8 @@ def test_a_cell_that_diverges_is_a_result_and_the_others_go_on(
 
     before = contents(bad.path)
     faults.are("")
-    status, out, _ = ditbench(*words)
-    assert status == 0
+    monkeypatch.setattr(report, "write_and_print", lambda study: None)
+    assert ditbench(*words)[0] == 0
     assert contents(bad.path) == before, "a diverged run is over"
 
 

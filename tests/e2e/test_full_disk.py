@@ -21,7 +21,7 @@ from harness import checkpoint
 from harness.errors import StorageError
 from harness.records import RunFolder
 from studies.work import logged
-from tests.e2e.conftest import TIMES, Place, contents, run_process
+from tests.e2e.conftest import TIMES, Place, contents, run_process, say
 
 TRAIN = (
     *("train", "--study", "small", "--method", "vae_repa", "--budget.amount", "6", "--output.mlflow", "false"),
@@ -31,14 +31,29 @@ TRAIN = (
 RUN = Path("runs") / "small" / "vae_repa" / "seed0"
 
 MOUNTED = """
-mount -t tmpfs -o size="$SIZE" tmpfs runs || exit 99
-"$@"; echo $? > first.status
-cp -r runs full
-mount -o remount,size=1g runs || exit 99
-"$@" > again.out 2> again.err; echo $? > again.status
-cp -r runs done
+import os, shutil, subprocess, sys
+from pathlib import Path
+import studies.worker  # the libraries of both commands, once
+from studies.cli import main
+
+def attempt(name):
+    child = os.fork()
+    if child == 0:
+        for number, kind in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{name}.{kind}", os.O_CREAT | os.O_WRONLY), number)
+        sys.exit(main(sys.argv[2:]))
+    Path(f"{name}.status").write_text(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
+
+subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={sys.argv[1]}", "tmpfs", "runs"], check=True)
+attempt("first")
+shutil.copytree("runs", "full")
+subprocess.run(["mount", "-o", "remount,size=1g", "runs"], check=True)
+attempt("again")
+shutil.copytree("runs", "done")
 """
-"""In a namespace of its own: the command on a disk of SIZE bytes, a copy of what it left, and the command again."""
+"""In a namespace of its own: the command on a disk of so many bytes, a copy of what it left, and the command again,
+each in a process of its own.
+"""
 
 LIMITED = """
 import resource, sys
@@ -74,19 +89,16 @@ def can_mount() -> bool:
 
 def run_on_a_small_disk(place: Place, size: int) -> tuple[Attempt, Attempt]:
     place.runs.mkdir()
-    words = [sys.executable, "-m", "studies.cli", *place.words(*TRAIN)]
-    command = ["unshare", "-Urm", "env", f"SIZE={size}", "sh", "-c", MOUNTED, "sh", *words]
+    command = ["unshare", "-Urm", sys.executable, "-c", MOUNTED, str(size), *place.words(*TRAIN)]
     result = run_process(command, place.folder)
     assert result.returncode == 0, result.stderr
 
-    def status(name: str) -> int:
-        return int((place.folder / f"{name}.status").read_text())
+    def attempt(name: str, copy: str) -> Attempt:
+        run = RunFolder(place.folder / copy / RUN.relative_to("runs"))
+        said = {kind: (place.folder / f"{name}.{kind}").read_text() for kind in ("status", "err")}
+        return Attempt(run, int(said["status"]), said["err"])
 
-    def folder(name: str) -> RunFolder:
-        return RunFolder(place.folder / name / RUN.relative_to("runs"))
-
-    again = (place.folder / "again.err").read_text()
-    return Attempt(folder("full"), status("first"), result.stderr), Attempt(folder("done"), status("again"), again)
+    return attempt("first", "full"), attempt("again", "done")
 
 
 def run_under_a_limit(place: Place) -> tuple[Attempt, Attempt]:
@@ -101,8 +113,8 @@ def run_under_a_limit(place: Place) -> tuple[Attempt, Attempt]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> RunFolder:
     place = Place(tmp_path_factory.mktemp("undisturbed"), shared_cache)
-    result = place.process(*place.words(*TRAIN))
-    assert result.returncode == 0, result.stderr
+    said = say(*place.words(*TRAIN))
+    assert said.status == 0, said.err
     return RunFolder(place.folder / RUN)
 
 

@@ -6,18 +6,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.records import RunFolder
-from studies import lease
+from studies import cli, lease
 from studies.commands import report
 from studies.commands.compare import command_parser
 from studies.compare import run_in_workers
+from studies.fork_server import CONTEXT, start_server
 from studies.plan import Plan
 from studies.settings import comparison, parse
 from tests.e2e.conftest import ROOT, STUDY, TIMES, Faults, FinishedStudy, Place, run_process
@@ -34,7 +36,7 @@ SHORT = (
 class Command:
     """A running command, with its output in files."""
 
-    process: "subprocess.Popen[bytes]"
+    process: ForkServerProcess
     folder: Path
 
     def out(self) -> str:
@@ -43,9 +45,19 @@ class Command:
     def err(self) -> str:
         return (self.folder / "err").read_text()
 
-    def status(self) -> int:
+    def status(self) -> int | None:
         """Its exit status, once it ended."""
-        return self.process.wait(timeout=120)
+        self.process.join(timeout=120)
+        return self.process.exitcode
+
+
+def run_command(words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
+    """What the process of a command does: its output goes to files in a folder."""
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY), number)
+    sys.exit(cli.main(list(words)))
 
 
 Start = Callable[..., Command]
@@ -53,29 +65,24 @@ Start = Callable[..., Command]
 
 @pytest.fixture
 def start(place: Place, faults: Faults) -> Iterator[Start]:
-    """`start(*words)`: a command in a process group of its own, as a terminal would start it."""
+    """`start(*words)`: a command in a process of its own, whose libraries are loaded already."""
     running: list[Command] = []
+    start_server()
 
     def run(*words: str) -> Command:
         folder = place.folder / f"command{len(running)}"
         folder.mkdir()
-        path = os.pathsep.join([str(ROOT), str(faults.folder)])
-        with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "studies.cli", *words],
-                stdout=out,
-                stderr=err,
-                cwd=place.folder,
-                env={**os.environ, "PYTHONPATH": path},
-                start_new_session=True,
-            )
+        for name in ("out", "err"):
+            (folder / name).touch()
+        process = CONTEXT.Process(target=run_command, args=(words, folder, dict(os.environ)))
+        process.start()
         running.append(Command(process, folder))
         return running[-1]
 
     yield run
-    for command in running:
-        command.process.kill()
-        command.process.wait()
+    for one in running:
+        one.process.kill()
+        one.process.join()
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = 120) -> None:
@@ -161,13 +168,23 @@ def test_what_a_killed_command_leaves_is_taken_over(
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_the_workers_too(place: Place, faults: Faults, start: Start) -> None:
+def test_ctrl_c_ends_the_workers_too(place: Place, faults: Faults) -> None:
+    """A terminal sends it to the whole process group of the command that it started."""
     faults.are("wait")
-    command = start(*place.words("compare", *SHORT))
-    worker = faults.waiting()
-    os.killpg(command.process.pid, signal.SIGINT)
-    assert command.status() == 130
-    assert command.err() == "ditbench: interrupted; run again, train, compare, ablate go on from the last checkpoint\n"
+    words = [sys.executable, "-m", "studies.cli", *place.words("compare", *SHORT)]
+    path = os.pathsep.join([str(ROOT), str(faults.folder)])
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "PYTHONPATH": path}
+    process = subprocess.Popen(words, cwd=place.folder, env=environment, start_new_session=True, **streams)
+    try:
+        worker = faults.waiting()
+        os.killpg(process.pid, signal.SIGINT)
+        err = process.communicate(timeout=120)[1]
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert err == "ditbench: interrupted; run again, train, compare, ablate go on from the last checkpoint\n"
     assert is_gone(worker)
     assert short_run(place, "faulty").status() == "running"
 

@@ -1,5 +1,6 @@
 """kill -9 at any moment, then the same command again: the same bits as a run that nobody killed."""
 
+import functools
 import hashlib
 import importlib
 import itertools
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,18 +116,22 @@ def words(place: Place, unit: str, gflops: float) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> dict[str, RunFolder]:
-    """A run of each budget that nobody kills."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Callable[[str], RunFolder]:
+    """`undisturbed(unit)`: a run of that budget that nobody kills, trained when it is first asked for."""
     place = Place(tmp_path_factory.mktemp("undisturbed"), shared_cache)
-    found: dict[str, RunFolder] = {}
-    gflops = 0.0
-    for unit in BUDGETS:
-        command = [*words(place, unit, gflops), "--study", unit]
-        assert cli.main(command) == 0
-        found[unit] = RunFolder(place.runs / unit / "vae_repa" / "seed0")
-        # Between five and six steps' worth, as the images are.
-        gflops = found["steps"].lines("train")[-1]["train_gflops"] * 90 / 96
-    return found
+
+    @functools.cache
+    def train(unit: str) -> RunFolder:
+        gflops = 0.0 if unit == "steps" else gflops_of(train("steps"))
+        assert cli.main([*words(place, unit, gflops), "--study", unit]) == 0
+        return RunFolder(place.runs / unit / "vae_repa" / "seed0")
+
+    return train
+
+
+def gflops_of(run: RunFolder) -> float:
+    """Between five and six steps' worth of a run of six, as the images of `BUDGETS` are."""
+    return run.lines("train")[-1]["train_gflops"] * 90 / 96
 
 
 def fingerprint(run: RunFolder) -> dict[str, Any]:
@@ -142,9 +147,8 @@ def fingerprint(run: RunFolder) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("moment", cases())
-def test_a_run_killed_at_a_moment(moment: Moment, undisturbed: dict[str, RunFolder], place: Place) -> None:
-    expected = undisturbed[moment.unit]
-    gflops = undisturbed["steps"].lines("train")[-1]["train_gflops"] * 90 / 96
+def test_a_run_killed_at_a_moment(moment: Moment, undisturbed: Callable[[str], RunFolder], place: Place) -> None:
+    expected, gflops = undisturbed(moment.unit), gflops_of(undisturbed("steps"))
     if "cache" in moment.name:
         place = Place(place.folder, place.folder / "cache")
     command = words(place, moment.unit, gflops)

@@ -295,8 +295,14 @@ def test_a_database_that_another_process_has_locked(
 
 
 def test_a_database_that_may_only_be_read(
-    train: Callable[..., Trained], reference: RunFolder, store: Path, capsys: pytest.CaptureFixture[str]
+    train: Callable[..., Trained],
+    reference: RunFolder,
+    store: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # MLflow takes `file:` for a folder, and makes it
     trained = train(f"sqlite:///file:{store}?mode=ro&uri=true")
     assert_trained_all_the_same(trained, reference)
     assert len(trained.waits) == 1

@@ -20,11 +20,15 @@ def rows_of(printed: str) -> dict[tuple[str, str], dict[str, Any]]:
     return {(row["model"], row["label"]): row for row in json.loads(printed)["counted"]}
 
 
-def test_the_table_of_all_methods_without_weights(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_of_all_methods_without_weights(
+    place: Place, ditbench: Ditbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("DITBENCH_WEIGHTS", raising=False)
-    result = place.process("overhead", "--models", "SiT-pico/2,SiT-nano/2", *SMALL)
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(place.folder)
+    status, out, err = ditbench("overhead", "--models", "SiT-pico/2,SiT-nano/2", *SMALL)
+    assert status == 0, err
+    lines = out.splitlines()
     assert lines[0] == "Counted cost, latents 8 × 8 × 4 of 64 pixels"
     assert lines[1].split()[:2] == ["model", "method"]
     own = ["sit", "repa, cached targets", "repa, online targets", "sra", "sra, full teacher", "vae_repa"]
@@ -35,7 +39,7 @@ def test_the_table_of_all_methods_without_weights(place: Place, monkeypatch: pyt
     assert {path.name for path in place.folder.iterdir()} == {"overhead"}, "nothing is cached or trained"
     saved = {path.suffix for path in (place.folder / "overhead").iterdir()}
     assert saved == {".json", ".csv", ".md", ".tex", ".png"}
-    assert result.stderr.splitlines()[-1] == "counted SiT-nano/2 vae_repa: 10 of 10"
+    assert err.splitlines()[-1] == "counted SiT-nano/2 vae_repa: 10 of 10"
 
 
 def test_json_and_settings(ditbench: Ditbench, tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """A comparison killed in the middle of a write, and the same command again."""
 
 import json
+import os
 import signal
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +13,36 @@ from safetensors.torch import load_file
 
 from harness import checkpoint
 from harness.records import RunFolder
+from studies import cli, compare
 from studies.commands import report
-from tests.e2e.conftest import STUDY, TIMES, FinishedStudy, Place, contents, run_process
+from studies.fork_server import CONTEXT, start_server
+from tests.e2e.conftest import STUDY, TIMES, FinishedStudy, Place, contents
 
-KILLED = """
-import os, signal, sys
-from harness import checkpoint
-from studies import compare
-from studies.cli import main
 
-compare.run_in_workers = lambda comparison, plan: compare.run_here(comparison)
-write_json, written = checkpoint.write_json, []
+def killed_within_a_checkpoint(words: Sequence[str]) -> None:
+    """A command that trains its cells itself: the first writes four checkpoints, the second dies at that of step 4."""
+    write_json, written = checkpoint.write_json, []
 
-def killing(path, value):
-    # The first cell writes its four checkpoints; the second dies while it writes that of step 4.
-    written.append(path)
-    if len(written) == 7:
-        os.kill(os.getpid(), signal.SIGKILL)
-    write_json(path, value)
+    def killing(path: Path, value: Any) -> None:
+        written.append(path)
+        if len(written) == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write_json(path, value)
 
-checkpoint.write_json = killing
-main(sys.argv[1:])
-"""
+    compare.run_in_workers = lambda comparison, plan: compare.run_here(comparison)
+    checkpoint.write_json = killing
+    cli.main(list(words))
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Place:
     """The study of `finished`, killed with SIGKILL in its second cell, between two files of a checkpoint."""
     place = Place(tmp_path_factory.mktemp("killed"), shared_cache)
-    result = run_process([sys.executable, "-c", KILLED, *place.words("compare", *STUDY)], place.folder)
-    assert result.returncode == -signal.SIGKILL, result.stderr
+    start_server()  # whose processes have their libraries loaded
+    process = CONTEXT.Process(target=killed_within_a_checkpoint, args=(place.words("compare", *STUDY),))
+    process.start()
+    process.join(timeout=250)
+    assert process.exitcode == -signal.SIGKILL, f"it was not killed: {process.exitcode}"
     return place
 
 
