@@ -1,15 +1,17 @@
 """The data stream of a run: what every step trains on, drawn for the global batch and sliced for this process.
 
-Everything here is a function of (seed, step) and the data. A thread prepares the next step while one trains.
+Everything here is a function of (seed, step) and the data. Threads prepare the next steps while one trains.
 
 Shapes: N images, C channels, H W latent height and width, T tokens, Z encoder width.
 """
 
 import hashlib
 import itertools
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +22,10 @@ from harness.cache import Rows
 from harness.method import Needs
 from harness.prepare import PreparedData
 from harness.rng import batch_rows, stream
+
+AHEAD = 2
+"""Batches in preparation at once: one may wait for the disk while another is drawn and hashed."""
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +67,19 @@ class BatchSource:
     """Batches of a run by step."""
 
     def __init__(
-        self, prepared: PreparedData, seed: int, batch_size: int, label_drop: float, needs: Needs, shard: Shard
+        self,
+        prepared: PreparedData,
+        seed: int,
+        batch_size: int,
+        label_drop: float,
+        needs: Needs,
+        shard: Shard,
+        device: torch.device = CPU,
     ) -> None:
+        """`device` is what the batches are for: a GPU copies from pinned memory while the CPU goes on."""
         self.prepared = prepared
         self.seed, self.batch_size, self.label_drop = seed, batch_size, label_drop
-        self.needs, self.shard = needs, shard
+        self.needs, self.shard, self.device = needs, shard, device
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0."""
@@ -84,7 +98,7 @@ class BatchSource:
             digest.update(flipped_N.data)
         pick = _Pick(prepared, rows_N[mine], flipped_N[mine])
         moments = pick.moments()
-        return Batch(
+        batch = Batch(
             step=step,
             first_row=mine.start,
             x0_NCHW=prepared.autoencoder.latents(moments, draw.latent_noise_NCHW[mine]),
@@ -96,6 +110,7 @@ class BatchSource:
             images_NCHW=pick.images() if self.needs.images else None,
             digest=digest.digest(),
         )
+        return _pinned(batch) if self.device.type == "cuda" else batch
 
     def _flipped(self, step: int) -> np.ndarray:
         """Which images of the global batch are mirrored, bool [batch size]; each with probability 1/2, or none."""
@@ -104,14 +119,26 @@ class BatchSource:
         return (torch.rand(self.batch_size, generator=stream(self.seed, "flip", step)) < 0.5).numpy()
 
     def batches(self, start: int, stop: int | None = None) -> Iterator[Batch]:
-        """Batches of steps start..stop-1, or without end; the next one is prepared while the last one is used."""
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
-            ahead = pool.submit(self.batch, start)
-            for step in itertools.count(start) if stop is None else range(start, stop):
-                batch = ahead.result()
-                if step + 1 != stop:
-                    ahead = pool.submit(self.batch, step + 1)
+        """Batches of steps start..stop-1, or without end, in order; the next ones are prepared while one is used."""
+        steps = iter(itertools.count(start) if stop is None else range(start, stop))
+        with ThreadPoolExecutor(AHEAD, "batches", _use, (self.device,)) as pool:
+            ahead = deque(pool.submit(self.batch, step) for step in itertools.islice(steps, AHEAD))
+            while ahead:
+                batch = ahead.popleft().result()
+                ahead.extend(pool.submit(self.batch, step) for step in itertools.islice(steps, 1))
                 yield batch
+
+
+def _use(device: torch.device) -> None:
+    """A thread begins on the first GPU, and memory that it pins there would take that GPU in every process."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def _pinned(batch: Batch) -> Batch:
+    """The batch in pinned memory."""
+    pinned: dict[str, Any] = {k: value.pin_memory() for k, value in vars(batch).items() if isinstance(value, Tensor)}
+    return replace(batch, tokens={name: value.pin_memory() for name, value in batch.tokens.items()}, **pinned)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,16 @@ lets go when it dies. A cache can always be made again: damaged files are, and `
 """
 
 import contextlib
+import hashlib
 import io
 import json
+import math
+import mmap
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +35,9 @@ ROWS_PER_CALL = 64
 """Rows made together. Fixed, because the batch size changes the last bits of a network's output."""
 SHARD_BYTES = 64 * 2**20
 """Size that a shard comes close to."""
+ROWS_MAPPED = 128
+"""Rows whose shards are mapped together: this many files are open at once, and the disk is asked for this many rows
+before the first is waited for."""
 
 
 def cache_folder(config: OutputConfig) -> Path:
@@ -97,7 +105,11 @@ class Rows(Protocol):
 
 
 class Sharded:
-    """A complete cache, read-only. A shard's checksum is checked when the shard is first touched."""
+    """A complete cache, read-only. A shard's checksum is checked when the shard is first touched.
+
+    Shards are mapped while rows are copied out of them, and no longer: a map that stays holds a file open, of which a
+    process may have 1,024, and the pages that were read count as the process's memory. Threads may read at once.
+    """
 
     def __init__(self, folder: Path, mend: Callable[[int], str] | None = None) -> None:
         """Open a cache; `UserError` when it is missing or unfinished.
@@ -115,7 +127,9 @@ class Sharded:
         self.key: dict[str, Any] = index["key"]
         self._rows_per_shard: int = index["rows_per_shard"]
         self._checksums: list[str] = index["checksums"]
-        self._shards: dict[int, np.ndarray] = {}
+        self._offsets: dict[int, int] = {}
+        """Bytes before the first row, of each shard whose checksum was found good."""
+        self._checking = threading.Lock()
         self._mend = mend
 
     def __len__(self) -> int:
@@ -126,31 +140,90 @@ class Sharded:
         indices = np.asarray(indices, dtype=np.int64)
         assert indices.size == 0 or 0 <= indices.min() <= indices.max() < len(self), "row outside the cache"
         out = np.empty((len(indices), *self.shape[1:]), self.dtype)
-        shard_of, offset = np.divmod(indices, self._rows_per_shard)
-        for number in np.unique(shard_of):
-            here = shard_of == number
-            out[here] = self._shard(int(number))[offset[here]]
+        shard_of, place = np.divmod(indices, self._rows_per_shard)
+        self._check(np.unique(shard_of).tolist())
+        by_shard = np.argsort(shard_of, kind="stable")
+        for first in range(0, len(by_shard), ROWS_MAPPED):
+            together = by_shard[first : first + ROWS_MAPPED]
+            shards = {number: self._map(number) for number in np.unique(shard_of[together]).tolist()}
+            read = [(int(i), shards[int(shard_of[i])], int(place[i])) for i in together]
+            for _, shard, row in read:
+                shard.fetch(row)
+            for i, shard, row in read:
+                out[i] = shard.rows[row]
         return out
 
     def verify(self, report: Report | None = None) -> None:
         """Check every shard; a bad one is made again, or is a `UserError` that names it."""
-        for number in range(len(self._checksums)):
-            self._shards.pop(number, None)
-            self._shard(number)
+        num_shards, together = len(self._checksums), os.cpu_count() or 1
+        for first in range(0, num_shards, together):
+            numbers = range(first, min(first + together, num_shards))
+            for number in numbers:
+                self._offsets.pop(number, None)
+            self._check(numbers)
             if report is not None:
-                report(f"checking {self.folder.name}", number + 1, len(self._checksums))
+                report(f"checking {self.folder.name}", numbers.stop, num_shards)
 
-    def _shard(self, number: int) -> np.ndarray:
-        if number not in self._shards:
-            path = _shard_path(self.folder, number)
-            if not _is_good(path, self._checksums[number]):
-                if self._mend is None:
-                    raise UserError(
-                        f"{path} is missing or damaged (its checksum is wrong): run `ditbench prepare` to make it again"
-                    )
-                self._checksums[number] = self._mend(number)
-            self._shards[number] = _open_shard(path)
-        return self._shards[number]
+    def _check(self, numbers: Sequence[int]) -> None:
+        """Compare shards with their checksums, unless that was done before; those that differ are made again."""
+        with self._checking:
+            unchecked = [number for number in numbers if number not in self._offsets]
+            if not unchecked:
+                return
+            with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves other threads running
+                good = pool.map(lambda n: _is_good(_shard_path(self.folder, n), self._checksums[n]), unchecked)
+            for number, is_good in zip(unchecked, good, strict=True):
+                if not is_good:
+                    self._checksums[number] = self._made_again(number)
+                self._offsets[number] = _first_row(_shard_path(self.folder, number))
+
+    def _made_again(self, number: int) -> str:
+        """Checksum of a damaged shard that is whole again."""
+        if self._mend is None:
+            raise UserError(
+                f"{_shard_path(self.folder, number)} is missing or damaged (its checksum is wrong): run "
+                "`ditbench prepare` to make it again"
+            )
+        return self._mend(number)
+
+    def _map(self, number: int) -> "_Mapped":
+        """A shard that was checked; one that is gone or cut since then is made again."""
+        path, shape = _shard_path(self.folder, number), (self._num_rows(number), *self.shape[1:])
+        try:
+            return _Mapped.open(path, self._offsets[number], shape, self.dtype)
+        except (OSError, ValueError):
+            self._offsets.pop(number, None)
+            self._check([number])
+            return _Mapped.open(path, self._offsets[number], shape, self.dtype)
+
+    def _num_rows(self, number: int) -> int:
+        """Rows of a shard; the last one may have fewer."""
+        return min(self._rows_per_shard, len(self) - number * self._rows_per_shard)
+
+
+@dataclass(frozen=True)
+class _Mapped:
+    """One shard in memory; nothing of it is read before it is asked for."""
+
+    pages: mmap.mmap
+    offset: int
+    """Bytes before the first row."""
+    rows: np.ndarray
+
+    @classmethod
+    def open(cls, path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> "_Mapped":
+        """Raises OSError or ValueError for a file that is missing or too short."""
+        with path.open("rb") as file:
+            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return cls(pages, offset, np.frombuffer(pages, dtype, math.prod(shape), offset).reshape(shape))
+
+    def fetch(self, row: int) -> None:
+        """Have the system read a row ahead. Without it a row that is not in memory is read page by page as it is
+        touched, each read waiting for the last."""
+        num_bytes = self.rows.strides[0]
+        start = self.offset + row * num_bytes
+        page = start - start % mmap.PAGESIZE
+        self.pages.madvise(mmap.MADV_WILLNEED, page, start + num_bytes - page)
 
 
 def build(
@@ -340,17 +413,19 @@ class _Maker:
 
 
 def _write_shard(path: Path, rows: np.ndarray) -> str:
-    """Write one shard whole or not at all; returns the file's SHA-256."""
-    content = io.BytesIO()
-    np.save(content, rows, allow_pickle=False)
-    write_atomic(path, content.getvalue())
-    return file_digest(path)
+    """Write one shard whole or not at all, as `np.save` does; returns the file's SHA-256."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(rows))
+    content = b"".join((header.getvalue(), rows.data))  # the one copy: `np.save` into memory makes three
+    write_atomic(path, content)
+    return hashlib.sha256(content).hexdigest()
 
 
-def _open_shard(path: Path) -> np.ndarray:
+def _first_row(path: Path) -> int:
+    """Bytes of a shard's file before its first row."""
     try:
         # The format's own reader, which knows no pickles.
-        return np.lib.format.open_memmap(path, mode="r")
+        return np.lib.format.open_memmap(path, mode="r").offset
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} is no array of plain numbers ({reason}): delete {path.parent} and run again") from None

@@ -30,6 +30,8 @@ from harness.rng import stream
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 """Endings of image files, in lower case; other files are passed over."""
+FILES_QUEUED = 1024
+"""Files that wait for a thread to read them; one takes 2 kB in the queue."""
 NUM_DIGITS = 1797
 FOLDER_TRANSFORM = "exif, white under alpha, RGB, box halving, bicubic short side, centre crop"
 """What `read_image` does; part of the data's digest, so change it when the pixels change."""
@@ -315,10 +317,12 @@ def _read_all(root: Path, names: list[str], report: Report | None) -> dict[str, 
 
     shas: dict[str, str] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for name, sha in zip(names, pool.map(read, names), strict=True):
-            shas[name] = sha
-            if report is not None:
-                report("reading files", len(shas), len(names))
+        for first in range(0, len(names), FILES_QUEUED):
+            together = names[first : first + FILES_QUEUED]
+            for name, sha in zip(together, pool.map(read, together), strict=True):
+                shas[name] = sha
+                if report is not None:
+                    report("reading files", len(shas), len(names))
     return shas
 
 

@@ -9,7 +9,7 @@ Shapes: M images in all.
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -37,18 +37,18 @@ class Table:
     class_names: tuple[str, ...]
     groups: tuple[tuple[int, str, int], ...]
     """First row, file and number of every row group."""
+    _read: dict[tuple[str, int], Any] = field(default_factory=dict, repr=False, compare=False)
+    """Pictures of the row group that was begun last: groups have more rows than are asked for at once."""
 
     def pictures(self, start: int, stop: int) -> Iterator[tuple[str, bytes]]:
         """Where each of the rows start ... stop - 1 lies, and its encoded picture."""
-        pyarrow = _pyarrow()
         for index, (first, name, number) in enumerate(self.groups):
             end = self.groups[index + 1][0] if index + 1 < len(self.groups) else len(self.labels)
             if end <= start or first >= stop:
                 continue
             path = self.folder / name
             try:
-                with pyarrow.ParquetFile(path) as file:
-                    cells = file.read_row_group(number, columns=[self.picture]).column(0)
+                cells = self._cells(name, number)
                 inside = range(max(start, first) - first, min(stop, end) - first)
                 rows = [(cells[row].as_py() or {}).get("bytes") for row in inside]
             except (OSError, ValueError) as error:
@@ -59,6 +59,16 @@ class Table:
                         f"data.path: row {first + row} of {self.folder} holds no picture: replace the files"
                     )
                 yield f"{path} row {row} of group {number}", content
+            if stop >= end:
+                self._read.clear()
+
+    def _cells(self, name: str, number: int) -> Any:
+        """Pictures of one row group, read once for all its rows where they are asked for one after another."""
+        if (name, number) not in self._read:
+            self._read.clear()
+            with _pyarrow().ParquetFile(self.folder / name) as file:
+                self._read[name, number] = file.read_row_group(number, columns=[self.picture]).column(0)
+        return self._read[name, number]
 
 
 # -- where the files are ----------------------------------------------------------------------------------------------

@@ -178,7 +178,7 @@ def set_up(config: RunConfig, method: Method, prepared: PreparedData, accelerato
     if config.runtime.compile:
         compile_blocks(backbone)
     shard = Shard(rank=accelerator.process_index, num_processes=accelerator.num_processes)
-    optimizer_config = config.optimizer
+    drawn = (config.seed, config.optimizer.batch_size, config.optimizer.label_drop)
     return Run(
         config=config,
         method=method,
@@ -188,9 +188,7 @@ def set_up(config: RunConfig, method: Method, prepared: PreparedData, accelerato
         ema=ema,
         optimizer=build_optimizer(config, module),
         accelerator=accelerator,
-        batches=BatchSource(
-            prepared, config.seed, optimizer_config.batch_size, optimizer_config.label_drop, method.needs(), shard
-        ),
+        batches=BatchSource(prepared, *drawn, method.needs(), shard, accelerator.device),
         guard=Guard(accelerator.device),
         cost=cost,
         schedule=make_schedule(config, cost.train_gflops_per_image),
@@ -464,6 +462,7 @@ def log_evaluation(run: Run, recorder: Recorder, evaluator: Evaluator, batch: Ba
         "protocol": evaluator.digest,
         "metrics": evaluation.metrics,
         "bad_images": evaluation.bad_images,
+        "evaluation_images_per_s": evaluation.images_per_s,
         "gradient_norms": norms,
         "samples": recorder.picture(step, evaluation.grid),
     }
@@ -483,6 +482,7 @@ def log_final(run: Run, recorder: Recorder, final: Evaluator) -> Event:
         "protocol": final.digest,
         "metrics": evaluation.metrics,
         "bad_images": evaluation.bad_images,
+        "evaluation_images_per_s": evaluation.images_per_s,
         "samples": recorder.picture(step, evaluation.grid, "final"),
     }
     recorder.line("final", record)

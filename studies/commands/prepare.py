@@ -17,6 +17,8 @@ from studies.settings import build_parser, comparison, nominal_shape, parse, res
 
 CONTEXT = multiprocessing.get_context("spawn")
 """Makes the helpers: threads and CUDA do not survive a fork."""
+UNITS = {"reading files": "files"}
+"""What is counted in progress that does not count images."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -74,7 +76,9 @@ def _build_caches(cells: Sequence[RunConfig], jobs: int, verify: bool) -> int:
         opened += [mirrored.moments, *mirrored.tokens.values()] if mirrored else []
         for cached in opened:
             if verify and hasattr(cached, "verify"):
-                cached.verify(pace.report)
+                cached.verify(display.report)
+    if pace.summary():
+        console().print(pace.summary())
     checked = ", every shard checked" if verify else ""
     console().print(f"{len(images)} images of {images.num_classes} classes are ready{checked}")
     return 0
@@ -170,22 +174,49 @@ def _end_with_parent() -> None:
 
 
 @dataclass
+class _Stage:
+    """How far one cache or list of files is, from when it was first heard of."""
+
+    start: float
+    before: int
+    now: float
+    done: int
+    unit: str
+
+    @property
+    def speed(self) -> str:
+        """Of what was done in the meantime, by all processes; empty for a stage that was told of once."""
+        if self.done <= self.before:
+            return ""
+        rate = (self.done - self.before) / (self.now - self.start)
+        return f"{rate:,.{0 if rate >= 10 else 1}f} {self.unit}/s"
+
+    def left(self, total: int) -> str:
+        """Time that the rest takes at this speed."""
+        from studies.display import duration
+
+        return duration((self.now - self.start) / (self.done - self.before) * (total - self.done))
+
+
+@dataclass
 class _Pace:
-    """Adds the time left to progress: all processes' work counts, as all of it is in what is done."""
+    """Adds speed and time left to progress: all processes' work counts, as all of it is in what is done."""
 
     tell: Callable[[str, int, int], None]
-    first: dict[str, tuple[float, int]] = field(default_factory=dict)
-    """When something was first heard of, and how much was done then."""
+    stages: dict[str, _Stage] = field(default_factory=dict)
 
     def report(self, what: str, done: int, total: int) -> None:
         """A `harness.cache.Report`."""
-        from studies.display import duration
-
         now = time.monotonic()
-        start, before = self.first.setdefault(what, (now, done))
-        if before < done < total:
-            what = f"{what}, {duration((now - start) / (done - before) * (total - done))} left"
+        stage = self.stages.setdefault(what, _Stage(now, done, now, done, UNITS.get(what, "images")))
+        stage.now, stage.done = now, done
+        if stage.speed:
+            what = f"{what}, {stage.speed}" + (f", {stage.left(total)} left" if done < total else "")
         self.tell(what, done, total)
+
+    def summary(self) -> str:
+        """The speed of every stage; empty where nothing was made."""
+        return "; ".join(f"{what}: {stage.speed}" for what, stage in self.stages.items() if stage.speed)
 
 
 # -- an autoencoder -------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ Shapes: N images, C channels, H W latent height and width, T tokens, Z encoder w
 """
 
 import hashlib
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from harness import cache
 from harness.autoencoder import Autoencoder
-from harness.batches import Batch, BatchSource, Shard
+from harness.batches import AHEAD, Batch, BatchSource, Shard
 from harness.data import ImageSet
 from harness.errors import UserError
 from harness.method import Needs
@@ -180,7 +181,41 @@ def test_a_prefetch_that_is_left_early_ends_its_thread(source: Callable[..., Bat
     stream_of_batches = batches.batches(0, 100)
     next(stream_of_batches)
     stream_of_batches.close()  # type: ignore[attr-defined]
-    assert set(made) <= {0, 1}
+    assert set(made) <= {0, 1, 2}
+
+
+def test_few_batches_are_ahead_of_the_one_in_use(source: Callable[..., BatchSource]) -> None:
+    """A batch with tokens may take 100 MB."""
+    batches, made = source(), []
+    make = batches.batch
+    batches.batch = lambda step: made.append(step) or make(step)  # type: ignore[assignment,func-returns-value]
+    for batch in batches.batches(0, 12):
+        assert batch.step + 1 <= len(made) <= batch.step + 1 + AHEAD
+    assert sorted(made) == list(range(12))
+
+
+def test_batches_for_a_gpu_are_pinned_by_threads_that_are_on_it(
+    prepared: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned: set[int] = set()
+    on: list[tuple[str, torch.device]] = []
+
+    def pin(tensor: Tensor) -> Tensor:
+        copy = tensor.clone()
+        pinned.add(copy.data_ptr())
+        return copy
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: on.append((threading.current_thread().name, device)))
+    gpu, needs = torch.device("cuda", 3), Needs(images=True, encoders=("eyes",))
+    for device in (torch.device("cpu"), gpu):
+        source = BatchSource(prepared, SEED, BATCH_SIZE, LABEL_DROP, needs, Shard(), device)
+        (batch,) = source.batches(2, 3)
+        assert_same(batch, BatchSource(prepared, SEED, BATCH_SIZE, LABEL_DROP, needs, Shard()).batch(2))
+        tensors = [value for value in (*vars(batch).values(), *batch.tokens.values()) if isinstance(value, Tensor)]
+        assert len(tensors) == 7
+        assert {tensor.data_ptr() in pinned for tensor in tensors} == {device is gpu}
+    assert on and all(name.startswith("batches") and device == gpu for name, device in on)
 
 
 def test_an_error_of_the_prefetch_thread_reaches_the_loop(

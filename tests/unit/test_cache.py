@@ -6,6 +6,7 @@ import multiprocessing.synchronize
 import os
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,27 @@ def test_rows_are_made_in_fixed_steps_and_only_once(tmp_path: Path, small_shards
     assert told == [(stop, 21) for _, stop in steps]
     build_21(tmp_path / "c", make_rows)
     assert calls == steps
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float16, np.float32])
+def test_shards_are_the_bytes_of_numpys_own_writer(tmp_path: Path, dtype: type[np.generic]) -> None:
+    rows = rows_by_formula(0, 5).astype(dtype)
+    folder = build(tmp_path / "c", KEY, 5, SHAPE, dtype, lambda start, stop: rows[start:stop]).folder
+    np.save(tmp_path / "theirs.npy", rows)
+    assert (folder / "shard-00000.npy").read_bytes() == (tmp_path / "theirs.npy").read_bytes()
+
+
+@pytest.mark.parametrize("rows_mapped", [1, 2, 5, 100])
+def test_rows_come_from_a_few_maps_at_a_time_and_none_stays(
+    tmp_path: Path, small_shards: None, monkeypatch: pytest.MonkeyPatch, rows_mapped: int
+) -> None:
+    """Rows of 3 shards, some twice; a map that stayed would be listed by the system with the shard's name."""
+    monkeypatch.setattr(cache, "ROWS_MAPPED", rows_mapped)
+    opened, order = build_21(tmp_path / "c"), np.random.default_rng(1).integers(0, 21, 50)
+    rows = opened.rows(order)
+    assert np.array_equal(rows, [rows_by_formula(row, row + 1)[0] for row in order])
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    assert not [link for link in Path("/proc/self/fd").iterdir() if str(tmp_path) in str(link.resolve())]
 
 
 def test_key_names_the_folder() -> None:
@@ -233,6 +255,28 @@ def test_verify_checks_again_what_was_read_before(builds: Builds) -> None:
     opened.verify()
     assert builds.told[0] == f"{path} is missing or damaged and is made again"
     assert opened.rows(np.array([20])).tolist() == rows_by_formula(20, 21).tolist()
+
+
+@pytest.mark.parametrize("damage", ["missing", "a row less", "empty"])
+def test_a_shard_that_is_lost_after_it_was_read_is_made_again(builds: Builds, damage: str) -> None:
+    opened, path = builds.open(), builds.folder / "shard-00001.npy"
+    assert opened.rows(np.arange(21)).tolist() == rows_by_formula(0, 21).tolist()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-48] if damage == "a row less" else b"")
+    assert opened.rows(np.arange(21)).tolist() == rows_by_formula(0, 21).tolist()
+    assert builds.made == [8, 12]
+
+
+def test_threads_that_meet_damaged_shards_make_them_again_once(builds: Builds) -> None:
+    for number in (0, 2):
+        flip(builds.folder / f"shard-0000{number}.npy", -1)
+    opened = builds.open()
+    with ThreadPoolExecutor(4) as pool:
+        for rows in pool.map(opened.rows, [np.arange(21)] * 8):
+            assert rows.tolist() == rows_by_formula(0, 21).tolist()
+    assert builds.made == [0, 4, 16, 20]
 
 
 @pytest.mark.parametrize("missing", [False, True])

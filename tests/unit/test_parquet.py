@@ -87,6 +87,11 @@ def test_row_groups_are_read_one_at_a_time(root: Path, monkeypatch: pytest.Monke
     assert [number for number, _ in read] == [1]
     assert len(list(pictures)) == 3
     assert read == [(1, ["image"]), (2, ["image"]), (0, ["image"])]
+    read.clear()
+    one_by_one = [content for row in range(7) for _, content in table.pictures(row, row + 1)]
+    assert one_by_one == [encoded(i) for i in range(7)]
+    assert [number for number, _ in read] == [0, 1, 2, 0], "each group is read once"
+    assert table._read == {}, "and none is kept after its last row"
 
 
 def test_pictures_are_resized_as_those_of_folders_are(root: Path, tmp_path: Path) -> None:

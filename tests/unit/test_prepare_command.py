@@ -188,20 +188,43 @@ def test_whole_verification_finds_and_mends_a_flipped_bit(
     assert contents(tmp_path / "cache") == before
 
 
-def test_time_left_counts_from_what_was_there_when_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([100.0, 110.0, 120.0, 130.0])
+def test_speed_and_time_left_count_from_what_was_there_when_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 110.0, 120.0, 130.0, 130.0, 131.0, 132.0])
     monkeypatch.setattr(command.time, "monotonic", lambda: next(clock))
     told: list[str] = []
     pace = command._Pace(lambda what, done, total: told.append(f"{what}: {done} of {total}"))
     for done in (500, 600, 800, 1000):
         pace.report("tokens", done, 1000)
-    # 100 rows in 10 s, 400 left: 40 s. 300 rows in 20 s, 200 left: 13 s.
+    for done in (1, 9):
+        pace.report("reading files", done, 9)
+    pace.report("shard-00000.npy is damaged and is made again", 1, 1)
+    # 100 rows in 10 s, 400 left: 40 s. 300 rows in 20 s, 200 left: 13 s. 500 rows in 30 s.
     assert told == [
         "tokens: 500 of 1000",
-        "tokens, 0:40 left: 600 of 1000",
-        "tokens, 0:13 left: 800 of 1000",
-        "tokens: 1000 of 1000",
+        "tokens, 10 images/s, 0:40 left: 600 of 1000",
+        "tokens, 15 images/s, 0:13 left: 800 of 1000",
+        "tokens, 17 images/s: 1000 of 1000",
+        "reading files: 1 of 9",
+        "reading files, 8.0 files/s: 9 of 9",
+        "shard-00000.npy is damaged and is made again: 1 of 1",
     ]
+    assert pace.summary() == "tokens: 17 images/s; reading files: 8.0 files/s"
+
+
+def test_the_command_says_how_fast_each_cache_was_made(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 0
+    *shown, summary, last = capsys.readouterr().out.splitlines()
+    assert last == f"{NUM} images of 2 classes are ready"
+    folders = sorted(path.name for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    speeds = re.findall(r"([\w-]+) \([\d.]+ MB\): [\d,.]+ images/s", summary)
+    assert len(folders) == 3 and sorted(speeds) == folders
+    assert re.search(r"(^|; )reading files: [\d,.]+ files/s", summary)
+    for folder in folders:
+        assert [line for line in shown if re.match(rf"{folder} .*, [\d,.]+ images/s: {NUM} of {NUM}$", line)]
+    assert cli.main(words) == 0
+    assert "/s" not in capsys.readouterr().out, "a second start makes nothing"
 
 
 def test_processes_of_a_launcher_take_their_own_places(monkeypatch: pytest.MonkeyPatch) -> None:
