@@ -11,13 +11,16 @@ os.environ["MPLBACKEND"] = "Agg"
 # Also for the processes that tests start: two threads each would wait for each other, as two tests run at once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from docstring_parser.attrdoc import AttributeDocstrings
 from torch import Tensor
 
 from harness.flow import interpolate
@@ -36,6 +39,20 @@ def pytest_configure() -> None:
     """Thread count and algorithms change the last bits of sums: both are fixed before any test runs."""
     torch.set_num_threads(int(os.environ.get("DITBENCH_TEST_THREADS", "1")))
     torch.use_deterministic_algorithms(True)
+    # Half of the time of building a parser, which hundreds of tests do, goes into reading the same docstrings again.
+    attribute_docs = functools.cache(partial(AttributeDocstrings.get_attr_docs, AttributeDocstrings()))
+    AttributeDocstrings.get_attr_docs = lambda _, component: attribute_docs(component)  # type: ignore[method-assign]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What goes to one process when several share the tests (`--dist loadgroup`): a file, and all that a study is for.
+
+    The study `finished` takes long to train, and some of its tests change what lies beside its records for a while.
+    """
+    for item in items:
+        needs_study = "finished" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("finished" if needs_study else item.path.stem))
 
 
 @pytest.fixture(scope="session")

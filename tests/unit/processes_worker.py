@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from safetensors.torch import save_file
 from harness import trainer
 from harness.config import SamplerConfig
 from harness.evaluate import Evaluator
-from harness.generate import generate_together
+from harness.generate import Collected, generate_rounds
 from harness.processes import is_main
 from harness.recorder import Recorder
 from harness.records import RunFolder
@@ -82,17 +81,18 @@ def generate(bench: Bench, out: Path) -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
     config = replace(run.config.evaluation, chunk=8, sampler=SamplerConfig(num_steps=3), precision="fp32")
     arguments = (bench.lab.prepared.autoencoder, config, 35, accelerator)
-    images_NHWC, _ = generate_together(run.backbone, *arguments)
+    made, broken = (Collected(35, keeps=is_main(accelerator)) for _ in range(2))
+    list(made.fill(generate_rounds(run.backbone, *arguments)))
     if is_main(accelerator):
-        np.save(out / "images.npy", images_NHWC)
-    held = gather_object([len(images_NHWC)])
+        np.save(out / "images.npy", made.images_NHWC)
+    held = gather_object([len(made.images_NHWC)])
     write(accelerator, out / "held.json", {"images": held})
     lab = replace(bench.lab, config=replace(bench.lab.config, evaluation=config))
     write_samples(lab, run.backbone, 35, out / "images.npz", is_npz=True)
     with torch.no_grad():
         run.backbone.y_embedder.embedding_table.weight[3] = math.nan
-    _, bad_images = generate_together(run.backbone, *arguments)
-    write(accelerator, out / "bad.json", {"bad_images": gather_object([bad_images])})
+    list(broken.fill(generate_rounds(run.backbone, *arguments)))
+    write(accelerator, out / "bad.json", {"bad_images": gather_object([broken.bad_images])})
 
 
 def diverge(bench: Bench, out: Path) -> None:
@@ -126,7 +126,3 @@ def main(out: Path, cache: Path, micro_batches: str, *names: str) -> None:
     generate(bench, out)
     diverge(bench, out)
     bench.lab.accelerator.end_training()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

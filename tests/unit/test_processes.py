@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[2]
-WORKER = Path(__file__).with_name("processes_worker.py")
-"""Trains and generates, and writes what came out; started here with one process and with two."""
+from studies.fork_server import CONTEXT, start_server
+from studies.workers import free_port
+from tests.unit import processes_worker
+
 METHODS = ("repa+vae_repa", "sra")
 """With two kinds of heads and cached tokens, and with a teacher and draws of its own."""
 
@@ -22,14 +21,29 @@ WAYS = {"two": (2, 0), "accumulated": (1, 4), "both": (2, 4)}
 """Number of processes, and images a forward pass (0 = all); held against one process with whole batches."""
 
 
+def run_in_group(environment: dict[str, str], out: Path, cache: Path) -> None:
+    """What one of several processes does: trains and generates, and writes what came out."""
+    os.environ.update(environment)
+    processes_worker.main(out, cache, "0,4", *METHODS)
+
+
 def launch(out: Path, cache: Path, num_processes: int) -> Path:
+    """Start processes with the variables that launchers set, and see them end well; their libraries are loaded."""
     out.mkdir()
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
-    command = [sys.executable, *(launcher if num_processes > 1 else []), str(WORKER)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    words = [str(out), str(cache), "0,4", *METHODS]
-    result = subprocess.run([*command, *words], capture_output=True, text=True, timeout=280, env=environment)
-    assert result.returncode == 0, result.stderr[-3000:]
+    start_server()
+    group = {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes)}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared = {**group, **meeting} if num_processes > 1 else {}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if shared else {} for rank in range(num_processes)]
+    processes = [CONTEXT.Process(target=run_in_group, args=({**shared, **rank}, out, cache)) for rank in ranks]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=280)
+        if process.exitcode != 0:  # the others wait for it
+            for other in processes:
+                other.kill()
+    assert [process.exitcode for process in processes] == [0] * num_processes
     return out
 
 

@@ -1,12 +1,13 @@
 """Records survive crashes: canonical JSON, atomic writes, cut lines, and folders that are replaced whole or not."""
 
+import contextlib
 import hashlib
 import json
 import math
 import multiprocessing
 import os
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -371,46 +372,50 @@ def test_a_lock_lets_one_process_in_at_a_time(tmp_path: Path) -> None:
 # -- a full disk ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_files() -> Iterator[Callable[[int], None]]:
-    """Limits the size of files, which the system answers as a full disk: in the middle of a write."""
+@contextlib.contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """Limits the size of files, which the system answers as a full disk: in the middle of a write.
+
+    Not to the end of a test: what pytest prints may go to a file too.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 REFUSED = r"cannot write {}.*{} \(File too large\): make room there or make it writable, and the same command goes on"
 
 
-def test_a_full_disk_during_an_append_leaves_whole_lines(run: RunFolder, small_files: Callable[[int], None]) -> None:
+def test_a_full_disk_during_an_append_leaves_whole_lines(run: RunFolder) -> None:
     run.append("train", {"step": 1, "loss": 0.5})
     size = (run.path / "train.jsonl").stat().st_size
-    small_files(size + 10)  # the next line would be cut after 10 bytes
-    with pytest.raises(StorageError, match=REFUSED.format(run.path, r"train\.jsonl")):
+    # The next line would be cut after 10 bytes.
+    with small_files(size + 10), pytest.raises(StorageError, match=REFUSED.format(run.path, r"train\.jsonl")):
         run.append("train", {"step": 2, "loss": 0.25})
     assert (run.path / "train.jsonl").stat().st_size == size
-    small_files(resource.RLIM_INFINITY)
     run.append("train", {"step": 2, "loss": 0.25})
     assert run.lines("train") == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
 
 
-def test_a_full_disk_leaves_the_old_file(run: RunFolder, small_files: Callable[[int], None]) -> None:
+def test_a_full_disk_leaves_the_old_file(run: RunFolder) -> None:
     run.write_manifest({"status": "running"})
-    small_files(20_000)
-    with pytest.raises(StorageError, match=REFUSED.format(run.path, r"manifest\.json")):
+    with small_files(20_000), pytest.raises(StorageError, match=REFUSED.format(run.path, r"manifest\.json")):
         run.update_manifest(note="x" * 30_000)
-    with pytest.raises(StorageError, match=r"samples/step_00000004\.png \(File too large\)"):
+    with small_files(20_000), pytest.raises(StorageError, match=r"samples/step_00000004\.png \(File too large\)"):
         run.write_samples(4, np.random.default_rng(0).integers(0, 256, (10, 64, 64, 3), np.uint8))
     assert run.manifest() == {"format": 1, "status": "running"}
     assert names_in(run.path) == {"checkpoints", "samples", "manifest.json"} and not names_in(run.samples)
 
 
-def test_a_full_disk_leaves_the_old_folder(tmp_path: Path, small_files: Callable[[int], None]) -> None:
+def test_a_full_disk_leaves_the_old_folder(tmp_path: Path) -> None:
     target = tmp_path / "target"
     with records.replaced(target) as fresh:
         (fresh / "old").write_text("old")
-    small_files(1000)
-    with pytest.raises(StorageError, match=REFUSED.format(tmp_path, "target")), records.replaced(target) as fresh:
+    refused = pytest.raises(StorageError, match=REFUSED.format(tmp_path, "target"))
+    with small_files(1000), refused, records.replaced(target) as fresh:
         (fresh / "large").write_bytes(bytes(2000))
     assert names_in(tmp_path) == {"target"} and names_in(target) == {"old"}
 
