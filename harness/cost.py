@@ -5,7 +5,9 @@ out; a handler puts it in). fvcore counts multiply-accumulates (MACs) and calls 
 `train_gflops` = 2 x GMACs everywhere. Element-wise operations are not counted. Normalisations, for which fvcore adds
 4 or 5 operations a number (0.06 of 118.7 GMACs in SiT-XL/2), stand apart, so that counts equal closed formulas.
 
-What has a gradient costs three times its forward pass (torch's own counter gives 2.9997), a teacher once.
+What has a gradient costs three times its forward pass (torch's own counter gives 2.9997), a teacher once. The second
+forward pass of checkpointed activations (`runtime.checkpoint_activations`) is in no count, as in the papers: it buys
+memory, and no step learns more of it.
 """
 
 import contextlib

@@ -1,30 +1,39 @@
-"""Whether a run fits into memory, estimated before anything big is allocated.
+"""How much memory a run takes, worked out before anything big is allocated, and whether it is there.
 
-The estimate is a lower end, so that what fits is never refused: it counts what must lie in memory at once, not what
-allocators and libraries add. Peaks measured on a CPU (SiT-nano, S and B at batches of 2 to 256, fp32 and bf16) are
-1.1 to 1.45 times the estimate. Sizes are Python's integers, so no product overflows.
+Between steps there are the weights, their EMA and both moments. A step adds most at one of three points of its backward
+pass, as activations go and gradients come, block after block:
 
-Widths D that autograd keeps of one token in one block, read off timm's Attention and Mlp under adaLN-Zero:
-    input and output of norm1                                        2, float32 under autocast as well
-    input of qkv; q, k, v; output of attention; output of proj       6
-    input and output of norm2                                        2, float32 under autocast as well
-    input of fc1; its output, before and after GELU; output of fc2  10
-The tensors that autograd was seen to keep come to 1.02 to 1.06 times this in fp32, 1.09 times under bf16 autocast.
+    before the last block      activations of all blocks, and bf16 copies of their weights
+    before the first block     activations of one block, and gradients of all others
+    at the end                 all gradients
+
+With accumulated gradients, those of the first pass lie beside all activations of the next. With checkpointed ones a
+block's input is kept, and the inside of the one block that is run again. The activations are no formula of ours: the
+backbone's own forward pass runs on tensors without numbers, for one and two images and one and two blocks, and what
+autograd keeps is added up; further images and blocks take as much again.
+
+What allocators and libraries add is left out, and so are gradients inside a block and a teacher's passes, of which
+nothing is kept: `docs/performance.md` holds the result against measured peaks. With `compile` less is kept. Sizes are
+Python's integers, so no product overflows.
 
 Shapes: N images, C channels, H W latent height and width, T tokens, D backbone width.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from harness.config import RunConfig
+from harness.config import RunConfig, RuntimeConfig
 from harness.errors import UserError
 from harness.method import BackboneShape, Method
+from harness.rng import global_state_kept
+from harness.sit import SiT
 
 FLOAT = 4
 """Bytes of a float32."""
@@ -108,43 +117,108 @@ def in_words(num_bytes: int) -> str:
 def backbone_parameters(shape: BackboneShape) -> int:
     """Trained weights of SiT, LayerNorms on queries and keys left out."""
     width, numbers = shape.hidden_size, shape.patch_numbers
-    block = 18 * width**2 + 15 * width  # qkv 3, proj 1, MLP 8, adaLN 6, with biases
     embedders = (256 * width + width**2 + 2 * width) + (shape.num_classes + 1) * width + (numbers + 1) * width
     final = (width + 1) * numbers + 2 * (width**2 + width)
-    return shape.depth * block + embedders + final
+    return shape.depth * block_parameters(shape) + embedders + final
+
+
+def block_parameters(shape: BackboneShape) -> int:
+    """Of one block: qkv 3 D^2, proj 1, MLP 8, adaLN 6, with biases."""
+    return 18 * shape.hidden_size**2 + 15 * shape.hidden_size
 
 
 def weight_parts(config: RunConfig, method: Method) -> Iterator[Part]:
-    """Weights, gradients, two moments; of the backbone also the EMA, and a bf16 copy under autocast."""
-    copies = 5 * FLOAT + (2 if config.runtime.precision == "bf16" else 0)
-    backbone, heads = backbone_parameters(method.backbone), sum(p.numel() for p in method.heads.parameters())
+    """What lies in memory between two steps: weights and two moments, and of the backbone also the EMA."""
+    backbone, heads = backbone_parameters(method.backbone), head_parameters(method)
     smaller = "choose a smaller model.name"
-    yield Part(name="weights and moments", num_bytes=copies * backbone, way_out=smaller, on_device=True)
+    yield Part(name="weights, moments and EMA", num_bytes=4 * FLOAT * backbone, way_out=smaller, on_device=True)
     smaller = f"lower the sizes in section {config.method}"
-    yield Part(name="the method's heads", num_bytes=4 * FLOAT * heads, way_out=smaller, on_device=True)
+    yield Part(name="the method's heads", num_bytes=3 * FLOAT * heads, way_out=smaller, on_device=True)
 
 
 def training_parts(config: RunConfig, method: Method, num_processes: int) -> Iterator[Part]:
-    """What one step needs: activations of a forward pass, and the draws of two batches (one is being prepared)."""
+    """What one step needs beside the weights, and the draws of two batches (one is being prepared)."""
     shape, batch = method.backbone, config.optimizer.batch_size
     share = batch // num_processes
     images = min(share, config.optimizer.micro_batch or share)
-    in_bf16 = config.runtime.precision == "bf16"
-    block = shape.hidden_size * (4 * FLOAT + 16 * (2 if in_bf16 else FLOAT))
-    widths = sum(m.in_features for m in method.heads.modules() if isinstance(m, nn.Linear))
-    token = shape.depth * block + widths * (2 if in_bf16 else FLOAT)
+    heads = images * head_activations(config, method)
+    activations = backbone_activations(config, shape, images, shape.depth) + heads
     yield Part(
         name="activations of a forward pass",
-        num_bytes=images * shape.num_tokens * token,
-        way_out="lower optimizer.micro_batch (0 is the whole share of the batch) or data.image_size",
+        num_bytes=activations,
+        way_out="lower optimizer.micro_batch (0 is the whole share of the batch) or data.image_size, "
+        "or set runtime.checkpoint_activations",
         on_device=True,
     )
+    gradients = FLOAT * (backbone_parameters(shape) + head_parameters(method))
+    at_first_block = backbone_activations(config, shape, images, 1) + gradients - FLOAT * block_parameters(shape)
+    more = gradients if images < share else max(0, at_first_block - activations, gradients - activations)
+    # Several processes reduce them in buckets that take as much again.
+    more += gradients if num_processes > 1 else 0
+    yield Part(name="gradients", num_bytes=more, way_out="choose a smaller model.name", on_device=True)
     numbers = latent_numbers(shape)
     # Noise of one batch and both noises of the next; this process's latents and their means twice.
     drawn = FLOAT * (3 * batch + 4 * share) * numbers
     widths = sum(method.data.encoder_width(name) for name in method.needs().encoders)
     tokens = 2 * share * shape.num_tokens * widths * 2  # float16
     yield Part(name="draws and latents of two batches", num_bytes=drawn + tokens, way_out="lower optimizer.batch_size")
+
+
+def backbone_activations(config: RunConfig, shape: BackboneShape, images: int, depth: int) -> int:
+    """Bytes that autograd keeps of the first `depth` blocks, with what lies before and after all blocks."""
+    shape = replace(shape, depth=depth)
+    if not config.runtime.checkpoint_activations:
+        return _kept(config, shape, images, False)
+    one, two = (_kept(config, replace(shape, depth=blocks), images, False) for blocks in (1, 2))
+    return _kept(config, shape, images, True) + two - one
+
+
+def _kept(config: RunConfig, shape: BackboneShape, images: int, is_checkpointed: bool) -> int:
+    """`kept_bytes` of any number of images and blocks: each adds as much as the one before."""
+
+    def small(num: int, depth: int) -> int:
+        few = replace(shape, depth=depth)
+        return kept_bytes(few, config.model.qk_norm, config.runtime, num, is_checkpointed)
+
+    image, block = small(2, 1) - small(1, 1), small(1, 2) - small(1, 1)
+    block_of_image = small(2, 2) - small(1, 1) - image - block
+    return small(1, 1) + (images - 1) * image + (shape.depth - 1) * (block + (images - 1) * block_of_image)
+
+
+@functools.lru_cache(maxsize=64)
+def kept_bytes(shape: BackboneShape, qk_norm: bool, runtime: RuntimeConfig, images: int, is_checkpointed: bool) -> int:
+    """Bytes that autograd keeps of one forward pass, weights apart; of tensors that have a shape and no numbers.
+
+    Kept, because the cells of a study share it.
+    """
+    arguments = {key: value for key, value in vars(shape).items() if key != "size"}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage
+        return tensor
+
+    with global_state_kept(), FakeTensorMode(), torch.device(runtime.device):
+        backbone = SiT(**arguments, qk_norm=qk_norm)
+        backbone.checkpoint_activations = is_checkpointed
+        x_NCHW = torch.zeros(images, shape.in_channels, shape.input_size, shape.input_size)
+        saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with saved, torch.autocast(runtime.device, torch.bfloat16, enabled=runtime.precision == "bf16"):
+            backbone(x_NCHW, torch.zeros(images), torch.zeros(images, dtype=torch.int64))
+        weights = {p.untyped_storage()._cdata for p in backbone.parameters()}
+        return sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
+
+
+def head_parameters(method: Method) -> int:
+    """Numbers in the heads' weights."""
+    return sum(p.numel() for p in method.heads.parameters())
+
+
+def head_activations(config: RunConfig, method: Method) -> int:
+    """Bytes that autograd keeps of the heads for each image: of their linear layers, input and output."""
+    widths = sum(m.in_features + m.out_features for m in method.heads.modules() if isinstance(m, nn.Linear))
+    return method.backbone.num_tokens * widths * (2 if config.runtime.precision == "bf16" else FLOAT)
 
 
 def evaluation_parts(config: RunConfig, shape: BackboneShape, section: str = "evaluation") -> Iterator[Part]:

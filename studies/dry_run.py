@@ -20,7 +20,7 @@ NOTES = (
     "another precision, such as the autoencoder in fp32, is slower, and reading, optimiser, metrics and records come "
     "on top.",
     "Disk is what is kept at the end; while a checkpoint is written there is one more. Memory is that of one process, "
-    "libraries apart, and a lower end: peaks were measured at 1.1 to 1.45 times it. On a CPU both columns lie in RAM.",
+    "without what libraries and allocators add: docs/performance.md has measured peaks. On a CPU both columns lie in RAM.",
 )
 
 
@@ -87,8 +87,9 @@ def record(found: "Estimate") -> dict[str, Any]:
 
 
 def hours(found: "Estimate", cell: "CellCost") -> dict[str, float]:
-    """Of one run, by part."""
-    return {part: found.rate.hours(getattr(cell, f"{part}_gflops")) for part in PARTS}
+    """Of one run, by part; training with the second forward pass of checkpointed activations."""
+    counted = {part: found.rate.hours(getattr(cell, f"{part}_gflops")) for part in PARTS}
+    return {**counted, "train": counted["train"] + found.rate.hours(cell.recomputed_gflops)}
 
 
 def _sum(found: "Estimate", name: str) -> float:

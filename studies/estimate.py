@@ -76,6 +76,8 @@ class CellCost:
     train_gflops_per_image: float
     steps: int
     train_gflops: float
+    recomputed_gflops: float
+    """Of the second forward pass with checkpointed activations: it takes time, and is in no counted number."""
     evaluations: int
     """Points of the curve."""
     evaluation_gflops: float
@@ -279,6 +281,7 @@ def _cell_cost(frame: _Frame, planned: Planned, method: Method, cost: StepCost, 
         train_gflops_per_image=per_image,
         steps=steps,
         train_gflops=steps * size * per_image,
+        recomputed_gflops=steps * size * 2 * frame.forward_gmacs if config.runtime.checkpoint_activations else 0.0,
         evaluations=schedule.num_evaluations,
         evaluation_gflops=schedule.num_evaluations * protocols["evaluation"],
         final_gflops=protocols.get("final", 0.0),

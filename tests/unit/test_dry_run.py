@@ -68,10 +68,10 @@ def test_ablate_counts_settings_and_trials(capsys: pytest.CaptureFixture[str], f
     assert list(folder.iterdir()) == []
 
 
-def cell(name: str, runs: int, final_gflops: float = 0.0) -> CellCost:
+def cell(name: str, runs: int, final_gflops: float = 0.0, recomputed_gflops: float = 0.0) -> CellCost:
     return CellCost(
         cell=name, method=name, runs=runs, train_gflops_per_image=711.699, steps=400_000, train_gflops=7.2e10,
-        evaluations=8, evaluation_gflops=3.6e8, final_gflops=final_gflops,
+        recomputed_gflops=recomputed_gflops, evaluations=8, evaluation_gflops=3.6e8, final_gflops=final_gflops,
         disk={"checkpoints": 2 * 10**9, "EMA backbones": 10**9}, memory={"device": 4 * 10**10, "ram": 10**9},
     )  # fmt: skip
 
@@ -90,6 +90,15 @@ def test_the_table_by_hand() -> None:
     assert (first["GFLOPs an image"], first["steps"]) == ("711.70", "400,000")
     assert (first["device memory"], first["RAM"]) == ("40.0 GB", "1.0 GB")
     assert list(first) == list(second) == list(total)
+
+
+def test_a_second_forward_pass_takes_time_and_is_not_counted() -> None:
+    found = Estimate(
+        study="x", num_images=1, num_classes=1, rate=Rate(tflops=100.0, source="given"),
+        cells=(cell("a", 2, recomputed_gflops=2.4e10),), caches={}, cache_gflops=0.0, assumptions=(),
+    )  # fmt: skip
+    (row,) = table(found)
+    assert (row["training, PFLOPs"], row["training, h"], row["together, h"]) == ("144,000", "533", "535")
 
 
 @pytest.mark.parametrize(

@@ -133,11 +133,24 @@ def test_what_runs_of_s_keep(guided: Estimate) -> None:
 
 
 def test_memory_of_s(guided: Estimate) -> None:
-    """22 bytes a weight; of 64 images' 256 tokens 12 blocks keep 384 x (4 x 4 + 16 x 2) bytes. In RAM: the samples,
-    and the times of 250 steps."""
+    """20 bytes a weight, and 2 of a copy in bf16; of 64 images' 256 tokens 12 blocks keep 384 x (4 x 4 + 16 x 2) bytes
+    and little more. In RAM: the samples, and the times of 250 steps."""
     block = 384 * (4 * 4 + 16 * 2)
-    device = 22 * S_WEIGHTS + 64 * 256 * 12 * block
-    assert guided.cells[0].memory == {"device": device, "ram": 50_000 * 3 * 128**2 + 250 * 32}
+    found = guided.cells[0].memory
+    assert found["device"] == pytest.approx(22 * S_WEIGHTS + 64 * 256 * 12 * block, rel=0.03)
+    assert found["ram"] == 50_000 * 3 * 128**2 + 250 * 32
+
+
+def test_checkpointed_activations_take_less_memory_and_a_forward_pass_more() -> None:
+    words = ("--config", "digits", "--methods", "sit,sra", "--optimizer.micro_batch", "16")
+    plain, less = (
+        estimated(planned(*words, "--runtime.checkpoint_activations", word)).cells for word in ("false", "true")
+    )
+    forward = forward_macs(tokens=16, width=128, depth=6, numbers=16)
+    for before, after in zip(plain, less, strict=True):
+        assert after.train_gflops == before.train_gflops and before.recomputed_gflops == 0
+        assert after.recomputed_gflops == pytest.approx(420 * 32 * 2 * forward / 1e9, rel=1e-12)
+        assert after.memory["device"] < before.memory["device"] and after.memory["ram"] == before.memory["ram"]
 
 
 def test_caches_of_imagenet(guided: Estimate) -> None:

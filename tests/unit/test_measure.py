@@ -311,7 +311,7 @@ def test_what_rests_between_steps_is_weights_moments_and_ema(conditions: Conditi
 @pytest.mark.parametrize(
     ("names", "setting", "share", "message"),
     [
-        (["sit"], SMALL, 0.9, "weights and moments take .*: choose a smaller model"),
+        (["sit"], SMALL, 0.9, "weights, moments and EMA take .*: choose a smaller model"),
         (["sit", "sra", "vae_repa"], SMALL, 2, "EMA of the other rows take .*: name fewer methods at a time"),
         (["sit"], replace(SMALL, batch_size=10_000), 3, "of a forward pass take .*: lower batch_size"),
     ],

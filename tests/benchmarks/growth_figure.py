@@ -1,0 +1,77 @@
+"""The figure of `growth`: step time against counted GFLOPs with the fit, and its residuals below.
+
+python -m tests.benchmarks.growth_figure [build/bench.json] [docs/figures/growth.svg]
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from reports.figures.style import LIGHT, MARKERS, rc
+from tests.benchmarks.growth import fit
+
+Row = Mapping[str, Any]
+
+
+def by_tokens(rows: Sequence[Row]) -> dict[int, list[Row]]:
+    """Rows by their number of tokens."""
+    return {tokens: [row for row in rows if row["tokens"] == tokens] for tokens in sorted({r["tokens"] for r in rows})}
+
+
+def draw_times(ax: Axes, rows: Sequence[Row]) -> Axes:
+    """Both axes logarithmic; every size is named, and the fit is a line."""
+    a, b = fit([row["GFLOPs a step"] for row in rows], [row["step, ms"] / 1000 for row in rows])
+    counted = np.geomspace(0.8 * min(r["GFLOPs a step"] for r in rows), 1.25 * max(r["GFLOPs a step"] for r in rows))
+    label = f"{1000 * a:.2g} ms + GFLOPs / ({1 / b:.0f} GFLOP/s)"
+    ax.plot(counted, 1000 * (a + b * counted), color=LIGHT.baseline, linewidth=1, label=label)
+    for index, (tokens, group) in enumerate(by_tokens(rows).items()):
+        x, y = [row["GFLOPs a step"] for row in group], [row["step, ms"] for row in group]
+        ax.scatter(x, y, color=LIGHT.cells[index], marker=MARKERS[index], s=24, zorder=3, label=f"{tokens} tokens")
+        for row in group:
+            name = f"{row['model'].removeprefix('SiT-')}, batch {row['batch']}"
+            place = (row["GFLOPs a step"], row["step, ms"])
+            above = index % 2 == 0
+            ax.annotate(
+                name, place, xytext=(-5, 3) if above else (5, -3), textcoords="offset points", fontsize=7,
+                ha="right" if above else "left", va="bottom" if above else "top", color=LIGHT.muted,
+            )  # fmt: skip
+    ax.set(xscale="log", yscale="log", ylabel="step, ms")
+    ax.legend(frameon=False, loc="upper left")
+    return ax
+
+
+def draw_residuals(ax: Axes, rows: Sequence[Row]) -> Axes:
+    """How far the fit lies off each measured time."""
+    ax.axhline(0, color=LIGHT.baseline, linewidth=1)
+    for index, group in enumerate(by_tokens(rows).values()):
+        x, y = [row["GFLOPs a step"] for row in group], [row["fit / step - 1, %"] for row in group]
+        ax.scatter(x, y, color=LIGHT.cells[index], marker=MARKERS[index], s=24, zorder=3)
+    ax.set(xscale="log", xlabel="counted GFLOPs a step", ylabel="fit / step - 1, %")
+    return ax
+
+
+def main(source: Path, target: Path) -> None:
+    found = json.loads(source.read_text())
+    rows = found["benchmarks"]["growth"]["rows"]
+    with plt.rc_context({**rc(LIGHT), "svg.hashsalt": "growth"}):
+        figure, (top, bottom) = plt.subplots(2, 1, figsize=(6.4, 5.6), sharex=True, height_ratios=(3, 1))
+        draw_times(top, rows)
+        draw_residuals(bottom, rows)
+        figure.tight_layout()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(target, metadata={"Date": None} if target.suffix == ".svg" else None, dpi=150)
+
+
+if __name__ == "__main__":
+    given = [Path(word) for word in sys.argv[1:]]
+    main(*given, *(Path("build/bench.json"), Path("docs/figures/growth.svg"))[len(given) :])
