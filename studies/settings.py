@@ -80,11 +80,13 @@ def build_parser(command: str, description: str) -> ArgumentParser:
     )
     parser.add_argument("--config", action="config", help=f"YAML file, or a preset: {', '.join(preset_names())}")
     parser.add_argument("--study", type=str, default="study", help="name of the study's folder in --output.runs")
+    names = methods.names()  # once, as entry points take milliseconds to list
+    known = _known(names)
     for name, kind, default, text in (
-        ("method", str, "sit", f"one of {_known()}"),
+        ("method", str, "sit", f"one of {known}"),
         ("seed", int, 0, "training seed"),
         ("cell", str, "", "label of the cell (default: the method)"),
-        ("methods", comma_list, [], f"several methods, of {_known()}"),
+        ("methods", comma_list, [], f"several methods, of {known}"),
         ("cells", mapping, {}, "{label: {method: m, m: {field: value}}}; wins over methods"),
         ("seeds", whole_numbers, [0], "training seeds, such as 0,1,2"),
         ("baseline", str, "", "label of the control cell"),
@@ -94,13 +96,13 @@ def build_parser(command: str, description: str) -> ArgumentParser:
     for item in dataclasses.fields(RunConfig):
         if item.name in SECTIONS:
             parser.add_class_arguments(item.type, item.name)
-    for name in methods.names():
+    for name in names:
         parser.add_class_arguments(methods.load(name).Config, name)
     return parser
 
 
-def _known() -> str:
-    return f"{', '.join(methods.names())}, or a sum such as {'+'.join(methods.names()[:2])}"
+def _known(names: Sequence[str]) -> str:
+    return f"{', '.join(names)}, or a sum such as {'+'.join(names[:2])}"
 
 
 def preset_names() -> list[str]:
@@ -276,7 +278,9 @@ def _cells(namespace: Namespace) -> dict[str, dict[str, Any]]:
             known = isinstance(cell, Mapping) and "method" in cell
             require(known, f"cells.{label} is {cell!r}: give at least its method, as {{method: name}}")
         return {str(label): dict(cell) for label, cell in namespace.cells.items()}
-    require(bool(namespace.methods), f"methods is empty: give --methods or --config; there are {_known()}")
+    require(
+        bool(namespace.methods), f"methods is empty: give --methods or --config; there are {_known(methods.names())}"
+    )
     require(len(set(namespace.methods)) == len(namespace.methods), f"methods {namespace.methods} name one twice")
     return {name: {"method": name} for name in namespace.methods}
 
