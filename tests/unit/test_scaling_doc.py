@@ -84,6 +84,22 @@ def test_compute_and_hours() -> None:
             assert number(text) == pytest.approx(value, abs=half(text)), (preset, cell, printed)
 
 
+def test_the_price_of_checkpointing() -> None:
+    """One forward pass of the backbone more, for a run of the control."""
+    text = (ROOT / "docs" / "scaling.md").read_text()
+    body = text[text.index("| preset | A100, h | checkpointed |") :].split("\n\n")[0].splitlines()[2:]
+    found = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in body]
+    assert [preset for preset, *_ in found] == list(dict.fromkeys(preset for preset, *_ in rows()))
+    for preset, *printed in found:
+        config = settings(preset)
+        model, images = config["model"]["name"], config["budget"]["amount"] * config["optimizer"]["batch_size"]
+        training = 2e9 * TRAINING_GMACS[model]["sit"] * images
+        more = 2e9 * FORWARD_GMACS[model] * images
+        expected = [flops / rate / 3600 for rate in RATES for flops in (training, training + more)]
+        for text, value in zip(printed, expected, strict=True):
+            assert number(text) == pytest.approx(value, abs=half(text)), (preset, printed)
+
+
 def test_disk() -> None:
     """The caches' bytes are written as products."""
     text = (ROOT / "docs" / "scaling.md").read_text()
