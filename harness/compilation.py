@@ -18,13 +18,13 @@ from harness.method import BackboneShape
 from harness.sit import SiT
 
 LONG_SECONDS = 1000
-"""Training from which on `auto` compiles. On the CPU the warm-up took 11 to 22 s and a step became 6 to 18% shorter
-(SiT-pico to S, `make bench compiled`), so it is paid for after 110 to 330 s; on CUDA a warm-up of a minute and a gain
-of a tenth are assumed, and nothing was measured."""
+"""Training from which on `auto` compiles. On the CPU the warm-up took 9 to 18 s and a step became 6 to 16% shorter
+(SiT-pico to S, `make bench BENCH=compiled`), so it was paid for after 76 to 443 s, or 5,000 to 16,000 GFLOPs, and every
+process pays it again; on CUDA a warm-up of a minute and a gain of a tenth are assumed, and nothing was measured."""
 
 NOMINAL_GFLOPS_PER_S = {"cpu": 100.0, "cuda": 100_000.0}
 """What turns a budget of steps, images or GFLOPs into seconds, by device. Not measured where a command runs: compared
-runs must come to the same decision. Here two CPU cores sustained 70 to 200; for CUDA it is assumed."""
+runs must come to the same decision. Two CPU cores sustained 30 to 180 from SiT-pico to S; for CUDA it is assumed."""
 
 
 def resolve_compile(config: RunConfig, shape: BackboneShape, device: torch.device) -> bool:
