@@ -204,9 +204,12 @@ def _preprocessed(config: DataConfig, cache: Path, report: Report | None) -> Ima
 
 def _parquet(path: Path, image_size: int, cache: Path, report: Report | None) -> ImageSet:
     table = parquet.open_table(path)
-    content = _file_digests(path, table.folder, table.names, cache, report)
     # The files hold classes and their names as well.
-    key = {"files": digest(content), "transform": FOLDER_TRANSFORM, "image_size": image_size}
+    key = {
+        "files": digest(_file_digests(path, table.folder, table.names, cache, report)),
+        "transform": FOLDER_TRANSFORM,
+        "image_size": image_size,
+    }
 
     def make_rows(start: int, stop: int) -> np.ndarray:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -227,9 +230,8 @@ def _image_folder(root: Path, image_size: int, cache: Path, report: Report | Non
     classes = _find_classes(root)
     files = [(label, path) for label, name in enumerate(classes) for path in _find_images(root, name)]
     names = [path for _, path in files]
-    content = _file_digests(root, root, names, cache, report)
     key = {
-        "files": digest(content),
+        "files": digest(_file_digests(root, root, names, cache, report)),
         "transform": FOLDER_TRANSFORM,
         "image_size": image_size,
     }
@@ -293,7 +295,7 @@ def _file_digests(whole: Path, root: Path, names: Sequence[str], cache: Path, re
                 shas = {name: state[2] for name, state in stored.items()}
                 shas |= _read_all(root, [name for name in changed if name in states], report)
                 stored = {name: [*states[name], shas[name]] for name in names}
-                caches.write_small(listing, [[name, *state] for name, state in stored.items()])
+                caches.write_long(listing, [[name, *state] for name, state in stored.items()])
     return [[name, stored[name][0], stored[name][2]] for name in names]
 
 

@@ -25,7 +25,7 @@ def measure() -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as temporary:
         study = write_study(Path(temporary))
         cases = {f"ditbench {words}": command([ditbench, *words.split()]) for words in COMMANDS}
-        cases["ditbench report of 6 runs"] = command([ditbench, "report", str(study)])
+        cases["ditbench report of 10 runs"] = command([ditbench, "report", str(study)])
         cases["python -c 'import torch'"] = command([sys.executable, "-c", "import torch"])
         timings = timed(cases, ROUNDS)
     return [

@@ -6,8 +6,10 @@ import multiprocessing.synchronize
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -316,10 +318,11 @@ def test_processes_that_meet_one_damaged_shard_make_it_again_once(tmp_path: Path
 # -- small caches -----------------------------------------------------------------------------------------------------
 
 
-def test_small_caches_come_back_or_are_told_to_be_damaged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", [cache.write_small, cache.write_long])
+def test_small_caches_come_back_or_are_told_to_be_damaged(tmp_path: Path, write: Callable[[Path, Any], None]) -> None:
     path, value, told = tmp_path / "new" / "x.json", {"a": [1, 0.5, None, "é\udc80\n"]}, []
     assert cache.read_small(path) is None
-    cache.write_small(path, value)
+    write(path, value)
     content = path.read_bytes()
     for damaged in [*(content[:i] + bytes([content[i] ^ 2]) + content[i + 1 :] for i in range(len(content))), b"3"]:
         path.write_bytes(damaged)
