@@ -20,9 +20,9 @@ from harness.cache import Report, read_small, write_small
 from harness.config import EvaluationConfig, RuntimeConfig, require
 from harness.environment import resolve_precision
 from harness.fidelity import Pictures, spread
-from harness.generate import generate_together, inference, labels_for
+from harness.generate import Collected, generate_rounds, inference, labels_for
 from harness.prepare import PreparedData
-from harness.processes import is_main
+from harness.processes import beside, is_main
 from harness.records import digest
 from harness.rng import stream
 from harness.scoring import Place, Scorer, TrainingImages
@@ -41,6 +41,8 @@ class Evaluation:
     """The first images, uint8 [K, H, W, 3]: image i has the same noise and label in every evaluation."""
     bad_images: int
     """Images whose latent held a NaN or an infinity; they are scored as the decoder shows them."""
+    images_per_s: dict[str, float]
+    """How fast images were sampled, decoded, and went through the extractors (`features`), all processes together."""
 
 
 class Evaluator:
@@ -91,19 +93,37 @@ class Evaluator:
     def evaluate(self, backbone: SiT) -> Evaluation:
         """Generate `num_samples` images and score them, and score the velocity on held-out images.
 
-        All processes generate; the main one alone scores, and the others get neither metrics nor pictures.
+        All processes generate; the main one alone scores, and the others get neither metrics nor pictures. On a GPU,
+        a thread extracts features of the images that are there while the next ones are generated, and computes the
+        distances while the velocity is scored.
 
         Args:
             backbone: the EMA backbone, on the evaluator's device; left as it was.
         """
-        images_NHWC, bad_images = generate_together(
-            backbone, self.prepared.autoencoder, self.config, self.config.num_samples, self._accelerator
+        num, is_scoring = self.config.num_samples, is_main(self._accelerator)
+        made = Collected(num, is_scoring)
+        features = self.scorer.features(Pictures(lambda i: made.images_NHWC[i], num), num)
+        metrics: dict[str, float] = {}
+        with beside(self.device) as begin:
+            jobs = []
+            rounds = generate_rounds(backbone, self.prepared.autoencoder, self.config, num, self._accelerator)
+            for there in made.fill(rounds):
+                if is_scoring:
+                    jobs.append(begin(features.extend, there))
+            if is_scoring:
+                labels_N = labels_for(0, num, backbone.num_classes).numpy()
+                scores = begin(self.scorer.score_features, features, labels_N)
+                velocity = self.velocity_loss(backbone)
+                for job in jobs:
+                    job.result()
+                metrics = {**scores.result(), **velocity}
+        seconds = {"sampling": made.sampling_s, "decoding": made.decoding_s, "features": features.seconds}
+        return Evaluation(
+            metrics=metrics,
+            grid=made.images_NHWC[: self.config.grid_images],
+            bad_images=made.bad_images,
+            images_per_s={what: num / spent for what, spent in seconds.items() if is_scoring},
         )
-        metrics = {}
-        if is_main(self._accelerator):
-            labels_N = labels_for(0, len(images_NHWC), backbone.num_classes).numpy()
-            metrics = {**self.score(images_NHWC, labels_N), **self.velocity_loss(backbone)}
-        return Evaluation(metrics=metrics, grid=images_NHWC[: self.config.grid_images], bad_images=bad_images)
 
     @property
     def metric_names(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ Shapes: N images of a chunk, C channels, H W latent height and width.
 """
 
 import contextlib
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -59,22 +60,6 @@ def generate(
         yield start, autoencoder.decode(latents_NCHW)
 
 
-def generate_together(
-    backbone: SiT, autoencoder: Autoencoder, config: EvaluationConfig, num_images: int, accelerator: Accelerator
-) -> tuple[np.ndarray, int]:
-    """All images, uint8 [N, H, W, 3], and how many of them had a non-finite latent; of several processes the main one
-    alone has the images, and the others have none of them."""
-    images_NHWC = np.empty(0, np.uint8)
-    bad_images = 0
-    for part in generate_rounds(backbone, autoencoder, config, num_images, accelerator):
-        if accelerator.is_main_process:
-            if part.start == 0:
-                images_NHWC = np.empty((num_images, *part.images_NHWC.shape[1:]), np.uint8)
-            images_NHWC[part.start : part.start + len(part.images_NHWC)] = part.images_NHWC
-        bad_images += part.bad_images
-    return images_NHWC, bad_images
-
-
 @dataclass(frozen=True)
 class Round:
     """The images that all processes made at once, one chunk each."""
@@ -85,6 +70,39 @@ class Round:
     """uint8."""
     bad_images: int
     """How many of them had a non-finite latent."""
+    sampling_s: float
+    """Time that this process took to sample its chunk, in seconds."""
+    decoding_s: float
+    """The same for the autoencoder, to uint8."""
+
+    @property
+    def stop(self) -> int:
+        """Number of the last image, and 1."""
+        return self.start + len(self.images_NHWC)
+
+
+class Collected:
+    """Rounds put together, from the first one on."""
+
+    def __init__(self, num_images: int, keeps: bool) -> None:
+        """Nothing of `num_images` is there yet; without `keeps` the images are only counted."""
+        self.num_images, self._keeps = num_images, keeps
+        self.images_NHWC = np.empty(0, np.uint8)
+        """All `num_images` of them once the first round is here, the later ones not written yet."""
+        self.bad_images = 0
+        self.sampling_s, self.decoding_s = 0.0, 0.0
+
+    def fill(self, rounds: Iterable[Round]) -> Iterator[int]:
+        """Take round after round; yields how many images are there."""
+        for part in rounds:
+            if self._keeps:
+                if part.start == 0:
+                    self.images_NHWC = np.empty((self.num_images, *part.images_NHWC.shape[1:]), np.uint8)
+                self.images_NHWC[part.start : part.stop] = part.images_NHWC
+            self.bad_images += part.bad_images
+            self.sampling_s += part.sampling_s
+            self.decoding_s += part.decoding_s
+            yield part.stop
 
 
 def generate_rounds(
@@ -104,16 +122,20 @@ def generate_rounds(
     for first in range(done // config.chunk, len(bounds), size):
         # A process without a chunk in the last round makes the last one again: all must take part in the gathering.
         mine = min(first + accelerator.process_index, len(bounds) - 1)
+        started = time.perf_counter()
         [(_, latents_NCHW)] = generate_latents(backbone, config, num_images, accelerator.device, [mine])
-        images_NHWC = torch.from_numpy(autoencoder.decode(latents_NCHW))
         bad = (~latents_NCHW.isfinite().flatten(1).all(dim=1)).sum().reshape(1)
+        bad.tolist()  # waits for the device, so that the times belong to what they are called
+        sampled = time.perf_counter()
+        images_NHWC = torch.from_numpy(autoencoder.decode(latents_NCHW))
+        decoded = time.perf_counter()
         lengths = [stop - start for start, stop in bounds[first : first + size]]
         if size > 1:
             images_NHWC = F.pad(images_NHWC, (0, 0) * 3 + (0, config.chunk - len(images_NHWC))).to(accelerator.device)
         together = gathered(accelerator, images_NHWC).cpu().split(config.chunk)
         parts = [part[:length].numpy() for part, length in zip(together, lengths, strict=False)]
         num_bad = int(gathered(accelerator, bad)[: len(lengths)].sum())
-        yield Round(bounds[first][0], np.concatenate(parts), num_bad)
+        yield Round(bounds[first][0], np.concatenate(parts), num_bad, sampled - started, decoded - sampled)
 
 
 def generate_latents(

@@ -25,9 +25,9 @@ from harness.fidelity import (
     NEIGHBOURS,
     SCORE_SEED,
     SCORE_SPLITS,
+    Features,
     Pictures,
     Reference,
-    extract,
     spread,
 )
 from harness.records import count_name, digest
@@ -119,17 +119,26 @@ class Scorer:
             pictures: the images.
             labels_N: the class asked for, or the true one; None where it is not known, and then no class is asked.
         """
-        num = len(pictures)
-        found = self._reference.distances(self.extractor, pictures, self.config.kid_subset)
+        features = self.features(pictures, len(pictures))
+        features.extend(features.num)
+        return self.score_features(features, labels_N)
+
+    def features(self, pictures: Pictures, num: int) -> Features:
+        """What scores are computed on, of `num` pictures; none of them need be there yet."""
+        needs_pixels = self.source.num or self.has_classifier
+        found = [self.extractor, self._pixels] if needs_pixels else [self.extractor]
+        return Features(found, pictures, num, self._place.device)
+
+    def score_features(self, features: Features, labels_N: np.ndarray | None) -> dict[str, float]:
+        """As `score`, of images whose features are made."""
+        num = features.num
+        found = self._reference.distances(self.extractor, features.of(self.extractor), self.config.kid_subset)
         metrics = {self.metric_name(kind, num): value for kind, value in found.items()}
-        needs_classes = self.has_classifier and labels_N is not None
-        if not (self.source.num or needs_classes):
-            return metrics
-        features_NF = extract(self._pixels, self._pixels.layers, pictures, self._place.device)[self._pixels.layer]
         if self.source.num:
-            metrics[f"fd_pixels_{count_name(num)}"] = self._reference.frechet(self._pixels, features_NF)
-        if needs_classes:
-            named_N = self._classifier.predict(features_NF.numpy())
+            pixels_NF = features.of(self._pixels)[self._pixels.layer]
+            metrics[f"fd_pixels_{count_name(num)}"] = self._reference.frechet(self._pixels, pixels_NF)
+        if self.has_classifier and labels_N is not None:
+            named_N = self._classifier.predict(features.of(self._pixels)[self._pixels.layer].numpy())
             metrics[f"class_accuracy_{count_name(num)}"] = float(np.mean(named_N == labels_N))
         return metrics
 

@@ -67,8 +67,9 @@ def evaluate_backbone(opened: "Opened", seeds: Sequence[int], form: str) -> None
 
     lab, records = opened.lab, []
     for evaluator in evaluators(lab, seeds):
-        metrics = evaluator.evaluate(opened.backbone).metrics
-        records.append({**opened.facts, "protocol": evaluator.digest, "metrics": metrics})
+        found = evaluator.evaluate(opened.backbone)
+        speed = {"evaluation_images_per_s": found.images_per_s}
+        records.append({**opened.facts, "protocol": evaluator.digest, "metrics": found.metrics, **speed})
         if is_main(lab.accelerator):
             _store(opened.folder, opened.file, records[-1], evaluator.protocol)
     if not is_main(lab.accelerator):
@@ -78,6 +79,8 @@ def evaluate_backbone(opened: "Opened", seeds: Sequence[int], form: str) -> None
     else:
         lines = {} if form == "json" else lab.evaluator.lines()
         _show(records[0], opened.title, lines, lab.evaluator.warnings, form)
+    if form != "json":
+        _show_speed(records[-1]["evaluation_images_per_s"])
 
 
 def evaluate_file(argv: Sequence[str], has_config: bool) -> int:
@@ -149,6 +152,14 @@ def _show(
     print_table(rows)
     for warning in warnings:
         console(stderr=True).print(f"warning: {warning}")
+
+
+def _show_speed(images_per_s: Mapping[str, float]) -> None:
+    """Print how fast the images of an evaluation were made and read."""
+    from studies.tables import console
+
+    parts = ", ".join(f"{what} {speed:.4g}" for what, speed in images_per_s.items())
+    console().print(f"images/s: {parts}")
 
 
 def _show_seeds(records: Sequence[Mapping[str, Any]], seeds: Sequence[int], warnings: Sequence[str], form: str) -> None:

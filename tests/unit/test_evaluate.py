@@ -2,20 +2,24 @@
 
 import json
 import random
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from harness import evaluate as evaluate_module
+from harness import fidelity, processes
 from harness.autoencoder import to_uint8
 from harness.config import EvaluationConfig, RuntimeConfig, SamplerConfig
 from harness.data import ImageSet
 from harness.errors import UserError
 from harness.evaluate import Evaluator, velocity_draws, velocity_errors
-from harness.generate import generate_together
+from harness.fidelity import extract
+from harness.generate import Collected, generate_rounds
 from harness.prepare import PreparedData
-from harness.processes import open_accelerator
+from harness.processes import in_thread, open_accelerator
 from harness.records import digest, file_digest, metric
 from harness.rng import global_state_kept, stream
 from harness.sit import SiT
@@ -130,7 +134,9 @@ def test_another_way_of_sampling_shares_what_it_is_scored_by(evaluator, tmp_path
 
 def test_grid_holds_the_first_images(evaluation, evaluator):
     parts = (evaluator.prepared.autoencoder, evaluator.config, 24, open_accelerator(RUNTIME))
-    images, bad_images = generate_together(make_backbone(), *parts)
+    made = Collected(24, keeps=True)
+    assert list(made.fill(generate_rounds(make_backbone(), *parts)))[-1] == 24
+    images, bad_images = made.images_NHWC, made.bad_images
     assert images.shape == (24, 16, 16, 3) and bad_images == evaluation.bad_images == 0
     assert np.array_equal(evaluation.grid, images[:5])
 
@@ -160,10 +166,61 @@ def test_bad_images_are_counted(evaluator):
     backbone = make_backbone()
     with torch.no_grad():
         backbone.y_embedder.embedding_table.weight[1] = float("nan")
-    images, bad_images = generate_together(
-        backbone, evaluator.prepared.autoencoder, evaluator.config, 24, open_accelerator(RUNTIME)
-    )
-    assert bad_images == 8 and np.all(images[1::3] == 0) and not np.all(images[0::3] == 0)
+    evaluation = evaluator.evaluate(backbone)
+    assert evaluation.bad_images == 8
+    assert np.all(evaluation.grid[1::3] == 0) and not np.all(evaluation.grid[0::3] == 0)
+
+
+def test_scoring_in_a_thread_gives_the_same_bits(evaluation, evaluator, monkeypatch):
+    """As on a GPU: features of chunks of 10 while the next are made, distances while the velocity is scored."""
+    threads: list[str] = []
+
+    def noted(*arguments):
+        threads.append(threading.current_thread().name)
+        return extract(*arguments)
+
+    monkeypatch.setattr(fidelity, "extract", noted)
+    monkeypatch.setattr(evaluate_module, "beside", lambda device: in_thread())
+    found = evaluator.evaluate(make_backbone())
+    assert found.metrics == evaluation.metrics and np.array_equal(found.grid, evaluation.grid)
+    assert threads and threading.current_thread().name not in threads
+
+
+def test_errors_of_scoring_are_not_lost(evaluator, monkeypatch):
+    def failing(*arguments):
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(fidelity, "extract", failing)
+    for beside in (lambda device: in_thread(), processes.beside):
+        monkeypatch.setattr(evaluate_module, "beside", beside)
+        with pytest.raises(UserError, match="the disk is full"):
+            evaluator.evaluate(make_backbone())
+
+
+def test_speed_of_each_part_is_told(evaluation):
+    assert set(evaluation.images_per_s) == {"sampling", "decoding", "features"}
+    assert all(speed > 0 for speed in evaluation.images_per_s.values())
+
+
+def test_another_evaluator_computes_nothing_of_the_reference(evaluator, evaluation, monkeypatch):
+    """Another protocol, as of `ditbench evaluate` or of another run: features and moments are read."""
+    reads = {"theirs": 0}
+    rows = evaluator.prepared.images.rows
+
+    def counted(images, indices):
+        reads["theirs"] += 1
+        return rows(indices)
+
+    monkeypatch.setattr(ImageSet, "rows", counted)
+    monkeypatch.setattr(fidelity, "_root", None)
+    other = make_evaluator(evaluator.cache, num_samples=20, seed=3, classifier=False)
+    opened = reads["theirs"]
+    assert other.digest != evaluator.digest
+    other.evaluate(make_backbone())
+    assert reads["theirs"] == opened
+    with pytest.raises(TypeError):  # else this test could not fail
+        make_evaluator(evaluator.cache / "empty", num_samples=20, classifier=False).evaluate(make_backbone())
+    assert reads["theirs"] > opened + 1
 
 
 # -- scores ---------------------------------------------------------------------------------------------------------

@@ -13,12 +13,14 @@ import pytest
 import torch
 import torch_fidelity
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from harness import fidelity
+from harness import extractors, fidelity
 from harness.errors import UserError
 from harness.extractors import Extractor
-from harness.fidelity import Pictures, Reference, extract, spread
+from harness.fidelity import Features, Pictures, Reference, extract, spread
 
 NAME = "test-red-green"
 CPU = torch.device("cpu")
@@ -70,6 +72,11 @@ def frechet(real: Reference, ours: Pictures) -> float:
     return real.frechet(EXTRACTOR, extract(EXTRACTOR, ("mean",), ours, CPU)["mean"])
 
 
+def distances(real: Reference, points, kid_subset: int, extractor: Extractor = EXTRACTOR) -> dict[str, float]:
+    """All that is said of pictures."""
+    return real.distances(extractor, extract(extractor, extractor.layers, Counting(points), CPU), kid_subset)
+
+
 SQUARE = [(10, 10), (10, 14), (14, 10), (14, 14)]
 
 
@@ -93,7 +100,7 @@ def test_frechet_distance_by_hand(tmp_path):
 
 def test_distances_share_the_frechet_distance(tmp_path):
     large = [(20, 10), (20, 18), (28, 10), (28, 18)]
-    found = reference(SQUARE, tmp_path).distances(EXTRACTOR, Counting(large), kid_subset=4)
+    found = distances(reference(SQUARE, tmp_path), large, 4)
     assert found["fd"] == pytest.approx(148 + 32 / 3, rel=1e-6)
 
 
@@ -106,7 +113,7 @@ def test_stored_statistics_alone_give_the_frechet_distance_alone(tmp_path):
     real = Reference(
         pictures=None, name="stored", device=CPU, cache=tmp_path, statistics={"fd": statistics_of_the_large_square()}
     )
-    found = real.distances(EXTRACTOR, Counting(SQUARE), kid_subset=4)
+    found = distances(real, SQUARE, 4)
     assert found == {"fd": pytest.approx(148 + 32 / 3, rel=1e-6)}
 
 
@@ -114,7 +121,7 @@ def test_stored_statistics_count_instead_of_those_of_the_images(tmp_path):
     """As in an ADM batch: statistics of the whole data set, and some of its images for precision and recall."""
     plain = reference(SQUARE, tmp_path)
     both = dataclasses.replace(plain, statistics={"fd": statistics_of_the_large_square()})
-    alone, found = (real.distances(EXTRACTOR, Counting(SQUARE), kid_subset=4) for real in (plain, both))
+    alone, found = (distances(real, SQUARE, 4) for real in (plain, both))
     assert alone["fd"] == pytest.approx(0, abs=1e-6)
     assert found["fd"] == pytest.approx(148 + 32 / 3, rel=1e-6)
     assert {**found, "fd": 0} == {**alone, "fd": 0}
@@ -151,7 +158,7 @@ def slow_kernel_distance(xs, ys) -> float:
 def test_kernel_distance_against_a_slow_formula(tmp_path):
     """A subset as large as the sets: every subset is the whole set."""
     generated, real = points_of(0, 12), points_of(1, 12)
-    found = reference(real, tmp_path).distances(EXTRACTOR, Counting(generated), kid_subset=12)
+    found = distances(reference(real, tmp_path), generated, 12)
     assert found["kd"] == pytest.approx(slow_kernel_distance(generated, real), rel=1e-3)
 
 
@@ -172,7 +179,7 @@ def test_precision_and_recall_against_a_slow_formula(tmp_path):
     """A cramped generator: all its points are within the real ones' reach, few real ones within its own."""
     real = [(10 * i, 20 * (i % 3)) for i in range(12)]
     generated = [(30 + i, 2 + i % 2) for i in range(9)]
-    found = reference(real, tmp_path).distances(EXTRACTOR, Counting(generated), kid_subset=9)
+    found = distances(reference(real, tmp_path), generated, 9)
     precision, recall = slow_precision_recall(generated, real)
     assert (precision, recall) != (1, 1) and precision > recall
     assert (found["precision"], found["recall"]) == (pytest.approx(precision), pytest.approx(recall))
@@ -182,7 +189,7 @@ def test_spatial_distance_is_the_frechet_distance_of_its_own_layer(tmp_path):
     """Twice the features: four times the distance."""
     both = dataclasses.replace(EXTRACTOR, spatial="doubled")
     large = [(20, 10), (20, 18), (28, 10), (28, 18)]
-    found = reference(SQUARE, tmp_path).distances(both, Counting(large), kid_subset=4)
+    found = distances(reference(SQUARE, tmp_path), large, 4, both)
     assert found["fd"] == pytest.approx(148 + 32 / 3, rel=1e-6)
     assert found["sfd"] == pytest.approx(4 * (148 + 32 / 3), rel=1e-6)
 
@@ -191,7 +198,7 @@ def test_inception_score_against_a_slow_formula(tmp_path):
     """exp of the mean divergence of p(y|x) from p(y), in each of 10 parts (1606.03498, section 4)."""
     scored = dataclasses.replace(EXTRACTOR, logits="logits")
     points = points_of(0, 34)
-    found = reference(SQUARE, tmp_path).distances(scored, Counting(points), kid_subset=4)["is"]
+    found = distances(reference(SQUARE, tmp_path), points, 4, scored)["is"]
     order = np.random.RandomState(2020).permutation(34)
     scores = []
     for part in range(10):
@@ -206,7 +213,7 @@ def test_inception_score_against_a_slow_formula(tmp_path):
 
 def test_too_few_images_have_no_inception_score(tmp_path):
     scored = dataclasses.replace(EXTRACTOR, logits="logits")
-    assert "is" not in reference(SQUARE, tmp_path).distances(scored, Counting(points_of(0, 9)), kid_subset=4)
+    assert "is" not in distances(reference(SQUARE, tmp_path), points_of(0, 9), 4, scored)
 
 
 def test_precision_and_recall_read_a_spread_of_a_large_reference(tmp_path, monkeypatch):
@@ -214,10 +221,62 @@ def test_precision_and_recall_read_a_spread_of_a_large_reference(tmp_path, monke
     monkeypatch.setattr(fidelity, "MANIFOLD_IMAGES", 6)
     real = [(10 * i, 20 * (i % 3)) for i in range(12)]
     generated = [(30 + i, 2 + i % 2) for i in range(9)]
-    found = reference(real, tmp_path).distances(EXTRACTOR, Counting(generated), kid_subset=9)
+    found = distances(reference(real, tmp_path), generated, 9)
     wanted = slow_precision_recall(generated, real[::2])
     assert wanted != slow_precision_recall(generated, real)
     assert (found["precision"], found["recall"]) == (pytest.approx(wanted[0]), pytest.approx(wanted[1]))
+
+
+def drawn(seed: int, num: int, width: int) -> torch.Tensor:
+    """Features that are all positive and far from round, as a network's are."""
+    return torch.rand((num, width), generator=torch.Generator().manual_seed(seed)) ** 2 + 0.1 * seed
+
+
+def test_kernels_made_once_give_what_kernels_of_every_subset_give(monkeypatch):
+    """In float64 over three parts of the rows; torch-fidelity sums each subset's in float32."""
+    ours, theirs = drawn(1, 70, 40), drawn(2, 50, 40)
+    found = {}
+    for name, rows in (("whole", 1000), ("parts", 30)):
+        monkeypatch.setattr(fidelity, "KERNEL_ROWS", rows)
+        found[name] = fidelity.kernel_distance(ours, theirs, 45)
+    settings = {"kid_subsets": 100, "kid_subset_size": 45, "rng_seed": 2020, "verbose": False}
+    wanted = kid_features_to_metric(ours, theirs, **settings)[torch_fidelity.KEY_METRIC_KID_MEAN]
+    assert found["whole"] == pytest.approx(wanted, rel=1e-5) and wanted > 0.01
+    assert found["parts"] == pytest.approx(found["whole"], rel=1e-6)
+
+
+def test_small_subsets_of_large_sets_are_torch_fidelitys(monkeypatch):
+    """100 x 3 x 4^2 kernels in subsets, and 3 x 70^2 of all images."""
+    monkeypatch.setattr(fidelity, "_kernel_sums", None)
+    ours, theirs = drawn(1, 70, 6), drawn(2, 70, 6)
+    settings = {"kid_subsets": 100, "kid_subset_size": 4, "rng_seed": 2020, "verbose": False}
+    wanted = kid_features_to_metric(ours, theirs, **settings)[torch_fidelity.KEY_METRIC_KID_MEAN]
+    assert fidelity.kernel_distance(ours, theirs, 4) == wanted
+
+
+@pytest.mark.parametrize("num", [20, 300])
+def test_frechet_distance_is_torch_fidelitys_but_for_rounding(num):
+    """With fewer images than features, and with more."""
+    ours, theirs = fid_features_to_statistics(drawn(1, num, 64)), fid_features_to_statistics(drawn(2, num, 64))
+    wanted = fid_statistics_to_metric(ours, theirs, verbose=False)[torch_fidelity.KEY_METRIC_FID]
+    moments = fidelity.Moments(theirs["mu"], theirs["sigma"], fidelity._root(theirs["sigma"]))
+    assert fidelity.frechet(drawn(1, num, 64), moments) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_features_made_piece_by_piece_are_those_of_one_pass():
+    """Whole batches of 32 as soon as their pictures are there; the real extractor, whose last bits depend on them."""
+    extractor = extractors.find("efficientnet_lite0", 32)
+    images = np.random.default_rng(0).integers(0, 256, (75, 16, 16, 3), np.uint8)
+    read: list[int] = []
+    pictures = Pictures(lambda i: (read.append(i), images[i])[1], 75)
+    features = Features([extractor, extractors.find_pixels()], pictures, 75, CPU)
+    for there, made in ((10, 0), (40, 32), (50, 32), (75, 75)):
+        features.extend(there)
+        assert set(read) == set(range(made))
+    assert features.seconds > 0
+    for each in (extractor, extractors.find_pixels()):
+        whole = extract(each, each.layers, pictures, CPU)
+        assert all(torch.equal(features.of(each)[layer], whole[layer]) for layer in each.layers)
 
 
 def test_rows_are_spread_evenly():
@@ -227,10 +286,10 @@ def test_rows_are_spread_evenly():
 
 def test_equal_and_disjoint_sets_are_the_extremes(tmp_path):
     near, far = points_of(0, 8), points_of(1, 8) + 200
-    equal = reference(near, tmp_path).distances(EXTRACTOR, Counting(near), kid_subset=8)
+    equal = distances(reference(near, tmp_path), near, 8)
     assert (equal["precision"], equal["recall"]) == (1, 1)
     assert equal["fd"] == pytest.approx(0, abs=1e-6)
-    apart = reference(near, tmp_path).distances(EXTRACTOR, Counting(far), kid_subset=8)
+    apart = distances(reference(near, tmp_path), far, 8)
     assert (apart["precision"], apart["recall"]) == (0, 0) and apart["fd"] > 2 * 180**2
 
 
@@ -260,25 +319,27 @@ def test_the_numbers_are_those_of_one_call_of_torch_fidelity(tmp_path):
         "precision": torch_fidelity.KEY_METRIC_PRECISION,
         "recall": torch_fidelity.KEY_METRIC_RECALL,
     }
-    found = reference(real, tmp_path).distances(EXTRACTOR, Counting(generated), kid_subset=50)
-    assert found == {ours: theirs[name] for ours, name in names.items()}
+    found = distances(reference(real, tmp_path), generated, 50)
+    rounding = {"fd": 1e-6, "kd": 1e-5, "precision": 0, "recall": 0}  # it sums kernels in float32
+    assert found == {ours: pytest.approx(theirs[name], rel=rounding[ours]) for ours, name in names.items()}
     again = reference(real, tmp_path)  # from the cache
-    assert again.distances(EXTRACTOR, Counting(generated), kid_subset=50) == found
+    assert distances(again, generated, 50) == found
     assert again.pictures.reads == 0
 
 
-def test_damaged_reference_features_are_made_again(tmp_path):
-    real, ours = points_of(0, 8), Counting(points_of(1, 8))
-    first = frechet(reference(real, tmp_path), ours)
-    (shard,) = tmp_path.rglob("shard-*.npy")
+@pytest.mark.parametrize("kind", ["features", "statistics"])
+def test_damaged_caches_of_the_reference_are_made_again(tmp_path, kind):
+    real, points = points_of(0, 8), points_of(1, 8)
+    first = distances(reference(real, tmp_path), points, 8)
+    (shard,) = tmp_path.glob(f"{'statistics' if kind == 'statistics' else NAME}-*/shard-*.npy")
     content = bytearray(shard.read_bytes())
     content[-3] ^= 64
     shard.write_bytes(content)
     notices: list[str] = []
     again = dataclasses.replace(reference(real, tmp_path), report=lambda what, done, total: notices.append(what))
-    assert frechet(again, ours) == first
+    assert distances(again, points, 8) == first
     assert notices[0] == f"{shard} is missing or damaged and is made again"
-    assert again.pictures.reads >= 8
+    assert (again.pictures.reads >= 8) is (kind == "features")
 
 
 def test_torch_fidelitys_own_cache_is_neither_read_nor_written(tmp_path, monkeypatch):
@@ -292,7 +353,7 @@ def test_torch_fidelitys_own_cache_is_neither_read_nor_written(tmp_path, monkeyp
             torch.save(Evil(mark), place / name)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     real = reference(points_of(0, 8), cache)
-    real.distances(EXTRACTOR, Counting(points_of(1, 8)), kid_subset=8)
+    distances(real, points_of(1, 8), 8)
     frechet(real, Counting(points_of(1, 8)))
     assert not mark.exists()
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
@@ -302,12 +363,22 @@ def test_torch_fidelitys_own_cache_is_neither_read_nor_written(tmp_path, monkeyp
 
 def test_reference_features_are_computed_once(tmp_path):
     real = reference(points_of(0, 8), tmp_path)
-    first = real.distances(EXTRACTOR, Counting(points_of(1, 8)), kid_subset=8)
+    first = distances(real, points_of(1, 8), 8)
     reads = real.pictures.reads
     assert reads >= 8
     again = reference(points_of(0, 8), tmp_path)
-    assert again.distances(EXTRACTOR, Counting(points_of(1, 8)), kid_subset=8) == first
+    assert distances(again, points_of(1, 8), 8) == first
     assert again.pictures.reads == 0
+
+
+def test_the_reference_s_moments_are_computed_once(tmp_path, monkeypatch):
+    """An evaluator that comes later reads them, and of its features what other distances need."""
+    first = distances(reference(points_of(0, 8), tmp_path), points_of(1, 8), 8)
+    monkeypatch.setattr(fidelity, "_root", None)
+    again = reference(points_of(0, 8), tmp_path)
+    assert distances(again, points_of(1, 8), 8) == first and again.pictures.reads == 0
+    with pytest.raises(TypeError):  # else this test could not fail
+        distances(reference(points_of(0, 8), tmp_path / "other"), points_of(1, 8), 8)
 
 
 def test_another_name_is_another_cache(tmp_path):
@@ -318,7 +389,7 @@ def test_another_name_is_another_cache(tmp_path):
 
 def test_nothing_is_printed_and_no_global_state_is_drawn_from(tmp_path, capfd):
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    reference(points_of(0, 8), tmp_path).distances(EXTRACTOR, Counting(points_of(1, 8)), kid_subset=4)
+    distances(reference(points_of(0, 8), tmp_path), points_of(1, 8), 4)
     assert capfd.readouterr() == ("", "")
     assert torch.equal(torch.get_rng_state(), state) and np.array_equal(np.random.get_state()[1], numpy_state)
 

@@ -1,16 +1,18 @@
 """Generated images: what they depend on, and what they do not."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 from harness.config import EvaluationConfig, RuntimeConfig, SamplerConfig
 from harness.generate import (
+    Collected,
     chunk_bounds,
     generate,
     generate_latents,
     generate_rounds,
-    generate_together,
     inference,
     labels_for,
 )
@@ -129,8 +131,24 @@ def test_rounds_go_on_from_any_chunk(backbone):
     for one, other in zip(whole[1:], rest, strict=True):
         assert np.array_equal(one.images_NHWC, other.images_NHWC)
     assert len(rest[-1].images_NHWC) == 2 and sum(part.bad_images for part in whole) == 0
-    images, bad_images = generate_together(backbone, Decoder(), config(), 10, accelerator)
-    assert np.array_equal(images, np.concatenate([part.images_NHWC for part in whole])) and bad_images == 0
+    assert all(part.sampling_s > 0 and part.decoding_s > 0 for part in whole)
+
+
+def test_rounds_are_collected_as_they_come(backbone):
+    """Chunks of 4 of 10 images, of which those of class 1 are not finite: 1, 4, 7."""
+    accelerator = open_accelerator(RuntimeConfig(device="cpu"))
+    broken = copy.deepcopy(backbone)
+    with torch.no_grad():
+        broken.y_embedder.embedding_table.weight[1] = float("nan")
+    whole = list(generate_rounds(broken, Decoder(), config(), 10, accelerator))
+    made, counted = Collected(10, keeps=True), Collected(10, keeps=False)
+    for there, part in zip(made.fill(whole), whole, strict=True):
+        assert there == part.stop and np.array_equal(made.images_NHWC[part.start : there], part.images_NHWC)
+    assert list(counted.fill(whole)) == [4, 8, 10] and len(counted.images_NHWC) == 0
+    for each in (made, counted):
+        assert each.bad_images == 3
+        assert each.sampling_s == pytest.approx(sum(part.sampling_s for part in whole))
+        assert each.decoding_s == pytest.approx(sum(part.decoding_s for part in whole))
 
 
 def test_backbone_is_left_as_it_was(backbone):
