@@ -20,7 +20,7 @@ NOTES = (
     "another precision, such as the autoencoder in fp32, is slower, and reading, optimiser, metrics and records come "
     "on top.",
     "Disk is what is kept at the end; while a checkpoint is written there is one more. Memory is that of one process, "
-    "without what libraries and allocators add: docs/performance.md has measured peaks. On a CPU both columns lie in RAM.",
+    "without what libraries and allocators add (docs/performance.md). On a CPU both columns lie in RAM.",
 )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import methods
-from harness import environment
+from harness import environment, memory
 from harness.config import BudgetConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, RuntimeConfig
 from harness.encoders import encoder_width
 from harness.method import DataShape
@@ -88,11 +88,19 @@ def variants(run: Run) -> dict[str, Callable[[], None]]:
     }
 
 
-def fit(gflops: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
-    """a and b of seconds = a + b x GFLOPs with the least sum of squared relative residuals (fit / seconds - 1)^2."""
-    columns = np.stack([np.ones(len(gflops)), np.asarray(gflops)], axis=1)
-    (a, b), *_ = np.linalg.lstsq(columns / np.asarray(seconds)[:, None], np.ones(len(gflops)), rcond=None)
-    return float(a), float(b)
+def fit(columns: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
+    """Coefficients of seconds = a + b x first column + ..., least in the sum of (fitted / seconds - 1)^2."""
+    design = np.stack([np.ones(len(seconds)), *map(np.asarray, columns)], axis=1)
+    found, *_ = np.linalg.lstsq(design / np.asarray(seconds)[:, None], np.ones(len(seconds)), rcond=None)
+    return [float(value) for value in found]
+
+
+def fitted(coefficients: Sequence[float], *columns: Sequence[float]) -> list[float]:
+    """Seconds by a fit, for each row of the columns."""
+    a, *slopes = coefficients
+    return [
+        a + sum(b * value for b, value in zip(slopes, values, strict=True)) for values in zip(*columns, strict=True)
+    ]
 
 
 def measure() -> list[dict[str, Any]]:
@@ -105,22 +113,29 @@ def measure() -> list[dict[str, Any]]:
         [times[f"{place} {name}"] for place in range(len(runs))] for name in ("plain", "halves", "checkpointed")
     )
     gflops = [run.cost.train_gflops_per_image * size.batch for size, run in zip(SIZES, runs, strict=True)]
-    a, b = fit(gflops, [timing.median for timing in plain])
-    rows = []
-    for place, (size, counted) in enumerate(zip(SIZES, gflops, strict=True)):
-        time, fitted = plain[place].median, a + b * counted
-        rows.append(
-            {
-                "model": size.model,
-                "tokens": size.tokens,
-                "batch": size.batch,
-                "GFLOPs a step": counted,
-                "step, ms": 1000 * time,
-                "fit, ms": 1000 * fitted,
-                "fit / step - 1, %": 100 * (fitted / time - 1),
-                "GFLOP/s": counted / time,
-                "two halves / step": str(halves[place].ratio(plain[place])),
-                "checkpointed / step": str(checkpointed[place].ratio(plain[place])),
-            }
-        )
-    return rows
+    kept = [activations_gb(run) for run in runs]
+    seconds = [timing.median for timing in plain]
+    by_gflops = fitted(fit([gflops], seconds), gflops)
+    by_both = fitted(fit([gflops, kept], seconds), gflops, kept)
+    return [
+        {
+            "model": size.model,
+            "tokens": size.tokens,
+            "batch": size.batch,
+            "GFLOPs a step": gflops[place],
+            "activations, GB": kept[place],
+            "step, ms": 1000 * seconds[place],
+            "GFLOP/s": gflops[place] / seconds[place],
+            "fit by GFLOPs, %": 100 * (by_gflops[place] / seconds[place] - 1),
+            "fit by GFLOPs and activations, %": 100 * (by_both[place] / seconds[place] - 1),
+            "two halves / step": str(halves[place].ratio(plain[place])),
+            "checkpointed / step": str(checkpointed[place].ratio(plain[place])),
+        }
+        for place, size in enumerate(SIZES)
+    ]
+
+
+def activations_gb(run: Run) -> float:
+    """What autograd keeps of a step's forward pass, in 10^9 bytes."""
+    shape = run.method.backbone
+    return memory.backbone_activations(run.config, shape, run.config.optimizer.batch_size, shape.depth) / 1e9

@@ -30,8 +30,9 @@ def by_tokens(rows: Sequence[Row]) -> dict[int, list[Row]]:
 
 def draw_times(ax: Axes, rows: Sequence[Row]) -> Axes:
     """Both axes logarithmic; every size is named, and the fit is a line."""
-    a, b = fit([row["GFLOPs a step"] for row in rows], [row["step, ms"] / 1000 for row in rows])
-    counted = np.geomspace(0.8 * min(r["GFLOPs a step"] for r in rows), 1.25 * max(r["GFLOPs a step"] for r in rows))
+    gflops, seconds = [row["GFLOPs a step"] for row in rows], [row["step, ms"] / 1000 for row in rows]
+    a, b = fit([gflops], seconds)
+    counted = np.geomspace(0.8 * min(gflops), 1.25 * max(gflops))
     label = f"{1000 * a:.2g} ms + GFLOPs / ({1 / b:.0f} GFLOP/s)"
     ax.plot(counted, 1000 * (a + b * counted), color=LIGHT.baseline, linewidth=1, label=label)
     for index, (tokens, group) in enumerate(by_tokens(rows).items()):
@@ -40,10 +41,11 @@ def draw_times(ax: Axes, rows: Sequence[Row]) -> Axes:
         for row in group:
             name = f"{row['model'].removeprefix('SiT-')}, batch {row['batch']}"
             place = (row["GFLOPs a step"], row["step, ms"])
-            above = index % 2 == 0
+            above = index % 2 == 1
+            box = {"facecolor": LIGHT.background, "edgecolor": "none", "pad": 0.5}
             ax.annotate(
                 name, place, xytext=(-5, 3) if above else (5, -3), textcoords="offset points", fontsize=7,
-                ha="right" if above else "left", va="bottom" if above else "top", color=LIGHT.muted,
+                ha="right" if above else "left", va="bottom" if above else "top", color=LIGHT.muted, bbox=box,
             )  # fmt: skip
     ax.set(xscale="log", yscale="log", ylabel="step, ms")
     ax.legend(frameon=False, loc="upper left")
@@ -51,12 +53,15 @@ def draw_times(ax: Axes, rows: Sequence[Row]) -> Axes:
 
 
 def draw_residuals(ax: Axes, rows: Sequence[Row]) -> Axes:
-    """How far the fit lies off each measured time."""
+    """How far the fit lies off each measured time: the line's, and hollow that with activations as well."""
     ax.axhline(0, color=LIGHT.baseline, linewidth=1)
     for index, group in enumerate(by_tokens(rows).values()):
-        x, y = [row["GFLOPs a step"] for row in group], [row["fit / step - 1, %"] for row in group]
-        ax.scatter(x, y, color=LIGHT.cells[index], marker=MARKERS[index], s=24, zorder=3)
+        x, colour, marker = [row["GFLOPs a step"] for row in group], LIGHT.cells[index], MARKERS[index]
+        ax.scatter(x, [row["fit by GFLOPs, %"] for row in group], color=colour, marker=marker, s=24, zorder=3)
+        both = [row["fit by GFLOPs and activations, %"] for row in group]
+        ax.scatter(x, both, facecolors="none", edgecolors=colour, marker=marker, s=24, zorder=3)
     ax.set(xscale="log", xlabel="counted GFLOPs a step", ylabel="fit / step - 1, %")
+    ax.set_title("filled: the line; hollow: activations as well", fontsize=8, fontweight="normal")
     return ax
 
 
