@@ -26,7 +26,7 @@ SIZES = (
     Size("SiT-pico/2", 32, 64),
     Size("SiT-nano/2", 32, 32),
     Size("SiT-micro/2", 16, 32),
-    Size("SiT-micro/2", 32, 16),
+    Size("SiT-micro/2", 32, 8),
     Size("SiT-S/2", 16, 8),
     Size("SiT-S/2", 32, 4),
     Size("SiT-B/2", 16, 4),
