@@ -1,6 +1,7 @@
 """Text on the terminal. Starts without torch, so that reports do."""
 
 import sys
+from collections.abc import Mapping
 from typing import Literal
 
 from rich.console import Console
@@ -29,3 +30,15 @@ def print_table(rows: list[dict[str, str]], justify: Literal["left", "right"] = 
     for row in rows:
         table.add_row(*row.values())
     console().print(table)
+
+
+def print_fields(heading: str, fields: Mapping[str, str]) -> None:
+    """Print a heading with its fields below, name and text, and an empty line; texts are folded as tables are."""
+    table = Table(box=None, show_header=False, padding=(0, 0, 0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in fields.items():
+        table.add_row(name, text)
+    console().print(heading, soft_wrap=False)
+    console().print(table)
+    console().print()

@@ -132,10 +132,18 @@ def _rows(judged: Judged) -> list[Row]:
     ]
 
 
-TERMINAL = ("claim", "verdict", "numbers", "pairs of seeds", "study", "of", "scale", "missing", "page")
+TERMINAL = ("says", "published", "numbers", "pairs of seeds", "of", "study", "scale", "missing", "page")
 SECTION = ("says", "published", "verdict", "numbers", "pairs of seeds", "of", "missing")
 PRINTED = ("claim", "verdict", "numbers", "pairs of seeds", "scale")
-"""Columns on a terminal, on a study's own page, and in LaTeX."""
+"""Fields of a claim on a terminal; columns on a study's own page and in LaTeX."""
+
+
+def blocks(judged: Sequence[Judged]) -> list[tuple[str, dict[str, str]]]:
+    """The rows for a terminal, which is too narrow for their columns: a heading with the verdict, and what is known."""
+    return [
+        (f"{row['claim']}: {row['verdict']}", {name: row[name] for name in TERMINAL if row[name] != MISSING})
+        for row in rows(judged)
+    ]
 
 
 def only(table: Sequence[Row], columns: Sequence[str]) -> list[dict[str, str]]:

@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     from reports.claims import ledger
-    from studies.tables import console, print_table
+    from studies.tables import console, print_fields
 
     judged = ledger.judge_paths(arguments.studies)
     paths = ledger.write(judged, arguments.out)
@@ -35,7 +35,9 @@ def main(argv: Sequence[str]) -> int:
     elif arguments.format == "markdown":
         print(ledger.markdown(judged), end="")
     else:
-        print_table(ledger.only(ledger.rows(judged), ledger.TERMINAL), justify="left")
-        console().print("".join(f"\n{note}" for note in (*ledger.summary(judged), *ledger.notes(judged))))
+        for heading, fields in ledger.blocks(judged):
+            print_fields(heading, fields)
+        for text in (*ledger.summary(judged), *ledger.notes(judged)):
+            console().print(text, soft_wrap=False)
         console().print(f"\nsaved in {arguments.out}: JSON, CSV, Markdown and LaTeX")
     return 0

@@ -231,16 +231,43 @@ def test_the_section_of_an_ablation_is_of_all_its_cells(tmp_path: Path) -> None:
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_prints_a_table(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_a_block_for_every_claim(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["claims", str(study)]) == 0
-    out = capsys.readouterr().out
-    lines = out.splitlines()
-    columns = re.split(" {2,}", lines[0].strip())
-    assert columns == list(claims_ledger.TERMINAL)
-    (line,) = [line for line in lines if line.startswith(BETTER)]
-    assert "holds on digits, SiT-nano/2" in line and "−4.00 [−6.48, −1.52]" in line
+    lines = capsys.readouterr().out.splitlines()
+    headings = [line for line in lines if re.match(r"[a-z0-9.-]+: (holds|does not hold|undecided)", line)]
+    assert len(headings) == NUM_CLAIMS
+    start = lines.index(f"{BETTER}: holds on digits, SiT-nano/2")
+    fields = [re.split(" {2,}", line) for line in _stripped(lines[start + 1 :])]
+    assert fields == [
+        ["says", "VAE-REPA has a better FID than vanilla at equal steps (VAE-REPA, Tables 1 and 2; secondary)"],
+        ["published", row(claims_ledger.judge_paths([study]), BETTER)["published"]],
+        ["numbers", "−4.00 [−6.48, −1.52] (18.00 against 22.00)"],
+        ["pairs of seeds", "3, 3 as claimed"],
+        ["of", f"vae_repa − sit, {MAIN}"],
+        ["study", "digits"],
+        ["scale", "SiT-nano/2 on digits after 800 steps, not ImageNet"],
+    ]
+    nothing = lines.index("sra-better-than-vanilla: undecided")
+    assert ["missing", "no cell of sra"] in [line.split(maxsplit=1) for line in _stripped(lines[nothing:])]
     assert lines[-1] == "saved in claims: JSON, CSV, Markdown and LaTeX"
     assert {path.name for path in Path("claims").iterdir()} == {f"claims.{end}" for end in ("json", "csv", "md", "tex")}
+
+
+def _stripped(lines: list[str]) -> list[str]:
+    """The lines up to the first empty one."""
+    return [line.strip() for line in lines[: lines.index("")]]
+
+
+def test_a_terminal_of_100_columns_is_wide_enough(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["claims", str(study)]) == 0
+    wide = capsys.readouterr().out
+    monkeypatch.setattr("studies.tables.PIPE_WIDTH", 100)
+    assert cli.main(["claims", str(study)]) == 0
+    folded = capsys.readouterr().out
+    assert max(map(len, wide.splitlines())) > 100 >= max(map(len, folded.splitlines()))
+    assert folded.split() == wide.split(), "lines break between words"
 
 
 def test_the_command_prints_json_and_markdown(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
