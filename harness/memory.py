@@ -202,6 +202,8 @@ def kept_bytes(shape: BackboneShape, qk_norm: bool, runtime: RuntimeConfig, imag
     with global_state_kept(), FakeTensorMode(), torch.device(runtime.device):
         backbone = SiT(**arguments, qk_norm=qk_norm)
         backbone.checkpoint_activations = is_checkpointed
+        # Positions are made by numpy, so on the CPU, and without numbers nothing can be moved.
+        backbone.pos_embed = nn.Parameter(torch.empty(backbone.pos_embed.shape), requires_grad=False)
         x_NCHW = torch.zeros(images, shape.in_channels, shape.input_size, shape.input_size)
         saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         with saved, torch.autocast(runtime.device, torch.bfloat16, enabled=runtime.precision == "bf16"):

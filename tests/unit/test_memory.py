@@ -137,6 +137,14 @@ def test_checkpointed_activations_are_the_blocks_inputs_and_one_inside(
     assert memory.backbone_activations(config, shape, images, shape.depth) == kept + inside < whole
 
 
+def test_counting_needs_no_device() -> None:
+    """Tensors without numbers may lie on a GPU that is not there; blocks' inputs take as much on any device."""
+    here = run_of().runtime
+    there = replace(here, device="cuda")
+    found = [memory.kept_bytes(shape_of("SiT-pico/2"), False, runtime, 2, True) for runtime in (here, there)]
+    assert found[0] == found[1] > 0
+
+
 @pytest.mark.parametrize(("precision", "numbers"), [("fp32", 20 * 4), ("bf16", 4 * 4 + 16 * 2)])
 def test_activations_by_hand(precision: str, numbers: int) -> None:
     """A token in one block, in widths D:
