@@ -80,6 +80,10 @@ class Run:
         """Whether another run used the device at the same time, so that seconds say little."""
         return self.manifest.get("shared_device", False)
 
+    def counts(self, unit: Unit) -> bool:
+        """Whether the run counts against a clock: against seconds, not if it shared its device."""
+        return not (unit.name == "seconds" and self.shared_device)
+
     @property
     def ended_early(self) -> bool:
         """Whether the run came to an end before its budget did."""
@@ -157,8 +161,8 @@ class Study:
         return self.counted(self.unit)
 
     def counted(self, unit: Unit) -> tuple[Run, ...]:
-        """The runs that count against a clock: against seconds, not those that shared their device."""
-        return tuple(run for run in self.runs if not (unit.name == "seconds" and run.shared_device))
+        """The runs that count against a clock."""
+        return tuple(run for run in self.runs if run.counts(unit))
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
@@ -187,7 +191,14 @@ class Study:
         return replace(self, runs=self.all_runs, all_runs=()) if self.all_runs else self
 
     def of(self, cell: str) -> tuple[Run, ...]:
-        return tuple(run for run in self.runs if run.cell == cell)
+        return self._by_cell.get(cell, ())
+
+    @cached_property
+    def _by_cell(self) -> dict[str, tuple[Run, ...]]:
+        found: dict[str, tuple[Run, ...]] = {}
+        for run in self.runs:
+            found[run.cell] = (*found.get(run.cell, ()), run)
+        return found
 
     def at(self, seed: int) -> tuple[Run, ...]:
         return tuple(run for run in self.runs if run.seed == seed)

@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from harness.records import metric, replaced, write_json
 from reports import tables
@@ -16,8 +16,8 @@ from reports.analysis import section as analysis
 from reports.claims import ledger as claims_ledger
 from reports.costs import equal_cost, targets
 from reports.costs import table as costs
-from reports.figures import files
-from reports.figures.curves import clock_curves, metric_curves, training_curves
+from reports.costs.added import added_plan
+from reports.figures.curves import clock_curves, gradient_curves, metric_curves, training_curves
 from reports.figures.differences import difference_frame, differences_figure
 from reports.figures.evolution import evolution_plan
 from reports.figures.lines import BAND_SEEDS, clocks_figure, metric_figure, panels_figure
@@ -25,6 +25,7 @@ from reports.figures.style import Look, cell_styles
 from reports.final import protocol as final_protocol
 from reports.load import Published, Study, load_study
 from reports.page import render as page
+from reports.page.figures import write_figures
 from reports.plans import Plan
 from reports.published import marks as published_marks
 from reports.sections import Section, saved_tables
@@ -83,12 +84,10 @@ def write_report(study: Path, published: Published = "main", target_values: Sequ
     plans = [*(ablation_report.plans(ablation) if ablation else []), *_plans(loaded, shown)]
     plans += [plan for section in sections for plan in section.plans]
     with replaced(study / "report") as folder:
-        folder.joinpath("figures").mkdir()
-        files = [path for plan in plans for path in _save(plan, folder, look)]
-        figures_shown = [page.shown(plan, look, folder) for plan in plans]
+        figures = write_figures(plans, look, folder)
         _save_tables(loaded, ablation, sections, folder)
         _save_checks(checks, folder)
-        content = page.Content(loaded, shown, ablation, sections, checks, styles, figures_shown)
+        content = page.Content(loaded, shown, ablation, sections, checks, styles, figures)
         (folder / "index.html").write_text(page.render(content))
     report = study / "report"
     return ReportPaths(
@@ -100,12 +99,8 @@ def write_report(study: Path, published: Published = "main", target_values: Sequ
         table_markdown=report / "final.md",
         checks_csv=report / "checks.csv",
         checks_json=report / "checks.json",
-        figures=tuple(report / path.relative_to(folder) for path in files),
+        figures=tuple(report / path.relative_to(folder) for figure in figures for path in figure.files),
     )
-
-
-def _save(plan: Plan, folder: Path, look: Look) -> list[Path]:
-    return files.save(plan.drawn, plan.frame, folder / "figures" / plan.stem, look)
 
 
 def _save_tables(study: Study, ablation: Ablation | None, sections: Sequence[Section], folder: Path) -> None:
@@ -146,26 +141,37 @@ def _plans(study: Study, shown: Study) -> list[Plan]:
     differences = difference_frame([row for row in tables.results(study) if row.cell in shown.cells], main)
     if len(differences):
         plans.append(_difference_plan(study, differences))
-    training = training_curves(shown)
-    if len(training):
-        caption = "Means over the steps between two logged points; terms before their weights."
-        if study.thinning > 1:
-            caption += f" Of the logged points, 1 in {study.thinning} is shown, and the last."
-        plans.append(
-            Plan(
-                "training",
-                training,
-                _training_figure,
-                f"Losses and gradient norm against {study.unit.words}",
-                caption + _bands(training) + _stops(training),
-            )
-        )
-    evolution = evolution_plan(shown)
-    plans += [evolution] if evolution else []
+    plans += [*_training_plans(shown), *_gradients_plans(shown)]
+    plans += [plan for plan in (added_plan(shown), evolution_plan(shown)) if plan]
     if len(shown.cells) == len(study.cells):
         return plans
     chosen = f" Of {len(study.cells)} cells {len(shown.cells)} are shown: {CHOSEN}."
     return [dataclasses.replace(plan, caption=plan.caption + chosen) for plan in plans]
+
+
+def _training_plans(study: Study) -> list[Plan]:
+    frame = training_curves(study)
+    if frame.empty:
+        return []
+    caption = "Means over the steps between two logged points; terms before their weights."
+    if study.thinning > 1:
+        caption += f" Of the logged points, 1 in {study.thinning} is shown, and the last."
+    alt = f"Losses and gradient norm against {study.unit.words}"
+    draw = partial(panels_figure, has_points=False)
+    return [Plan("training", frame, draw, alt, caption + _bands(frame) + _stops(frame))]
+
+
+def _gradients_plans(study: Study) -> list[Plan]:
+    """Gradient norms by term, where runs have recorded them."""
+    frame = gradient_curves(study)
+    if frame.empty:
+        return []
+    caption = (
+        "Norm of the backbone's gradient from the velocity loss alone and from each weighted term alone, before "
+        "clipping, on a batch at each evaluation. Thick lines are means, thin ones single seeds."
+    )
+    alt = f"Gradient norms by term against {study.unit.words}"
+    return [Plan("gradients", frame, panels_figure, alt, caption + _bands(frame) + _stops(frame))]
 
 
 def _others_plans(study: Study, others: Sequence[str]) -> list[Plan]:
@@ -203,9 +209,7 @@ def _clocks_plan(study: Study, name: str) -> Plan:
         caption += "".join(f" {remark}" for remark in equal_cost.seconds_remarks(study))
     not_comparable = ("seconds",) if equal_cost.unequal_timing(study) else ()
 
-    def draw(frame: pd.DataFrame, look: Look) -> Figure:
-        return clocks_figure(frame, look, not_comparable)
-
+    draw = partial(clocks_figure, not_comparable=not_comparable)
     return Plan("clocks", frame, draw, f"{name} against {listed(units)}", caption + _bands(frame) + _stops(frame))
 
 
@@ -224,12 +228,5 @@ def _difference_plan(study: Study, frame: pd.DataFrame) -> Plan:
         f"Each seed's difference to {study.baseline} {study.after} (dots), their mean (tick) and its 95% "
         "Student-t interval (line)."
     )
-
-    def draw(frame: pd.DataFrame, look: Look) -> Figure:
-        return differences_figure(frame, look, study.baseline)
-
+    draw = partial(differences_figure, baseline=study.baseline)
     return Plan("differences", frame, draw, f"Paired differences to {study.baseline}", caption)
-
-
-def _training_figure(frame: pd.DataFrame, look: Look) -> Figure:
-    return panels_figure(frame, look, has_points=False)

@@ -93,10 +93,9 @@ def results(study: Study) -> list[CellResult]:
 
 def _cell_result(study: Study, cell: str, baseline: Mapping[str, Mapping[int, float]]) -> CellResult:
     runs, first = study.of(cell), study.first(cell)
-    metrics = {}
+    metrics, absent = {}, absences(study, cell, study.unit)
     for name in study.metrics:
         values = _values(study, cell, name)
-        absent = absences(study, cell, study.unit)
         paired = cell != study.baseline and name in baseline
         difference = paired_difference(values, baseline[name], metric(name).direction) if paired else None
         metrics[name] = MetricResult(values, absent, difference, is_favoured(study, cell, name))
@@ -114,7 +113,7 @@ def _cell_result(study: Study, cell: str, baseline: Mapping[str, Mapping[int, fl
 
 
 def _values(study: Study, cell: str, name: str) -> dict[int, float]:
-    runs = {run.seed: run for run in study.timed if run.cell == cell}
+    runs = {run.seed: run for run in study.of(cell) if run.counts(study.unit)}
     return {seed: runs[seed].value(name, study.point) if seed in runs else math.nan for seed in study.seeds}
 
 
@@ -124,7 +123,7 @@ def absences(study: Study, cell: str, unit: Unit) -> dict[int, str]:
     for run in study.of(cell):
         if run.status != "finished":
             words[run.seed] = "unfinished" if run.status == "running" else run.status
-        elif run not in study.counted(unit):
+        elif not run.counts(unit):
             words[run.seed] = f"left out {SHARED_MARK}"
     return words
 

@@ -77,6 +77,28 @@ def training_curves(study: Study) -> pd.DataFrame:
     return _curve_frame(study, points, stops, "step", [])
 
 
+def gradient_curves(study: Study) -> pd.DataFrame:
+    """Norms of the backbone's gradient at every evaluation, from each part of the loss, as a curve frame."""
+    points = [
+        _point(name, run, line, value) | {"point": line["point"]}
+        for run in study.timed
+        for line in run.evaluations
+        for name, value in _gradient_norms(line)
+    ]
+    stops = [
+        _point(name, run, stopped_at(run), math.nan)
+        for run in study.timed
+        if run.ended_early and run.evaluations
+        for name, _ in _gradient_norms(run.evaluations[-1])
+    ]
+    return _curve_frame(study, points, stops, "point", [])
+
+
+def _gradient_norms(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in line.get("gradient_norms", {}).items():
+        yield "velocity loss" if name == "velocity" else f"weighted term {name}", number(value)
+
+
 def _training_values(line: Mapping[str, Any]) -> Iterator[tuple[str, float | str]]:
     yield "velocity loss", line["base"]
     yield "gradient norm", line["grad_norm"]

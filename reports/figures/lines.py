@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Polygon
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from harness.records import METRICS, metric
 from reports.figures.labels import cell_ends, label_ends, label_lines, label_width, line_ends, shorten, text_width
@@ -29,6 +29,10 @@ BAND_SEEDS = 3
 """Seeds from which the interval of a mean is shaded: over two it is 18 standard errors wide and hides the curves."""
 
 
+MOST_POINTS = 40
+"""Values of a curve that are marked one by one; more would run into each other, and every mark is drawn by itself."""
+
+
 def plot_curves(ax: Axes, frame: pd.DataFrame, look: Look, width: float = 2, has_points: bool = True) -> Axes:
     """Every seed as a thin line, means as thick ones (dotted over fewer seeds than the cell has), reference lines.
 
@@ -40,17 +44,18 @@ def plot_curves(ax: Axes, frame: pd.DataFrame, look: Look, width: float = 2, has
         frame: a curve frame of one quantity.
         look: theme and the cells' styles.
         width: of the mean lines, in points.
-        has_points: mark every value; for curves of few points.
+        has_points: mark every value, where no curve has more than `MOST_POINTS`.
     """
     _scale(ax, frame, look)
     x = look.unit.clock
     for value in frame.loc[frame["series"] == "line", "value"].astype(float):
         ax.axhline(value, color=look.theme.muted, linewidth=1, dashes=(4, 3), zorder=1)
     parts = dict(iter(frame.groupby(["series", "cell"])))
+    longest = max((len(part) for (series, _), part in parts.items() if series == "mean"), default=0)
     for cell, style in look.styles.items():
         colour = style.colour(look.theme)
         seeds, means = (parts.get((series, cell), frame[:0]) for series in ("seed", "mean"))
-        marker = style.marker if has_points else ""
+        marker = style.marker if has_points and longest <= MOST_POINTS else ""
         line = ax.plot(*_broken(seeds, x), color=colour, linewidth=0.4 * width, alpha=0.5)[0]
         line.set(marker=marker, markersize=1.5 * width, markeredgewidth=0, zorder=2)
         mean = {"color": colour, "linewidth": width, "marker": marker, "markersize": 2.2 * width, "zorder": 3}
@@ -129,7 +134,7 @@ def scale_values(ax: Axes, frame: pd.DataFrame) -> None:
         ax.set_yscale("log")
         is_long = values.max() > 200 * values.min()
         ax.yaxis.set_major_locator(LogLocator(subs=(1,) if is_long else (1, 2, 5)))
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.yaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
@@ -200,6 +205,10 @@ def clocks_figure(frame: pd.DataFrame, look: Look, not_comparable: Collection[st
     return figure
 
 
+RIGHT = 0.18
+"""Room for half of the last tick's number, in inches."""
+
+
 def _panels(num: int, look: Look, has_labels: bool = False) -> tuple[Figure, list[Axes]]:
     """A figure with `num` panels below a key. Placed by hand: a layout engine takes longer than all the drawing.
 
@@ -209,7 +218,7 @@ def _panels(num: int, look: Look, has_labels: bool = False) -> tuple[Figure, lis
     num_rows = math.ceil(num / num_columns)
     width, panel_height, key_height = 4.2 if look.is_narrow else 8.4, 1.6, 0.22 * _key_rows(look) + 0.42
     left, gap, row_gap, bottom = 0.5, 0.52, 0.82 if has_labels else 0.62, 0.42
-    panel_width = (width - left - 0.14 - gap * (num_columns - 1)) / num_columns
+    panel_width = (width - left - RIGHT - gap * (num_columns - 1)) / num_columns
     height = key_height + num_rows * panel_height + (num_rows - 1) * row_gap + bottom
     figure = Figure(figsize=(width, height))
     axes = []

@@ -2,15 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from harness.records import metric
 from reports import findings, tables
 from reports.figures.differences import difference_frame, differences_figure
-from reports.figures.style import Look
 from reports.final import figures as final_figures
 from reports.formats import Row
 from reports.load import Study, final_study
@@ -182,13 +181,11 @@ def _value_plans(final: Study, rows: Sequence[tables.CellResult]) -> list[Plan]:
 
 
 def _difference_plan(final: Study, frame: pd.DataFrame) -> Plan:
-    def draw(frame: pd.DataFrame, look: Look) -> Figure:
-        return differences_figure(frame, look, final.baseline)
-
     caption = (
         f"Each seed’s difference to {final.baseline} {final.after} under the final protocol (dots), their mean (tick) "
         "and its 95% Student-t interval (line)."
     )
+    draw = partial(differences_figure, baseline=final.baseline)
     alt = f"Paired differences to {final.baseline} in the final evaluation"
     return Plan(f"{STEM}_differences", frame, draw, alt, caption)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import markupsafe
 
 from harness.records import UserError, replaced, write_json
-from reports.figures import files
 from reports.figures.style import DARK, LIGHT, Look, cell_styles
 from reports.joint import profiles
 from reports.load import Study
 from reports.page import render as page
+from reports.page.figures import ShownFigure, write_figures
 from reports.sections import Section, saved_tables
 from reports.words import listed
 
@@ -45,10 +45,7 @@ def write_joint(studies: Sequence[Study], pages: Sequence[Path], folder: Path) -
     look = Look(cell_styles(studies[0].cells, studies[0].baseline))
     plans = [plan for section in sections for plan in section.plans]
     with replaced(folder) as new:
-        new.joinpath("figures").mkdir()
-        for plan in plans:
-            files.save(plan.drawn, plan.frame, new / "figures" / plan.stem, look)
-        pictures = {plan.stem: page.shown(plan, look, new) for plan in plans}
+        pictures = {figure.stem: figure for figure in write_figures(plans, look, new)}
         for section in sections:
             for name, (numbers, markdown, latex) in saved_tables(section.blocks).items():
                 numbers.to_csv(new / f"{name}.csv", index=False)
@@ -69,7 +66,7 @@ def _link(path: Path, folder: Path) -> str:
 def _render(
     studies: Sequence[Study],
     sections: Sequence[Section],
-    pictures: Mapping[str, page.ShownFigure],
+    pictures: Mapping[str, ShownFigure],
     links: Sequence[tuple[str, str]],
     look: Look,
 ) -> str:

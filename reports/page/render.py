@@ -5,7 +5,7 @@ import hashlib
 import re
 import urllib.parse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,62 +20,18 @@ from reports.ablation.trials import Ablation
 from reports.costs import equal_cost, targets
 from reports.costs import table as costs
 from reports.endings import endings
-from reports.figures import files, samples
-from reports.figures.style import DARK, LIGHT, CellStyle, Look, Theme
+from reports.figures import samples
+from reports.figures.style import DARK, LIGHT, CellStyle
 from reports.load import Study
 from reports.page.columns import columns, sort_key
 from reports.page.differing import differing_settings
+from reports.page.figures import ShownFigure, data_uri
 from reports.page.reproduce import PLACES, cell_commands, configs_read, study_commands
-from reports.plans import Plan
 from reports.sections import Section
 from reports.verify import Check, Setting, environment, flatten, short_text
 from reports.words import listed
 
 TEMPLATES = Path(__file__).parent / "templates"
-
-SCHEME = {"dark": "(prefers-color-scheme: dark)", "light": "(prefers-color-scheme: light)"}
-NARROW = "(max-width: 640px)"
-"""Media queries that pick a figure's variant."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure drawn for light and dark, wide and narrow pages, as data URIs."""
-
-    sources: Sequence[tuple[str, str]]
-    """(media query, data URI), the most specific first."""
-    fallback: str
-    """For wide, light pages and for print."""
-
-
-@dataclass(frozen=True)
-class ShownFigure:
-    """A figure on the page; `stem` names its files beside the page."""
-
-    stem: str
-    picture: Picture
-    alt: str
-    caption: str
-
-
-def picture(draw: files.Draw, look: Look, wide: Path) -> Picture:
-    """Draw a figure in its variants; the one for wide, light pages is the file `wide`."""
-
-    def drawn(theme: Theme, is_narrow: bool = False) -> str:
-        return _data_uri(files.png(draw(replace(look, theme=theme, is_narrow=is_narrow))))
-
-    sources = [(f"{NARROW} and {SCHEME[theme.name]}", drawn(theme, is_narrow=True)) for theme in (DARK, LIGHT)]
-    return Picture([*sources, (SCHEME["dark"], drawn(DARK))], _data_uri(wide.read_bytes()))
-
-
-def shown(plan: Plan, look: Look, folder: Path) -> ShownFigure:
-    """A figure that was saved in a report's folder, as it stands on the page."""
-    drawn = picture(plan.drawn, look, folder / "figures" / f"{plan.stem}.png")
-    return ShownFigure(plan.stem, drawn, plan.alt, plan.caption)
-
-
-def _data_uri(image: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(image).decode()}"
 
 
 @dataclass(frozen=True)
@@ -272,7 +228,7 @@ def _grid(grid: samples.Grid) -> dict[str, Any]:
 
 
 def _tile(column: samples.Column, i: int) -> str:
-    return _data_uri(column.images[i]) if i < len(column.images) else ""
+    return data_uri(column.images[i]) if i < len(column.images) else ""
 
 
 def _settings(values: Mapping[str, Any]) -> list[tuple[str, str]]:

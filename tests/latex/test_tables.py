@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reports.formats import ACCENTS, LATEX, LATIN, latex_table
-from reports.page import render as page
+from reports.page import figures
 from reports.report import write_report
 from tests.programs import needed
 from tests.unit.records_factory import edit_manifest, run_folder, write_ablation, write_study
@@ -41,7 +41,7 @@ def compiled(pdflatex: str, folder: Path, tables: Sequence[Path]) -> str:
 
 
 def test_every_table_of_reports_compiles(pdflatex, tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "picture", lambda draw, look, wide: page.Picture([], "data:,"))
+    monkeypatch.setattr(figures, "picture", lambda draw, look, wide: figures.Picture([], "data:,"))
     monkeypatch.setattr("reports.figures.files.save", lambda draw, frame, stem, look: [])
     cells = {label: ("sit", "repa")[i > 0] for i, label in enumerate(LABELS)}
     hostile = write_study(tmp_path / "runs", cells, baseline=LABELS[0])

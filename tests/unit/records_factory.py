@@ -299,7 +299,7 @@ def _eval_line(method: str, seed: int, step: int, gflops: float, generator: np.r
         "protocol": digest(protocol()),
         "metrics": {name: float(value) for name, value in metrics.items()},
         "bad_images": 0,
-        "gradient_norms": {"velocity": 0.5},
+        "gradient_norms": {"velocity": 0.5 + fall, **{name: 0.2 * w for name, w in METHODS[method]["terms"].items()}},
         "samples": f"samples/step_{step:08d}.png",
     }
 

@@ -4,6 +4,7 @@ Each rule is a function from source text to the lines that break it, tried on sm
 """
 
 import ast
+import graphlib
 import json
 import os
 import re
@@ -266,6 +267,25 @@ def test_reports_load_without_torch() -> None:
     assert {module: names for module, names in found.items() if names} == {}
     pyplot = loaded_by(modules, "matplotlib.pyplot")
     assert pyplot["reports.page.render"] == [], "pyplot picks a backend when it is imported"
+
+
+def arrows_of_reports() -> dict[str, set[str]]:
+    """For each folder in `reports/` the other ones that it imports."""
+    folders = {path.name for path in (ROOT / "reports").iterdir() if (path / "__init__.py").is_file()}
+    arrows: dict[str, set[str]] = {folder: set() for folder in folders}
+    for path in sources("reports"):
+        if path.parent.name in folders:
+            names = (name.split(".") for name, _ in imports(ast.parse(path.read_text())) if is_inside(name, "reports"))
+            arrows[path.parent.name] |= folders & {parts[1] for parts in names} - {path.parent.name}
+    return arrows
+
+
+def test_folders_of_reports_form_no_cycle() -> None:
+    arrows = arrows_of_reports()
+    assert "figures" in arrows["page"] and "claims" in arrows
+    assert list(graphlib.TopologicalSorter(arrows).static_order())[-1], "raises CycleError where they do"
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter(arrows | {"figures": {"page"}}).prepare()
 
 
 def test_config_and_records_are_free_of_torch_and_pandas() -> None:

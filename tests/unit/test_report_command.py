@@ -7,14 +7,14 @@ from records_factory import MAIN, edit_manifest, run_folder, set_values, write_s
 
 from harness.errors import UserError
 from harness.records import digest
-from reports.page.render import Picture
+from reports.page.figures import Picture
 from studies.commands import report
 
 
 @pytest.fixture(autouse=True)
 def unpainted(monkeypatch):
     """Figures are not drawn, which is most of a report's time."""
-    monkeypatch.setattr("reports.page.render.picture", lambda draw, look, wide: Picture([], "data:,"))
+    monkeypatch.setattr("reports.page.figures.picture", lambda draw, look, wide: Picture([], "data:,"))
     monkeypatch.setattr("reports.figures.files.save", lambda draw, frame, stem, look: [])
 
 

@@ -7,7 +7,7 @@ import pytest
 from page_reader import Page
 from records_factory import edit_trial, write_ablation
 
-from reports.page.render import Picture
+from reports.page.figures import Picture
 from reports.report import write_report
 
 HOSTILE = "<script>x&"
@@ -23,7 +23,7 @@ def shift(setting, seed):
 def written(tmp_path_factory):
     study = write_ablation(tmp_path_factory.mktemp("runs"), GRID, DEFAULTS, shift)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("reports.page.render.picture", lambda draw, look, wide: Picture([], "data:image/png;base64,"))
+        patch.setattr("reports.page.figures.picture", lambda draw, look, wide: Picture([], "data:image/png;base64,"))
         patch.setattr("reports.report.SECTIONS", ())  # tested beside each of them
         return write_report(study)
 
@@ -44,9 +44,10 @@ def test_every_table_and_figure_is_a_file(written):
         *(f"{stem}.{kind}" for stem in tables for kind in ("csv", "md", "tex")),
         *("trials.csv", "index.html", "figures", "checks.csv", "checks.json"),
     }
-    stems = ("axes", "heatmap_1", "history", "parallel_1", "main", "metrics", "clocks", "differences", "training")
+    stems = ("axes", "heatmap_1", "history", "parallel_1", "main", "metrics", "clocks", "differences")
+    stems += ("training", "gradients", "added_cost", "evolution")
     kinds = ("png", "svg", "pdf", "csv")
-    assert {path.name for path in written.figures} == {f"{s}.{kind}" for s in (*stems, "evolution") for kind in kinds}
+    assert {path.name for path in written.figures} == {f"{stem}.{kind}" for stem in stems for kind in kinds}
     assert all(path.stat().st_size for path in written.figures)
 
 
@@ -85,7 +86,7 @@ def test_swatches_of_one_colour_have_several_shapes(written):
 
 
 def test_a_partial_search_makes_a_page(tmp_path, monkeypatch):
-    monkeypatch.setattr("reports.page.render.picture", lambda draw, look, wide: Picture([], "data:image/png;base64,"))
+    monkeypatch.setattr("reports.page.figures.picture", lambda draw, look, wide: Picture([], "data:image/png;base64,"))
     monkeypatch.setattr("reports.figures.files.save", lambda draw, frame, stem, look: [])
     settings = [{"block": block} for block in (1, 2, 3)]
     study = write_ablation(tmp_path, settings, {"block": 1}, kind="search", seeds=(0,), trials=5)

@@ -391,7 +391,7 @@ def test_what_nothing_has_stands_in_no_table_and_what_one_lacks_is_a_dash(study)
 
 def test_the_page_and_the_folder_hold_the_section(study, monkeypatch):
     drawn = []
-    monkeypatch.setattr("reports.page.render.picture", lambda draw, look, wide: drawn.append(draw) or _picture())
+    monkeypatch.setattr("reports.page.figures.picture", lambda draw, look, wide: drawn.append(draw) or _picture())
     monkeypatch.setattr("reports.figures.files.save", lambda draw, frame, stem, look: [stem.with_suffix(".csv")])
     paths = write_report(study)
     text = paths.page.read_text()
@@ -404,6 +404,6 @@ def test_the_page_and_the_folder_hold_the_section(study, monkeypatch):
 
 
 def _picture():
-    from reports.page.render import Picture
+    from reports.page.figures import Picture
 
     return Picture([], "data:,")

@@ -15,7 +15,7 @@ import pytest
 from records_factory import MAIN, diverge, fail, write_study
 
 from harness.records import RunFolder
-from reports.page import render as page
+from reports.page.figures import Picture
 from reports.report import ReportPaths, write_report
 
 PAYLOADS = (
@@ -36,7 +36,7 @@ PAYLOADS = (
 )
 EVERYTHING = " ".join(PAYLOADS)
 LABELS = [f"{i:02} {payload}" for i, payload in enumerate(PAYLOADS)]
-PICTURE = page.Picture([("(max-width: 640px)", "data:,")], "data:,")
+PICTURE = Picture([("(max-width: 640px)", "data:,")], "data:,")
 
 
 class Page(HTMLParser):
@@ -120,7 +120,7 @@ def rename_lines(run: RunFolder, text: str) -> None:
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ReportPaths]:
     """`reports("harmless" | "hostile")`. Pictures of the page are not drawn: the SVG files show the same figures."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(page, "picture", lambda draw, look, wide: PICTURE)
+    patch.setattr("reports.page.figures.picture", lambda draw, look, wide: PICTURE)
     folder = tmp_path_factory.mktemp("runs")
     plain = write_study(folder, {"sit": "sit", "repa": "repa"}, seeds=(0,))
     calm = [f"{i:02} plain" for i in range(len(PAYLOADS))]

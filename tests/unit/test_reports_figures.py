@@ -1,6 +1,7 @@
 """Figures: what is drawn is what the frame holds, names do not overlap, colours stay apart."""
 
 import itertools
+import re
 import shutil
 
 import numpy as np
@@ -15,7 +16,7 @@ from scipy.optimize import minimize
 
 from reports import tables
 from reports.figures import files
-from reports.figures.curves import CURVE_COLUMNS, clock_curves, metric_curves, training_curves
+from reports.figures.curves import CURVE_COLUMNS, clock_curves, gradient_curves, metric_curves, training_curves
 from reports.figures.differences import difference_frame, differences_figure, plot_differences
 from reports.figures.labels import spread
 from reports.figures.lines import clocks_figure, metric_figure, panels_figure, plot_curves
@@ -262,6 +263,52 @@ def test_panels_show_every_quantity(study, look):
     figure = panels_figure(frame, look, has_points=False)
     titles = [ax.get_title(loc="left") for ax in figure.axes]
     assert titles == ["velocity loss", "gradient norm", "term repa", "term vae_repa"]
+
+
+def test_many_values_are_not_marked_one_by_one(study, look):
+    frame = metric_curves(study, MAIN)
+    means = frame["series"] == "mean"
+    many = pd.concat([frame[means & (frame["cell"] == "sit")]] * 6)  # 48 values, in place of 8
+    for shown, has_marks in ((frame, True), (many, False)):
+        ax = plot_curves(Figure().subplots(), shown, look)
+        (mean,) = lines_of(ax, look.colour("sit"), 2)
+        assert (mean.get_marker() == "o") is has_marks
+
+
+def test_gradient_norms_have_a_panel_for_each_part_of_the_loss(written, look, tmp_path):
+    path = shutil.copytree(written, tmp_path / "digits")
+    edit_lines(run_folder(path, "repa", 1), "eval", gradient_norms={"velocity": 3.0, "repa": 0.5})
+    study = load_study(path)
+    frame = gradient_curves(study)
+    last = frame[(frame["series"] == "mean") & (frame["step"] == 800)].set_index(["quantity", "cell"])["value"]
+    recorded = study.of("repa")[0].evaluations[-1]["gradient_norms"]
+    assert last["velocity loss", "repa"] == pytest.approx((recorded["velocity"] + 3) / 2)
+    assert last["weighted term repa", "repa"] == pytest.approx((0.2 * 0.5 + 0.5) / 2)
+    assert ("weighted term repa", "sit") not in last.index
+    figure = panels_figure(frame, look)
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert titles == ["velocity loss", "weighted term repa", "weighted term vae_repa"]
+    (line,) = lines_of(figure.axes[1], look.colour("repa"), 1.4)
+    assert line.get_xdata().tolist() == list(range(100, 801, 100))
+    assert line.get_ydata()[-1] == pytest.approx(0.3)
+
+
+def test_a_run_that_diverged_has_a_cross_among_gradient_norms(written, look, tmp_path):
+    path = shutil.copytree(written, tmp_path / "digits")
+    diverge(run_folder(path, "repa", 1), 312, "base", kept=3)
+    frame = gradient_curves(load_study(path))
+    stops = frame[frame["series"] == "stop"]
+    assert sorted(stops["quantity"]) == ["velocity loss", "weighted term repa"]
+    assert set(stops["step"]) == {312}
+
+
+def test_the_fonts_of_pdfs_are_truetype(study, look, tmp_path):
+    """Type 3 fonts, matplotlib's default, are refused by many venues."""
+    frame = metric_curves(study, MAIN)
+    printed = files.save(lambda one: metric_figure(frame, one), frame, tmp_path / "fd", look)[2].read_bytes()
+    kinds = set(re.findall(rb"/Type /Font\b.*?/Subtype /(\w+)", printed, re.DOTALL))
+    assert kinds == {b"Type0", b"CIDFontType2"}
+    assert b"/FontFile2" in printed, "the letters are part of the file"
 
 
 def test_saved_files_are_images_and_equal_records_give_equal_bytes(study, look, tmp_path):

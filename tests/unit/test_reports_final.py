@@ -32,7 +32,7 @@ from reports.figures.style import DARK, LIGHT, Look, cell_styles
 from reports.final import figures as final_figures
 from reports.final.protocol import STEM, final_rows, protocol_words, section, terminal_tables
 from reports.load import final_study, load_study
-from reports.page.render import Picture
+from reports.page.figures import Picture
 from reports.verify import verify
 from studies.commands import report
 
@@ -232,7 +232,7 @@ def test_runs_without_a_final_evaluation_are_named(path):
 
 
 def test_the_command_prints_the_final_evaluation_apart(path, monkeypatch, capsys):
-    monkeypatch.setattr("reports.page.render.picture", lambda draw, look, wide: Picture([], "data:,"))
+    monkeypatch.setattr("reports.page.figures.picture", lambda draw, look, wide: Picture([], "data:,"))
     monkeypatch.setattr("reports.figures.files.save", lambda draw, frame, stem, look: [])
     assert report.main([str(path)]) == 0
     printed = capsys.readouterr().out

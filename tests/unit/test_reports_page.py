@@ -20,7 +20,8 @@ from harness.records import UserError
 from reports.costs import targets
 from reports.figures import samples
 from reports.load import load_study
-from reports.page.render import TEMPLATES, Picture
+from reports.page.figures import Picture
+from reports.page.render import TEMPLATES
 from reports.plans import Plan
 from reports.report import write_report
 from reports.sections import Block, Section, Table
@@ -52,14 +53,14 @@ def page(written):
 @pytest.fixture
 def unpainted(monkeypatch):
     """Figures are neither drawn nor saved, which is most of a report's time: for tests that read the page's text."""
-    monkeypatch.setattr("reports.page.render.picture", lambda draw, look, wide: PICTURE)
+    monkeypatch.setattr("reports.page.figures.picture", lambda draw, look, wide: PICTURE)
     monkeypatch.setattr("reports.figures.files.save", lambda draw, frame, stem, look: [])
 
 
 def test_every_file_is_there(written):
     study, paths = written
     assert paths.folder == study / "report"
-    stems = ("main", "metrics", "clocks", "differences", "training", "evolution")
+    stems = ("main", "metrics", "clocks", "differences", "training", "gradients", "added_cost", "evolution")
     kinds = ("png", "svg", "pdf", "csv")
     assert {p.name for p in paths.figures} == {f"{stem}.{kind}" for stem in stems for kind in kinds}
     tables = {f"{stem}.{kind}" for stem in ("final", "equal_cost", "cost") for kind in ("csv", "md", "tex")}
@@ -133,9 +134,9 @@ def test_images_have_a_text_in_their_place(page):
 
 def test_figures_fit_light_and_dark_wide_and_narrow_pages(page):
     queries = page.attributes("source", "media")
-    assert len(queries) == 6 * 3
+    assert len(queries) == 8 * 3
     for scheme in ("dark", "light"):
-        assert sum("max-width" in query and f"prefers-color-scheme: {scheme}" in query for query in queries) == 6
+        assert sum("max-width" in query and f"prefers-color-scheme: {scheme}" in query for query in queries) == 8
 
 
 def test_the_summary_says_when_the_baseline_was_reached(page, written):
@@ -335,4 +336,4 @@ def test_one_cell_with_one_seed_makes_a_report(tmp_path, monkeypatch):
     text = "".join(Page(paths.page.read_text()).text)
     assert "1 training method for SiT-nano/2 on digits, 1 seed," in text
     assert "No cell is the baseline of the others" in text
-    assert {path.stem for path in paths.figures} == {"main", "metrics", "clocks", "evolution"}
+    assert {path.stem for path in paths.figures} == {"main", "metrics", "clocks", "gradients", "evolution"}
