@@ -6,6 +6,7 @@ import multiprocessing.synchronize
 import os
 import shutil
 import signal
+import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -84,6 +85,25 @@ def test_rows_come_from_a_few_maps_at_a_time_and_none_stays(
     assert np.array_equal(rows, [rows_by_formula(row, row + 1)[0] for row in order])
     assert str(tmp_path) not in Path("/proc/self/maps").read_text()
     assert not [link for link in Path("/proc/self/fd").iterdir() if str(tmp_path) in str(link.resolve())]
+
+
+def traced_peak(folder: Path, num_rows: int) -> int:
+    """Most bytes that were held at once while a cache of rows of 1 kB was made and read through."""
+    tracemalloc.start()
+    opened = build(folder, KEY, num_rows, (1024,), np.uint8, lambda start, stop: np.zeros((stop - start, 1024), "u1"))
+    for start in range(0, num_rows, 64):
+        opened.rows(np.arange(start, min(start + 64, num_rows)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_memory_does_not_grow_with_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 and 32 shards of 256 kB. A shard is held as rows and as its file's content."""
+    monkeypatch.setattr(cache, "SHARD_BYTES", 2**18)
+    few, many = traced_peak(tmp_path / "few", 512), traced_peak(tmp_path / "many", 8192)
+    assert 2 * 2**18 < few < 4 * 2**18
+    assert many < few + 2**18
 
 
 def test_key_names_the_folder() -> None:

@@ -1,5 +1,6 @@
 """Preparation: rows agree across caches, sizes are checked, a second start makes nothing."""
 
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from harness import cache as caches
 from harness import prepare as module
 from harness.autoencoder import Autoencoder
 from harness.config import AutoencoderConfig, DataConfig, ModelConfig, OutputConfig, RunConfig
@@ -54,6 +56,26 @@ def test_row_i_is_the_same_image_everywhere(config: RunConfig) -> None:
         tokens = torch.from_numpy(prepared.tokens[ENCODER].rows(index)).float()
         expected = encoder.tokens(torch.from_numpy(image.copy()).permute(0, 3, 1, 2))
         torch.testing.assert_close(tokens, expected, atol=1e-2, rtol=1e-2)  # stored with 11 bits
+
+
+def test_one_piece_of_images_passes_through_the_network_at_a_time(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither pictures nor moments of earlier calls are held, but for those that were made last."""
+    held: list[tuple[weakref.ref[Any], weakref.ref[Any]]] = []
+    most = [0, 0]
+
+    def moments(self: Autoencoder, images_NHWC: np.ndarray) -> torch.Tensor:
+        for which in (0, 1):
+            most[which] = max(most[which], sum(pair[which]() is not None for pair in held))
+        made_NCHW = torch.zeros(len(images_NHWC), 8, 4, 4)
+        held.append((weakref.ref(images_NHWC), weakref.ref(made_NCHW)))
+        return made_NCHW
+
+    monkeypatch.setattr(caches, "ROWS_PER_CALL", 1)
+    monkeypatch.setattr(Autoencoder, "moments", moments)
+    assert prepare(config, Needs(), "cpu").moments.shape == (11, 8, 4, 4)
+    assert len(held) == 11 and most[0] == 0 and most[1] <= 1
 
 
 def test_digests_name_what_must_agree(config: RunConfig) -> None:
