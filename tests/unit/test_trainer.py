@@ -29,7 +29,7 @@ from harness.tracking import Tracker
 from harness.trainer import Event, Run, gradient_norms, resume, step_views, train, train_step
 from tests.bench_setting import Bench
 
-TIMES = ("train_seconds", "evaluation_seconds", "io_seconds", "images_per_s")
+TIMES = ("train_seconds", "evaluation_seconds", "io_seconds", "images_per_s", "evaluation_images_per_s")
 """Fields of a record that no two runs share."""
 
 
