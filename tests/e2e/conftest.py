@@ -19,7 +19,7 @@ import torch
 from studies import cli
 
 ROOT = Path(__file__).parents[2]
-TIMES = ("train_seconds", "evaluation_seconds", "io_seconds", "images_per_s")
+TIMES = ("train_seconds", "evaluation_seconds", "io_seconds", "images_per_s", "evaluation_images_per_s")
 """Fields of a record that no two runs share."""
 
 SMALL = (
