@@ -35,7 +35,7 @@ def resolve_compile(config: RunConfig, shape: BackboneShape, device: torch.devic
         shape: that of the backbone on the run's latents.
     """
     asked = config.runtime.compile
-    if asked != "auto":
+    if isinstance(asked, bool):
         return asked
     rate = NOMINAL_GFLOPS_PER_S.get(device.type, 0.0)
     if not rate:

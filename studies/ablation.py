@@ -129,8 +129,8 @@ class Ablation:
     """A metric's full name or its family; "" = the main metric."""
     storage: str = ""
     """URL of a database; "" = a journal in the study's folder."""
-    workers: int = 0
-    """Runs side by side; 0 = as many as the machine has places for."""
+    workers: int | Literal["auto"] = 0
+    """Runs side by side; 0 = as many as the machine has places for; auto = as `studies.side_by_side` chooses."""
 
     @property
     def folder(self) -> Path:

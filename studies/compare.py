@@ -72,7 +72,7 @@ class Board:
         return f"{config.label}/seed{config.seed}" if config else f"run {number}, which was not decided"
 
 
-def run_here(agenda: Agenda) -> list[Failure]:
+def run_here(agenda: Agenda, waits: bool = True) -> list[Failure]:
     """Run what is missing in this process, or process group, and return the runs that failed.
 
     Every cell is checked before the first one trains, so that a typo in the last cell costs no hours. An unwritable
@@ -87,7 +87,7 @@ def run_here(agenda: Agenda) -> list[Failure]:
         board = Board(agenda, display)
         lab = open_lab(first, display.report)
         check_agenda(lab, agenda)
-        work(lab, Task(agenda=agenda, started=started, tell=board.hear))
+        work(lab, Task(agenda=agenda, started=started, tell=board.hear, waits=waits))
     return board.failures()
 
 
@@ -98,6 +98,8 @@ def run_in_workers(agenda: Agenda, plan: Plan) -> list[Failure]:
     started = datetime.now(UTC)
     check_writable(Path(agenda.cells[0].output.runs))
     with Display(agenda) as display:
+        if plan.reason:
+            display.report(plan.reason, 1, 1)
         board = Board(agenda, display)
         Crew(agenda, plan, board, started).run()
     return board.failures()

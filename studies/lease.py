@@ -21,10 +21,13 @@ from typing import Any
 from harness.errors import UserError
 from harness.records import is_open
 
+LEASES = ".leases"
+"""Folder of a study's lock files."""
+
 
 def study_lock(runs: str | Path, study: str, name: str) -> Path:
     """The lock file of that name in a study."""
-    return Path(runs) / study / ".leases" / f"{name}.lock"
+    return Path(runs) / study / LEASES / f"{name}.lock"
 
 
 def lease_path(runs: str | Path, study: str, cell: str, seed: int) -> Path:
@@ -60,27 +63,32 @@ def claim(path: Path) -> Lease | None:
     Raises:
         UserError: the file cannot be made, or its file system cannot lock.
     """
-    file = _open(path)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    except OSError as error:
-        file.close()
-        raise _no_lock(path, error) from None
-    return Lease(file)
+    file = _locked_at(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return Lease(file) if file else None
 
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
     """Hold a lock file within the block, after waiting for it."""
-    with _open(path) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            raise _no_lock(path, error) from None
+    file = _locked_at(path, fcntl.LOCK_EX)
+    assert file is not None, path
+    with file:
         yield
+
+
+def clear_away(study: Path) -> None:
+    """Remove a study's folder that holds nothing but lock files which nobody holds: its first command was refused."""
+    leases = study / LEASES
+    if not leases.is_dir() or list(study.iterdir()) != [leases]:
+        return
+    files = list(leases.iterdir())
+    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):  # another command has just begun
+        for path in files:
+            fcntl.flock(stack.enter_context(path.open("a")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for path in files:
+            path.unlink()
+        leases.rmdir()
+        study.rmdir()
 
 
 def holder(path: Path) -> str:
@@ -90,6 +98,27 @@ def holder(path: Path) -> str:
         return f"{facts['host']}, process {facts['pid']}"
     except (OSError, ValueError, KeyError, TypeError):
         return ""
+
+
+def _locked_at(path: Path, how: int) -> io.TextIOWrapper | None:
+    """Open and lock a file of a study; None while another process holds it and `how` does not wait.
+
+    Raises:
+        UserError: the file cannot be made, or its file system cannot lock.
+    """
+    while True:
+        file = _open(path)
+        try:
+            fcntl.flock(file, how)
+        except BlockingIOError:
+            file.close()
+            return None
+        except OSError as error:
+            file.close()
+            raise _no_lock(path, error) from None
+        if is_open(file, path):
+            return file
+        file.close()  # it was cleared away between the two
 
 
 def _open(path: Path) -> io.TextIOWrapper:

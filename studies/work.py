@@ -56,6 +56,8 @@ class Task:
     """Whether what is printed while a cell runs goes to its log."""
     shares_device: bool = False
     """Whether another worker of this command uses the same device."""
+    waits: bool = True
+    """Whether to wait for runs that others hold: one of them may be left by a process that dies."""
 
 
 def work(lab: Lab, task: Task) -> bool:
@@ -99,7 +101,7 @@ class Turns:
         self._looks = 0
 
     def take(self) -> int:
-        """The number of the first run that could be claimed, `WAIT` or `ALL_OVER`."""
+        """The number of the first run that could be claimed, `WAIT`, or `ALL_OVER` where there is none to wait for."""
         taken: list[int] = []
         later: list[int] = []
         for number in tuple(self._open):
@@ -124,7 +126,7 @@ class Turns:
         self._looks += 1
         if self._looks == 2:  # at the first look, another worker of this command may not have said that it began
             self._task.tell(Waits(tuple((number, holder(self._lease_of(number))) for number in taken)))
-        return WAIT
+        return WAIT if self._task.waits or self._looks < 2 else ALL_OVER
 
     @contextlib.contextmanager
     def finishing(self, number: int) -> Iterator[None]:

@@ -98,6 +98,7 @@ class Crew:
             "over": tuple(self._board.over),
             "captured": True,
             "shares_device": self._plan.shares_device,
+            "waits": self._plan.waits,
         }
 
     def _environments(self, place: int) -> Iterator[Mapping[str, str]]:

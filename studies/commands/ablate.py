@@ -13,7 +13,7 @@ from harness.config import RunConfig, require
 from harness.errors import UserError
 from harness.records import metric
 from studies import documents, dry_run
-from studies.commands.common import quiet_libraries
+from studies.commands.common import add_side_by_side, quiet_libraries
 from studies.settings import (
     as_plain,
     build_parser,
@@ -29,6 +29,7 @@ from studies.settings import (
 if TYPE_CHECKING:
     from studies.ablation import Ablation
     from studies.compare import Failure
+    from studies.plan import Jobs
     from studies.trials import AblationAgenda
 
 HOW = "give a grid, such as --grid.block 1,2,3, or a search, such as --search tpe --trials 40"
@@ -49,6 +50,7 @@ def main(argv: Sequence[str]) -> int:
         return dry_run.show(planned_cells(ablation), namespace)
     from studies.ablation import refuse_other_study
     from studies.commands.report import end_study
+    from studies.lease import clear_away
     from studies.plan import in_group
     from studies.tables import console
     from studies.trials import finish, prepare, withdraw
@@ -56,15 +58,19 @@ def main(argv: Sequence[str]) -> int:
     require(not in_group(), "ablate runs under no launcher: start it alone, with --workers N for N runs side by side")
     environment.resolve_device(ablation.control.runtime.device)
     refuse_other_study(ablation.folder)
-    agenda = prepare(ablation)
-    console().print(summary(ablation, agenda))
     try:
-        failures = run(agenda, ablation.workers)
+        agenda = prepare(ablation)
+        console().print(summary(ablation, agenda))
+        try:
+            failures = run(agenda, ablation.workers, waits=not namespace.no_wait)
+        except UserError:
+            withdraw(agenda)
+            raise
     except UserError:
-        withdraw(agenda)
+        clear_away(ablation.folder)
         raise
     finish(agenda)
-    end_study(ablation.folder, failures)
+    end_study(ablation.folder, failures, is_over=not namespace.no_wait)
     return 1 if failures else 0
 
 
@@ -94,7 +100,7 @@ def command_parser() -> ArgumentParser:
         "--storage", type=str, default="",
         help="URL of a database for the trials, such as postgresql://...; default: a journal in the study's folder",
     )  # fmt: skip
-    parser.add_argument("--workers", type=int, default=0, help="runs side by side; 0 = one on the CPU, else one a GPU")
+    add_side_by_side(parser, "--workers")
     dry_run.add_options(parser)
     return parser
 
@@ -173,10 +179,11 @@ def _check_options(namespace: Namespace, words: Sequence[str], grid: Mapping[str
     require(not (grid and is_search), f"grid and --search tpe exclude each other: {HOW}")
     for name in ("seed", "cell", "cells", "baseline"):
         require(not was_given(words, name), f"--{name} has no effect here: leave it out")
-    require(namespace.workers >= 0, f"workers is {namespace.workers}: give how many runs go side by side, or 0")
+    workers: int = 0 if namespace.workers == "auto" else namespace.workers
+    require(workers >= 0, f"workers is {workers}: give how many runs go side by side, 0 or auto")
     require(
-        namespace.workers < 2 or namespace.budget.unit != "seconds",
-        f"workers is {namespace.workers} with budget.unit seconds: runs side by side slow each other; give 1",
+        workers < 2 or namespace.budget.unit != "seconds",
+        f"workers is {workers} with budget.unit seconds: runs side by side slow each other; give 1",
     )
     if is_search:
         _check_search(namespace, words)
@@ -285,7 +292,7 @@ def print_plan(ablation: "Ablation") -> None:
     print(yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=120).rstrip())
 
 
-def run(agenda: "AblationAgenda", workers: int) -> "list[Failure]":
+def run(agenda: "AblationAgenda", workers: "Jobs", waits: bool) -> "list[Failure]":
     """Run what is missing, in workers."""
     from studies.fork_server import start_server
     from studies.plan import make_plan
@@ -294,4 +301,4 @@ def run(agenda: "AblationAgenda", workers: int) -> "list[Failure]":
     start_server()
     from studies.compare import run_in_workers
 
-    return run_in_workers(agenda, plan)
+    return run_in_workers(agenda, replace(plan, waits=waits))

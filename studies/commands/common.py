@@ -5,12 +5,15 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import yaml
 
 from harness.config import RunConfig
 from harness.errors import UserError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser as JsonParser
 
 LIBRARY_SETTINGS = {
     "KINETO_LOG_LEVEL": "5",
@@ -43,6 +46,20 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     for name in ("torch.distributed", "accelerate", "diffusers"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def add_side_by_side(parser: "JsonParser", option: str) -> None:
+    """The options of a command that trains cells side by side and shares a study with other commands."""
+    parser.add_argument(
+        option, type=int | Literal["auto"], default=0,
+        help="cells side by side; 0 = one on the CPU, else one a GPU; auto = on the CPU as many, with the threads "
+        "divided, as train most images a second together, measured once and then remembered: cells that share a device "
+        "are left out of comparisons by seconds",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no_wait", action="store_true",
+        help="end when other commands hold all runs that are left, instead of waiting for them",
+    )  # fmt: skip
 
 
 def is_main_process() -> bool:

@@ -1,6 +1,7 @@
 """`ditbench compare`: several methods under one budget, and the report."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,11 +9,12 @@ from jsonargparse import ArgumentParser
 
 from harness.config import require
 from studies import dry_run
-from studies.commands.common import is_main_process, print_config, quiet_libraries
+from studies.commands.common import add_side_by_side, is_main_process, print_config, quiet_libraries
 from studies.settings import Comparison, build_parser, comparison, parse
 
 if TYPE_CHECKING:
     from studies.compare import Failure
+    from studies.plan import Jobs
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,18 +32,16 @@ def main(argv: Sequence[str]) -> int:
 
     study = Path(asked.cells[0].output.runs) / asked.cells[0].study
     refuse_ablation(study)
-    failures = run(asked, namespace.jobs, namespace.gpus_per_cell)
+    failures = run(asked, namespace.jobs, namespace.gpus_per_cell, waits=not namespace.no_wait)
     if is_main_process():
-        end_study(study, failures)
+        end_study(study, failures, is_over=not namespace.no_wait)
     return 1 if failures else 0
 
 
 def command_parser() -> ArgumentParser:
     """Options of the command."""
     parser = build_parser("compare", "Train and evaluate cells under one budget. The same command again goes on.")
-    parser.add_argument(
-        "--jobs", type=int, default=0, help="cells side by side; 0 = one on the CPU, else as many as there are GPUs"
-    )
+    add_side_by_side(parser, "--jobs")
     parser.add_argument("--gpus_per_cell", type=int, default=1, help="GPUs that train one cell together")
     parser.add_argument(
         "--tuned", type=str, default="",
@@ -70,7 +70,7 @@ def refuse_ablation(study: Path) -> None:
     )
 
 
-def run(asked: Comparison, jobs: int, gpus_per_cell: int) -> "list[Failure]":
+def run(asked: Comparison, jobs: "Jobs", gpus_per_cell: int, waits: bool) -> "list[Failure]":
     """Run what is missing, in workers or in the process group that a launcher started."""
     from studies.fork_server import start_server
     from studies.plan import check_group, in_group, make_plan
@@ -79,9 +79,9 @@ def run(asked: Comparison, jobs: int, gpus_per_cell: int) -> "list[Failure]":
         check_group(jobs, gpus_per_cell)
         from studies.compare import run_here
 
-        return run_here(asked)
+        return run_here(asked, waits)
     asked, plan = make_plan(asked, jobs, gpus_per_cell)
     start_server()
     from studies.compare import run_in_workers
 
-    return run_in_workers(asked, plan)
+    return run_in_workers(asked, replace(plan, waits=waits))

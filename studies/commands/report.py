@@ -170,8 +170,11 @@ def show_joint(studies: "Sequence[Study]", page: Path) -> None:
     print(f"joint report: {page}")
 
 
-def end_study(study: Path, failures: "Sequence[Failure]") -> None:
-    """Print the runs that failed and write the report; after a failure it is no further error that there is none."""
+def end_study(study: Path, failures: "Sequence[Failure]", is_over: bool = True) -> None:
+    """Print the runs that failed and write the report.
+
+    After a failure, or where others may still be at runs (not `is_over`), it is no further error that there is none.
+    """
     from studies.lease import held, study_lock
     from studies.tables import console
 
@@ -182,6 +185,6 @@ def end_study(study: Path, failures: "Sequence[Failure]") -> None:
         with held(study_lock(study.parent, study.name, "report")):
             write_and_print(study)
     except UserError as error:
-        if not failures:
+        if is_over and not failures:
             raise
         console(stderr=True).print(f"no report: {error}")

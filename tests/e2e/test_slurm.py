@@ -88,11 +88,11 @@ def test_an_array_task_is_a_compare_with_one_job(place: Place) -> None:
     env = environment(place.folder, NOTED, {**ARRAY, "SLURM_CPUS_PER_TASK": "8"})
     out, err = script("cells.sbatch", place, env, *place.words("compare", *STUDY)[1:]).communicate(timeout=60)
     words, settings = json.loads(out)
-    assert (words[:2], words[-2:], err) == (["ditbench", "compare"], ["--jobs", "1"], "")
+    assert (words[:2], words[-3:], err) == (["ditbench", "compare"], ["--jobs", "1", "--no_wait"], "")
     assert settings == {"OMP_NUM_THREADS": "8", "SRUN_CPUS_PER_TASK": "8", "SLURM_KILL_BAD_EXIT": None}
     parser = command_parser()
     namespace = parse(parser, words[2:])
-    assert (comparison(parser, namespace).total, namespace.jobs) == (2, 1)
+    assert (comparison(parser, namespace).total, namespace.jobs, namespace.no_wait) == (2, 1, True)
 
 
 def test_the_nodes_of_a_cell_meet_at_the_first(place: Place) -> None:
@@ -130,8 +130,8 @@ def test_two_tasks_of_an_array_train_every_cell_once(place: Place) -> None:
         run = RunFolder(place.runs / "small" / cell / "seed0")
         assert (run.status(), len(begins(run))) == ("finished", 1)
         assert [line["step"] for line in run.lines("eval")] == [3, 6]
-        assert all(f"cell {number} of 2: {cell} seed 0: finished" in out for out, _ in outputs)
-    assert all(out.splitlines()[-1].startswith("report: ") for out, _ in outputs)
+        assert any(f"cell {number} of 2: {cell} seed 0: finished" in out for out, _ in outputs)
+    assert any(out.splitlines()[-1].startswith("report: ") for out, _ in outputs)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import pytest
 
 from harness.errors import UserError
 from studies import lease
-from studies.lease import claim, held, holder, lease_path, presence
+from studies.lease import claim, clear_away, held, holder, lease_path, presence, study_lock
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,6 +141,32 @@ def test_the_second_waits_for_the_first(tmp_path: Path, start: Start) -> None:
         assert said(other) == "asks"
         assert select.select([other.stdout], [], [], 0.3)[0] == []
     assert said(other) == "in"
+
+
+def test_a_folder_of_locks_alone_is_cleared_away(tmp_path: Path) -> None:
+    study = tmp_path / "s"
+    clear_away(study)
+    with held(study_lock(tmp_path, "s", "ablation")):
+        clear_away(study)
+        assert study_lock(tmp_path, "s", "ablation").exists(), "somebody is at it"
+    (study / "ablation.json").touch()
+    clear_away(study)
+    assert study_lock(tmp_path, "s", "ablation").exists(), "it is a study"
+    (study / "ablation.json").unlink()
+    clear_away(study)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_waits_for_a_lock_that_is_cleared_away_holds_the_next_one(tmp_path: Path, start: Start) -> None:
+    """Otherwise two processes would hold locks on two files of one name."""
+    path = tmp_path / "report.lock"
+    with held(path):
+        other = start(WAITS, str(path))
+        assert said(other) == "asks"
+        assert select.select([other.stdout], [], [], 0.3)[0] == []
+        path.unlink()
+    assert said(other) == "in"
+    assert path.exists()
 
 
 # -- devices --------------------------------------------------------------------------------------------------------

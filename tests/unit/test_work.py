@@ -135,6 +135,23 @@ def test_what_others_hold_is_waited_for(asked: Comparison, turns: Callable[..., 
     assert holder(lease_of(first)) == ""
 
 
+def test_a_command_may_leave_to_others_what_they_hold(
+    asked: Comparison, turns: Callable[..., Turns], told: list[Message]
+) -> None:
+    """It looks twice, so that it says who they are, and takes what is free before it goes."""
+    first, second, third = asked.runs()
+    leases = [claim(lease_of(config)) for config in (first, second)]
+    worker = turns(waits=False)
+    assert worker.take() == 3
+    finish(worker, third, 3)
+    assert [worker.take(), worker.take()] == [WAIT, ALL_OVER]
+    by = f"{os.uname().nodename}, process {os.getpid()}"
+    assert told == [Begins(3), Waits(((1, by), (2, by)))]
+    for lease in leases:
+        assert lease is not None
+        lease.release()
+
+
 def test_a_run_that_ends_between_look_and_claim_is_not_trained(
     asked: Comparison, turns: Callable[..., Turns], told: list[Message], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,53 @@
+"""What `compare` and `ablate` ask of their workers."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from harness.config import DataConfig, OutputConfig, RunConfig, RuntimeConfig
+from studies import compare, fork_server
+from studies.commands import ablate
+from studies.commands import compare as command
+from studies.compare import Board
+from studies.display import Display
+from studies.plan import Plan
+from studies.settings import Comparison
+from studies.work import Task
+from studies.workers import Crew
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Comparison:
+    config = RunConfig(
+        data=DataConfig(name="digits"),
+        runtime=RuntimeConfig(device="cpu", threads=2),
+        output=OutputConfig(runs=str(tmp_path)),
+    )
+    return Comparison(cells=(config,), seeds=(0, 1), baseline="sit")
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_workers_wait_for_others_unless_that_is_refused(
+    asked: Comparison, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[Plan] = []
+    monkeypatch.setattr(fork_server, "start_server", lambda: None)
+    monkeypatch.setattr(compare, "run_in_workers", lambda agenda, plan: plans.append(plan) or [])
+    assert command.run(asked, 2, 1, waits=waits) == []
+    assert ablate.run(cast(Any, asked), 2, waits=waits) == []
+    assert plans == [Plan(workers=2, shares_device=True, waits=waits)] * 2
+    with Display(asked) as display:
+        crew = Crew(asked, plans[0], Board(asked, display), datetime.now(UTC))
+    task = Task(**crew._task(), tell=lambda message: None)
+    assert (task.waits, task.shares_device) == (waits, True)
+
+
+def test_the_choice_of_auto_is_printed_once(
+    asked: Comparison, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("studies.workers.Crew.run", lambda self: None)
+    plan = Plan(workers=1, reason="--jobs auto: 1 process of 2 threads, as there is nothing to divide")
+    assert compare.run_in_workers(asked, plan) == []
+    assert capsys.readouterr().out.splitlines() == [plan.reason]
