@@ -2,8 +2,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-# Two processes share the tests, grouped in tests/conftest.py; every test computes on one thread.
-SHARED := -n 2 --dist loadgroup --no-loadscope-reorder
+# Two processes share the test files; every test computes on one thread.
+SHARED := -n 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo ablation-demo test test-server test-browser test-latex test-full lint bench clean

@@ -44,17 +44,6 @@ def pytest_configure() -> None:
     AttributeDocstrings.get_attr_docs = lambda _, component: attribute_docs(component)  # type: ignore[method-assign]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What goes to one process when several share the tests (`--dist loadgroup`): a file, and all that a study is for.
-
-    The study `finished` takes long to train, and some of its tests change what lies beside its records for a while.
-    """
-    for item in items:
-        needs_study = "finished" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("finished" if needs_study else item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of caches that all tests share: latents and tokens of the digits are made once."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from studies import cli
 
@@ -107,6 +108,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Fi
     said = say(*place.words("compare", *STUDY))
     assert said.status == 0, said.err
     return FinishedStudy(place, said)
+
+
+def pixel() -> bytes:
+    """A picture as PNG."""
+    buffer = io.BytesIO()
+    Image.new("L", (1, 1)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports written in this process hold a pixel for every PNG, whose drawing takes most of their time."""
+    monkeypatch.setattr("reports.figures.files.png", lambda figure: pixel())
 
 
 @pytest.fixture

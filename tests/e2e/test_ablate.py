@@ -10,7 +10,7 @@ import yaml
 
 from harness.records import RunFolder, read_json
 from studies.commands import report
-from tests.e2e.conftest import Place, Said, contents, say
+from tests.e2e.conftest import Place, Said, contents, pixel, say
 
 SHORT = ("--budget.amount", "6", "--evaluation.points", "2", "--output.log_every", "3", "--output.mlflow", "false")
 GRID = ("--method", "vae_repa", "--seeds", "0")
@@ -41,7 +41,9 @@ def steps(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Steps
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(report, "write_and_print", lambda study: None)  # one of each kind of study is enough
         grown = say(*words, "--grid.block", "2", "--grid.head_layers", "2")
-    tuned = say("compare", "--tuned", str(study), "--seeds", "1", "--output.cache", str(place.cache))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("reports.figures.files.png", lambda figure: pixel())
+        tuned = say("compare", "--tuned", str(study), "--seeds", "1", "--output.cache", str(place.cache))
     return Steps(place, first, runs, grown, tuned)
 
 

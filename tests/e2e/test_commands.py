@@ -107,6 +107,7 @@ def test_a_comparison_is_in_mlflow_by_cell(finished: FinishedStudy) -> None:
         assert pictures == ["samples/step_00000003.png", "samples/step_00000006.png"]
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_the_same_command_again_changes_no_record(finished: FinishedStudy, ditbench: Ditbench) -> None:
     before = [contents(finished.run(cell)) for cell in ("sit", "vae_repa")]
     status, out, err = ditbench(*finished.place.words("compare", *STUDY))
@@ -116,6 +117,7 @@ def test_the_same_command_again_changes_no_record(finished: FinishedStudy, ditbe
     assert [contents(finished.run(cell)) for cell in ("sit", "vae_repa")] == before
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_another_baseline_needs_no_training(
     finished: FinishedStudy, ditbench: Ditbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +192,7 @@ def test_samples_are_the_pictures_of_the_run(finished: FinishedStudy, ditbench: 
     assert "exists already: name another place" in err
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_report_as_json(finished: FinishedStudy, ditbench: Ditbench) -> None:
     status, out, _ = ditbench("report", str(finished.path), "--format", "json")
     assert status == 0
@@ -297,6 +300,7 @@ SHORT = (
 )
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_cell_that_diverges_is_a_result_and_the_others_go_on(
     place: Place, ditbench: Ditbench, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,6 +326,7 @@ def test_a_cell_that_diverges_is_a_result_and_the_others_go_on(
     assert contents(bad.path) == before, "a diverged run is over"
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_cell_that_fails_is_said_and_goes_on_later(
     place: Place, ditbench: Ditbench, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:

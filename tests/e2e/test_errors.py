@@ -1,7 +1,6 @@
 """Wrong input: one clear line on stderr, exit status 2, no traceback, and nothing half-written among the runs."""
 
 import re
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 from PIL import Image
 
 from harness import memory
-from tests.e2e.conftest import STUDY, FinishedStudy, Place, contents, run_process
+from tests.e2e.conftest import STUDY, FinishedStudy, Place, contents
 
 Ditbench = Callable[..., tuple[int, str, str]]
 
@@ -252,8 +251,7 @@ def test_the_process_says_it_the_same_way(place: Place) -> None:
 def test_libraries_add_no_line_to_it(place: Place) -> None:
     """With every library loaded, in a process of its own."""
     (place.folder / "images").mkdir()
-    words = place.words("compare", *on_folder(place.folder / "images"))
-    result = run_process([sys.executable, "-m", "studies.cli", *words], place.folder)
+    result = place.process(*place.words("train", *on_folder(place.folder / "images")))
     assert result.returncode == 2
     assert one_line(result.stderr).startswith(f"data.path: {place.folder}/images has no class folders")
     assert not place.runs.exists()
