@@ -95,7 +95,7 @@ def prints(source: str) -> list[str]:
 
 GLOBAL_DRAWS = re.compile(
     r"torch\.(random\.)?(manual_seed|seed|initial_seed|set_rng_state)|torch\.(cuda|mps|xpu)\.(manual_seed|seed)(_all)?"
-    r"|numpy\.random\.(?!SeedSequence$|Generator$|PCG64$|Philox$|default_rng$)\w+|random\.(?!Random$)\w+"
+    r"|numpy\.random\.(?!SeedSequence$|Generator$|RandomState$|PCG64$|Philox$|default_rng$)\w+|random\.(?!Random$)\w+"
     r"|(transformers|accelerate\.utils)\.set_seed|lightning\.seed_everything"
 )
 """Functions that read or move a global random state whatever they are given."""
@@ -119,7 +119,9 @@ def global_draws(source: str) -> list[str]:
     for name, call in calls(tree):
         touches = GLOBAL_DRAWS.fullmatch(name) and id(call) not in restored
         undirected = DRAWS.fullmatch(name) and not any(keyword.arg == "generator" for keyword in call.keywords)
-        unseeded = name == "numpy.random.default_rng" and not call.args and not call.keywords
+        unseeded = (
+            name in ("numpy.random.default_rng", "numpy.random.RandomState") and not call.args and not call.keywords
+        )
         if touches or undirected or unseeded:
             found.append(f"line {call.lineno}: {name}")
     return found
@@ -173,11 +175,12 @@ def test_arrows_are_checked(folder: str, source: str, refused: list[str]) -> Non
         ("import numpy as np\nnp.random.seed(0)", "numpy.random.seed"),
         ("import numpy as np\nnp.random.randn(3)", "numpy.random.randn"),
         ("import numpy as np\nnp.random.default_rng()", "numpy.random.default_rng"),
+        ("import numpy as np\nnp.random.RandomState()", "numpy.random.RandomState"),
         ("import random\nrandom.shuffle([])", "random.shuffle"),
         ("from random import random\nrandom()", "random.random"),
         ("import torch\nx = torch.randn(3)", "torch.randn"),
         ("from torch import nn\nnn.init.xavier_uniform_(w)", "torch.nn.init.xavier_uniform_"),
-        ("import numpy as np\nnp.random.default_rng(0)\nnp.random.SeedSequence([1])", None),
+        ("import numpy as np\nnp.random.default_rng(0)\nnp.random.RandomState(0)\nnp.random.SeedSequence([1])", None),
         ("import torch\ntorch.randn(3, generator=g)\ng.manual_seed(0)\ntorch.Generator('cpu')", None),
         ("import random\nrandom.Random(0)", None),
         ("from torch import nn\nnn.init.zeros_(w)\nnn.init.normal_(w, generator=g)", None),

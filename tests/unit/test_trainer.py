@@ -41,7 +41,8 @@ class StandIn:
 
     def evaluate(self, backbone: torch.nn.Module) -> Evaluation:
         total = sum(float(p.double().sum()) for p in backbone.parameters())
-        return Evaluation(metrics={"velocity_loss": total}, grid=np.full((3, 4, 4, 3), 128, np.uint8), bad_images=0)
+        grid = np.full((3, 4, 4, 3), 128, np.uint8)
+        return Evaluation(metrics={"velocity_loss": total}, grid=grid, bad_images=0, images_per_s={"sampling": 8.0})
 
 
 def settings(bench: Bench, name: str, *words: str, points: int = 2, **output: Any) -> RunConfig:
@@ -357,7 +358,7 @@ def assert_evaluations(run: Run, folder: RunFolder, lines: list[dict[str, Any]])
     for line in found:
         assert line["protocol"] == StandIn().digest
         assert line["point"] == (1 if line["step"] == 5 else 2)
-        assert line["bad_images"] == 0
+        assert line["bad_images"] == 0 and line["evaluation_images_per_s"] == {"sampling": 8.0}
         assert line["gradient_norms"].keys() == {"velocity", "vae_repa"}
         assert (folder.path / line["samples"]).is_file()
         saved, _ = checkpoint.load_ema(folder.checkpoints, line["step"])
@@ -546,7 +547,8 @@ def test_samples_that_are_not_finite_end_the_run(bench: Bench, tmp_path: Path, m
     run = bench.start(settings(bench, "vae_repa", "--budget.amount", "8", log_every=3))
 
     def evaluate(self: StandIn, backbone: torch.nn.Module) -> Evaluation:
-        return Evaluation(metrics={"velocity_loss": 1.0}, grid=np.zeros((3, 4, 4, 3), np.uint8), bad_images=2)
+        grid = np.zeros((3, 4, 4, 3), np.uint8)
+        return Evaluation(metrics={"velocity_loss": 1.0}, grid=grid, bad_images=2, images_per_s={})
 
     monkeypatch.setattr(StandIn, "evaluate", evaluate)
     folder = open_folder(tmp_path / "run")
