@@ -68,13 +68,15 @@ def make_plan(agenda: A, jobs: Jobs, gpus_per_cell: int, option: str = "--jobs")
         UserError: for numbers that make no sense, alone or with the device or the budget.
     """
     shared = agenda.cells[0]
-    is_auto, jobs = isinstance(jobs, str), 0 if isinstance(jobs, str) else jobs
-    require(jobs >= 0, f"{option} is {jobs}: give the number of cells to run side by side, or 0 for the machine's own")
+    is_auto, asked = jobs == "auto", 0 if jobs == "auto" else jobs
+    require(
+        asked >= 0, f"{option} is {asked}: give the number of cells to run side by side, or 0 for the machine's own"
+    )
     require(gpus_per_cell >= 1, f"--gpus_per_cell is {gpus_per_cell}: give 1 or more")
     device, by_clock = environment.resolve_device(shared.runtime.device), shared.budget.unit == "seconds"
     require(
-        jobs < 2 or not by_clock,
-        f"{option} is {jobs} with budget.unit seconds: cells side by side slow each other; give {option} 1",
+        asked < 2 or not by_clock,
+        f"{option} is {asked} with budget.unit seconds: cells side by side slow each other; give {option} 1",
     )
     gpus = visible_gpus() if device.type == "cuda" else ()
     require(
@@ -83,14 +85,14 @@ def make_plan(agenda: A, jobs: Jobs, gpus_per_cell: int, option: str = "--jobs")
     )
     places = max(1, len(gpus) // gpus_per_cell)
     choice = measured_choice(agenda) if is_auto and device.type == "cpu" and not by_clock else None
-    jobs = min(choice.processes if choice else jobs or (1 if by_clock else places), agenda.total)
+    side_by_side = min(choice.processes if choice else asked or (1 if by_clock else places), agenda.total)
     runs = [agenda.run(number) for number in range(1, agenda.total + 1)]
     left = sum(run is None or not is_done(folder_of(run)) for run in runs)
-    workers = max(1, min(jobs, left))
+    workers = max(1, min(side_by_side, left))
     plan = Plan(workers=workers, processes=gpus_per_cell, gpus=gpus, shares_device=workers > places)
     if choice:
         return agenda.with_threads(choice.threads), replace(plan, reason=f"{option} auto: {choice.reason}")
-    return with_threads(agenda, jobs * gpus_per_cell), plan
+    return with_threads(agenda, side_by_side * gpus_per_cell), plan
 
 
 def measured_choice(agenda: Agenda) -> "Choice":
