@@ -134,7 +134,8 @@ def measured(config: RunConfig, threads: int, most: int) -> list[Split]:
         if processes not in known:
             speed = images_per_s(config, shape, processes, threads // processes)
             known[processes] = Split(processes, threads // processes, speed)
-            rows = [dataclasses.asdict(known[number]) for number in sorted(known)]
+            # One whose process died is not remembered: it may have been for want of memory.
+            rows = [dataclasses.asdict(known[number]) for number in sorted(known) if known[number].images_per_s]
             write_small(path, {"key": key, "splits": rows})
         splits.append(known[processes])
         if known[processes].images_per_s < HOPELESS * max(split.images_per_s for split in splits):

@@ -7,23 +7,19 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch._inductor import config as inductor
 
-import methods
 from harness import environment
 from harness.compilation import forward_gmacs
-from harness.config import BudgetConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, RuntimeConfig
-from harness.encoders import encoder_width
-from harness.method import DataShape
-from harness.processes import open_accelerator
+from harness.config import RuntimeConfig
 from harness.trainer import Run, synchronize, train_step
-from studies.settings import resolve_sections
-from studies.synthetic import backbone_shape, synthetic_run
 from tests.benchmarks.interleaved import timed
+from tests.benchmarks.runs import build_run
 
 TITLE = "a training step with compiled blocks against an eager one, and the warm-up"
 ROUNDS = 5
@@ -42,7 +38,8 @@ def measure() -> list[dict[str, Any]]:
 
 
 def measure_model(name: str, size: int, batch: int, precision: str, count: int) -> dict[str, Any]:
-    eager, compiled = (build_run(name, size, batch, precision, compile) for compile in (False, True))
+    runtime = environment.resolve_runtime(RuntimeConfig(precision=precision))  # type: ignore[arg-type]
+    eager, compiled = (build_run(name, size, batch, replace(runtime, compile=on)) for on in (False, True))
     forward = forward_gmacs(eager.method.backbone)
     first = {}
     with inductor.patch(force_disable_caches=True):
@@ -70,26 +67,6 @@ def measure_model(name: str, size: int, batch: int, precision: str, count: int) 
         "pays after, s": steps * found["eager"].median / count,
         "pays after, GFLOPs": steps * batch * 6 * forward,
     }
-
-
-def build_run(name: str, size: int, batch: int, precision: str, compile: bool) -> Run:
-    """A vanilla run that would go on for ever, on random latents of real shapes."""
-    runtime = RuntimeConfig(precision=precision, compile=compile)  # type: ignore[arg-type]
-    runtime = environment.resolve_runtime(runtime)
-    control = methods.control()
-    config = RunConfig(
-        study="bench",
-        method=control,
-        sections={control: methods.load(control).Config()},
-        model=ModelConfig(name=name),
-        data=DataConfig(name="digits"),
-        optimizer=OptimizerConfig(batch_size=batch),
-        budget=BudgetConfig(amount=10**9),
-        runtime=runtime,
-    )
-    shape = backbone_shape(config, size, 4, 10)
-    data = DataShape(image_size=8 * size, num_classes=10, encoder_width=encoder_width)
-    return synthetic_run(resolve_sections(config, shape), shape, data, open_accelerator(runtime), 4 * batch)
 
 
 def train_some(run: Run, steps: Iterator[int], count: int) -> None:

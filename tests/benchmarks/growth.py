@@ -11,16 +11,11 @@ from typing import Any
 
 import numpy as np
 
-import methods
 from harness import environment, memory
-from harness.config import BudgetConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, RuntimeConfig
-from harness.encoders import encoder_width
-from harness.method import DataShape
-from harness.processes import open_accelerator
+from harness.config import RunConfig, RuntimeConfig
 from harness.trainer import Run, synchronize, train_step
-from studies.settings import resolve_sections
-from studies.synthetic import backbone_shape, synthetic_run
 from tests.benchmarks.interleaved import timed
+from tests.benchmarks.runs import build_run
 
 TITLE = "step time against counted GFLOPs, and the price of accumulated gradients and of checkpointed activations"
 ROUNDS = 5
@@ -51,24 +46,6 @@ SIZES = (
     Size("SiT-B/2", 16, 4),
     Size("SiT-B/2", 32, 2),
 )
-
-
-def build(size: Size, runtime: RuntimeConfig, micro_batch: int = 0) -> Run:
-    """A run of the control on made-up latents of 1000 classes. `runtime` is resolved."""
-    control = methods.control()
-    config = RunConfig(
-        study="bench",
-        method=control,
-        sections={control: methods.load(control).Config()},
-        model=ModelConfig(name=size.model),
-        data=DataConfig(name="digits"),
-        optimizer=OptimizerConfig(batch_size=size.batch, micro_batch=micro_batch),
-        budget=BudgetConfig(amount=10**9),
-        runtime=runtime,
-    )
-    shape = backbone_shape(config, size.side, 4, 1000)
-    data = DataShape(image_size=8 * size.side, num_classes=1000, encoder_width=encoder_width)
-    return synthetic_run(resolve_sections(config, shape), shape, data, open_accelerator(runtime), size.batch)
 
 
 def variants(run: Run) -> dict[str, Callable[[], None]]:
@@ -106,7 +83,7 @@ def fitted(coefficients: Sequence[float], *columns: Sequence[float]) -> list[flo
 def measure() -> list[dict[str, Any]]:
     runtime = environment.resolve_runtime(RuntimeConfig())
     environment.apply_runtime(runtime)
-    runs = [build(size, runtime) for size in SIZES]
+    runs = [build_run(size.model, size.side, size.batch, runtime) for size in SIZES]
     cases = {f"{place} {name}": case for place, run in enumerate(runs) for name, case in variants(run).items()}
     times = timed(cases, ROUNDS)
     plain, halves, checkpointed = (

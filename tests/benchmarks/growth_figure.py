@@ -45,7 +45,7 @@ def draw_times(ax: Axes, rows: Sequence[Row]) -> Axes:
             box = {"facecolor": LIGHT.background, "edgecolor": "none", "pad": 0.5}
             ax.annotate(
                 name, place, xytext=(-5, 3) if above else (5, -3), textcoords="offset points", fontsize=7,
-                ha="right" if above else "left", va="bottom" if above else "top", color=LIGHT.muted, bbox=box,
+                ha="right" if above else "left", va="bottom" if above else "top", color=LIGHT.cells[index], bbox=box,
             )  # fmt: skip
     ax.set(xscale="log", yscale="log", ylabel="step, ms")
     ax.legend(frameon=False, loc="upper left")

@@ -17,7 +17,8 @@ from harness import environment, memory
 from harness.config import RuntimeConfig
 from harness.trainer import synchronize, train_step
 from studies.measure import in_own_process, most_bytes
-from tests.benchmarks.growth import Size, build
+from tests.benchmarks.growth import Size
+from tests.benchmarks.runs import build_run
 
 TITLE = "peak memory of a training step, against the formula"
 STEPS = 2
@@ -52,7 +53,7 @@ def peak_of_steps(size: Size, runtime: RuntimeConfig, micro_batch: int, keeps_fr
 
 def train(size: Size, runtime: RuntimeConfig, micro_batch: int) -> int:
     """Two steps, of which nothing is left; returns the bytes worked out for them."""
-    run = build(size, runtime, micro_batch)
+    run = build_run(size.model, size.side, size.batch, runtime, micro_batch=micro_batch)
     for number in range(STEPS):
         train_step(run, run.batches.batch(number))
     synchronize(run.device)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.interleaved import timed
-from tests.benchmarks.trainer_loops import BATCH, bare_steps, build_run, seconds, trainer_steps
+from tests.benchmarks.trainer_loops import BATCH, bare_steps, seconds, trainer_run, trainer_steps
 
 TITLE = "what the trainer adds to a short training step"
 ROUNDS = 8
@@ -25,7 +25,7 @@ def measure() -> list[dict[str, Any]]:
 def measure_model(name: str) -> dict[str, Any]:
     size, count = CASES[name]
     with tempfile.TemporaryDirectory() as temporary:
-        run = build_run(name, size, Path(temporary))
+        run = trainer_run(name, size, Path(temporary))
         trainer, bare = trainer_steps(run, Path(temporary)), bare_steps(run)
         cases = {
             "trainer": partial(seconds, trainer, count, run.device),

@@ -9,52 +9,24 @@ from typing import cast
 
 import torch
 
-import methods
 from harness import environment, flow
-from harness.config import (
-    BudgetConfig,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    OutputConfig,
-    RunConfig,
-    RuntimeConfig,
-)
-from harness.encoders import encoder_width
+from harness.config import OutputConfig, RuntimeConfig
 from harness.evaluate import Evaluator
-from harness.method import DataShape
-from harness.processes import open_accelerator
 from harness.recorder import Recorder
 from harness.records import RunFolder
 from harness.tracking import Tracker
 from harness.trainer import Run, build_backbone, build_optimizer, clip_gradients, step_views, synchronize, train
-from studies.settings import resolve_sections
-from studies.synthetic import backbone_shape, synthetic_run
+from tests.benchmarks.runs import build_run
 
 BATCH = 8
-NUM_IMAGES = 256
+"""Images a step of the compared loops."""
 
 
-def build_run(model: str, size: int, runs: Path, method: str = "") -> Run:
-    """A run that would go on for ever, of the control or another method, on latents of 4 x `size` x `size`."""
+def trainer_run(model: str, side: int, runs: Path, method: str = "") -> Run:
+    """A run of the control or another method in the machine's own precision, logged every 50 steps."""
     runtime = environment.resolve_runtime(RuntimeConfig())
     environment.apply_runtime(runtime)
-    method = method or methods.control()
-    config = RunConfig(
-        study="bench",
-        method=method,
-        sections={method: methods.load(method).Config()},
-        model=ModelConfig(name=model),
-        data=DataConfig(name="digits"),
-        optimizer=OptimizerConfig(batch_size=BATCH),
-        budget=BudgetConfig(amount=10**9),
-        runtime=runtime,
-        output=OutputConfig(runs=str(runs), log_every=50),
-    )
-    shape = backbone_shape(config, size, 4, 1000)
-    config = resolve_sections(config, shape)
-    data = DataShape(image_size=8 * size, num_classes=1000, encoder_width=encoder_width)
-    return synthetic_run(config, shape, data, open_accelerator(runtime), NUM_IMAGES)
+    return build_run(model, side, BATCH, runtime, method=method, output=OutputConfig(runs=str(runs), log_every=50))
 
 
 def trainer_steps(run: Run, runs: Path) -> Iterator[None]:

@@ -18,7 +18,7 @@ import methods
 from harness.trainer import Run, synchronize
 from tests.benchmarks.interleaved import Timing, timed
 from tests.benchmarks.naive_loop import NaiveLoop
-from tests.benchmarks.trainer_loops import BATCH, bare_steps, build_run, seconds, trainer_steps
+from tests.benchmarks.trainer_loops import BATCH, bare_steps, seconds, trainer_run, trainer_steps
 
 TITLE = "a training step of SiT-B/2, batch 8, 256 tokens: naive scripts, the bare optimum, the trainer"
 MODEL, SIZE, WIDTH, TOKENS = "SiT-B/2", 32, 768, 256
@@ -50,7 +50,7 @@ def products(precision: torch.dtype, device: torch.device) -> Callable[[], None]
 def measure() -> list[dict[str, Any]]:
     with ExitStack() as stack:
         runs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        built = {name: build_run(MODEL, SIZE, runs, name) for name in methods.names()}
+        built = {name: trainer_run(MODEL, SIZE, runs, name) for name in methods.names()}
         control = built[methods.control()]
         device = control.device
         naive = NaiveLoop(MODEL, SIZE, BATCH, device)

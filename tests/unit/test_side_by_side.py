@@ -88,6 +88,15 @@ def test_a_machine_is_measured_once(asked: Comparison, speeds: Callable[..., lis
     assert choose(asked) == chosen
 
 
+def test_what_died_is_measured_again(asked: Comparison, speeds: Callable[..., list[tuple[int, int]]]) -> None:
+    table = {1: 20.0, 2: 0.0}
+    measured = speeds(table)
+    assert choose(asked).processes == 1
+    table |= SIX
+    assert choose(asked).processes == 2
+    assert measured == [(1, 6), (2, 3), (2, 3), (3, 2), (6, 1)]
+
+
 def test_only_what_may_be_used_is_measured(
     asked: Comparison, speeds: Callable[..., list[tuple[int, int]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

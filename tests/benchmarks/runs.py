@@ -1,0 +1,48 @@
+"""Runs on made-up data of real shapes, which go on for as long as a benchmark asks."""
+
+import methods
+from harness.config import (
+    BudgetConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    OutputConfig,
+    RunConfig,
+    RuntimeConfig,
+)
+from harness.encoders import encoder_width
+from harness.method import DataShape
+from harness.processes import open_accelerator
+from harness.trainer import Run
+from studies.settings import resolve_sections
+from studies.synthetic import backbone_shape, synthetic_run
+
+CLASSES = 1000
+
+
+def build_run(
+    model: str,
+    side: int,
+    batch: int,
+    runtime: RuntimeConfig,
+    *,
+    method: str = "",
+    micro_batch: int = 0,
+    output: OutputConfig | None = None,
+) -> Run:
+    """A run of the control, or of another method, on latents of 4 x `side` x `side`. `runtime` is resolved."""
+    method = method or methods.control()
+    config = RunConfig(
+        study="bench",
+        method=method,
+        sections={method: methods.load(method).Config()},
+        model=ModelConfig(name=model),
+        data=DataConfig(name="digits"),
+        optimizer=OptimizerConfig(batch_size=batch, micro_batch=micro_batch),
+        budget=BudgetConfig(amount=10**9),
+        runtime=runtime,
+        output=output or OutputConfig(),
+    )
+    shape = backbone_shape(config, side, 4, CLASSES)
+    data = DataShape(image_size=8 * side, num_classes=CLASSES, encoder_width=encoder_width)
+    return synthetic_run(resolve_sections(config, shape), shape, data, open_accelerator(runtime), batch)
