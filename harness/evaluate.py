@@ -6,6 +6,7 @@ the training images, unless another is named. The protocol is one digest, and nu
 Shapes: N images, H W image height and width in pixels, C channels and h w size of a latent, B time bins.
 """
 
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from harness.cache import Report, read_small, write_small
 from harness.config import EvaluationConfig, RuntimeConfig, require
 from harness.environment import resolve_precision
 from harness.fidelity import Pictures, spread
-from harness.generate import Collected, generate_rounds, inference, labels_for
+from harness.generate import Summary, generate_rounds, inference, labels_for
 from harness.prepare import PreparedData
 from harness.processes import beside, is_main
 from harness.records import digest
@@ -93,34 +94,35 @@ class Evaluator:
     def evaluate(self, backbone: SiT) -> Evaluation:
         """Generate `num_samples` images and score them, and score the velocity on held-out images.
 
-        All processes generate; the main one alone scores, and the others get neither metrics nor pictures. On a GPU,
-        a thread extracts features of the images that are there while the next ones are generated, and computes the
-        distances while the velocity is scored.
+        All processes generate; the main one alone scores, and the others get no metrics. On a GPU, a thread extracts
+        features of the images that are there while the next ones are generated, and computes the distances while the
+        velocity is scored. Features are kept of all images, and pixels of the first ones.
 
         Args:
             backbone: the EMA backbone, on the evaluator's device; left as it was.
         """
         num, is_scoring = self.config.num_samples, is_main(self._accelerator)
-        made = Collected(num, is_scoring)
-        features = self.scorer.features(Pictures(lambda i: made.images_NHWC[i], num), num)
+        made, features = Summary(self.config.grid_images), self.scorer.features(num)
         metrics: dict[str, float] = {}
         with beside(self.device) as begin:
-            jobs = []
+            begun: list[Future[None]] = []
             rounds = generate_rounds(backbone, self.prepared.autoencoder, self.config, num, self._accelerator)
-            for there in made.fill(rounds):
+            for images_NHWC in made.of(rounds):
                 if is_scoring:
-                    jobs.append(begin(features.extend, there))
+                    for job in begun:
+                        job.result()  # so that images never wait in a row
+                    begun = [begin(features.add, images_NHWC)]
             if is_scoring:
                 labels_N = labels_for(0, num, backbone.num_classes).numpy()
                 scores = begin(self.scorer.score_features, features, labels_N)
                 velocity = self.velocity_loss(backbone)
-                for job in jobs:
+                for job in begun:
                     job.result()
                 metrics = {**scores.result(), **velocity}
         seconds = {"sampling": made.sampling_s, "decoding": made.decoding_s, "features": features.seconds}
         return Evaluation(
             metrics=metrics,
-            grid=made.images_NHWC[: self.config.grid_images],
+            grid=np.stack(made.first),
             bad_images=made.bad_images,
             images_per_s={what: num / spent for what, spent in seconds.items() if is_scoring},
         )

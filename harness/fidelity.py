@@ -153,26 +153,28 @@ class Reference:
 
 
 class Features:
-    """Features of pictures by several extractors, made while the last of the pictures are not there yet."""
+    """Features of images by several extractors, made part by part, so that the images need not lie in memory."""
 
-    def __init__(self, extractors: Sequence[Extractor], pictures: Dataset[Tensor], num: int, device: torch.device):
-        """`pictures` will be `num` of them; nothing is read yet."""
-        self._extractors, self._pictures, self.num, self._device = extractors, pictures, num, device
+    def __init__(self, extractors: Sequence[Extractor], num: int, device: torch.device):
+        """Of `num` images, of which none is there yet."""
+        self._extractors, self.num, self._device = extractors, num, device
         self._parts: dict[str, list[dict[str, Tensor]]] = {extractor.name: [] for extractor in extractors}
+        self._waiting: list[np.ndarray] = []
         self._done = 0
         self.seconds = 0.0
         """Time that making them took."""
 
-    def extend(self, there: int) -> None:
-        """Make what can be made of the first `there` pictures: whole batches, so that all are those of one pass."""
-        stop = there if there == self.num else there // BATCH * BATCH
-        if stop <= self._done:
-            return
+    def add(self, images_NHWC: np.ndarray) -> None:
+        """Take the next images, uint8. Whole batches are made, so that all are those of one pass; the rest waits."""
         started = time.perf_counter()
-        part = Subset(self._pictures, range(self._done, stop))
-        for extractor in self._extractors:
-            self._parts[extractor.name].append(extract(extractor, extractor.layers, part, self._device))
-        self._done = stop
+        images = [*self._waiting, *images_NHWC]
+        there = len(images)
+        num = there if self._done + there == self.num else there // BATCH * BATCH
+        for extractor in self._extractors if num else ():
+            part = extract(extractor, extractor.layers, Pictures(images.__getitem__, num), self._device)
+            self._parts[extractor.name].append(part)
+        self._waiting = [image_HWC.copy() for image_HWC in images[num:]]  # a view would keep the whole array
+        self._done += num
         self.seconds += time.perf_counter() - started
 
     def of(self, extractor: Extractor) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ Shapes: N images of a chunk, C channels, H W latent height and width.
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -75,34 +75,27 @@ class Round:
     decoding_s: float
     """The same for the autoencoder, to uint8."""
 
-    @property
-    def stop(self) -> int:
-        """Number of the last image, and 1."""
-        return self.start + len(self.images_NHWC)
 
+@dataclass
+class Summary:
+    """Of rounds, from the first one on: their first images, and sums."""
 
-class Collected:
-    """Rounds put together, from the first one on."""
+    num_first: int
+    """How many images are kept."""
+    first: list[np.ndarray] = field(default_factory=list)
+    """uint8 [H, W, 3] each."""
+    bad_images: int = 0
+    sampling_s: float = 0.0
+    decoding_s: float = 0.0
 
-    def __init__(self, num_images: int, keeps: bool) -> None:
-        """Nothing of `num_images` is there yet; without `keeps` the images are only counted."""
-        self.num_images, self._keeps = num_images, keeps
-        self.images_NHWC = np.empty(0, np.uint8)
-        """All `num_images` of them once the first round is here, the later ones not written yet."""
-        self.bad_images = 0
-        self.sampling_s, self.decoding_s = 0.0, 0.0
-
-    def fill(self, rounds: Iterable[Round]) -> Iterator[int]:
-        """Take round after round; yields how many images are there."""
+    def of(self, rounds: Iterable[Round]) -> Iterator[np.ndarray]:
+        """Take round after round; yields the images of each."""
         for part in rounds:
-            if self._keeps:
-                if part.start == 0:
-                    self.images_NHWC = np.empty((self.num_images, *part.images_NHWC.shape[1:]), np.uint8)
-                self.images_NHWC[part.start : part.stop] = part.images_NHWC
+            self.first += [image_HWC.copy() for image_HWC in part.images_NHWC[: self.num_first - len(self.first)]]
             self.bad_images += part.bad_images
             self.sampling_s += part.sampling_s
             self.decoding_s += part.decoding_s
-            yield part.stop
+            yield part.images_NHWC
 
 
 def generate_rounds(

@@ -77,7 +77,7 @@ def check_run(config: RunConfig, method: Method, num_processes: int, device: tor
     """
     weights = list(weight_parts(config, method))
     phases = [training_parts(config, method, num_processes)]
-    phases += [evaluation_parts(config, method.backbone, section) for section in config.protocols]
+    phases += [evaluation_parts(config, method.backbone, num_processes, section) for section in config.protocols]
     for phase in phases:
         check([*weights, *phase], device)
 
@@ -223,11 +223,20 @@ def head_activations(config: RunConfig, method: Method) -> int:
     return method.backbone.num_tokens * widths * (2 if config.runtime.precision == "bf16" else FLOAT)
 
 
-def evaluation_parts(config: RunConfig, shape: BackboneShape, section: str = "evaluation") -> Iterator[Part]:
+def evaluation_parts(
+    config: RunConfig, shape: BackboneShape, num_processes: int, section: str = "evaluation"
+) -> Iterator[Part]:
     """What one evaluation under the protocol of a section needs. `num_samples` is resolved."""
+    from harness.extractors import PIXEL_SIDE, compared_width  # here, because importing torch-fidelity takes a second
+
     protocol = config.protocols[section]
-    samples = protocol.num_samples * 3 * config.data.image_size**2
-    yield Part(name="samples", num_bytes=samples, way_out=f"lower {section}.num_samples or data.image_size")
+    # Part by part as they come, and put together; of the extractor and of pixels.
+    features = 2 * protocol.num_samples * (compared_width(protocol.extractor) + PIXEL_SIDE**2) * FLOAT
+    yield Part(name="features of the samples", num_bytes=features, way_out=f"lower {section}.num_samples")
+    # While one round's go through the extractor, the next one's come.
+    together = 2 * min(protocol.chunk * num_processes, protocol.num_samples)
+    samples = together * 3 * config.data.image_size**2
+    yield Part(name="samples of two rounds", num_bytes=samples, way_out="lower evaluation.chunk or data.image_size")
     images = min(protocol.chunk, protocol.num_samples) * (1 if protocol.sampler.cfg_scale == 1 else 2)
     half = 2 if protocol.precision == "bf16" else FLOAT
     # In the MLP: the residual stream, and the hidden layer before and after GELU. The sampler's state is float64.

@@ -119,15 +119,17 @@ class Scorer:
             pictures: the images.
             labels_N: the class asked for, or the true one; None where it is not known, and then no class is asked.
         """
-        features = self.features(pictures, len(pictures))
-        features.extend(features.num)
+        features = self.features(len(pictures))
+        for start in range(0, len(pictures), BATCH):
+            rows = range(start, min(start + BATCH, len(pictures)))
+            features.add(np.stack([pictures.get(row) for row in rows]))
         return self.score_features(features, labels_N)
 
-    def features(self, pictures: Pictures, num: int) -> Features:
-        """What scores are computed on, of `num` pictures; none of them need be there yet."""
+    def features(self, num: int) -> Features:
+        """What scores are computed on, of `num` images, of which none is there yet."""
         needs_pixels = self.source.num or self.has_classifier
         found = [self.extractor, self._pixels] if needs_pixels else [self.extractor]
-        return Features(found, pictures, num, self._place.device)
+        return Features(found, num, self._place.device)
 
     def score_features(self, features: Features, labels_N: np.ndarray | None) -> dict[str, float]:
         """As `score`, of images whose features are made."""

@@ -314,7 +314,7 @@ def _memory(config: RunConfig, method: Method) -> dict[str, int]:
     """The largest phase of a run in one process, by place."""
     weights = list(memory.weight_parts(config, method))
     phases = [memory.training_parts(config, method, 1)]
-    phases += [memory.evaluation_parts(config, method.backbone, section) for section in config.protocols]
+    phases += [memory.evaluation_parts(config, method.backbone, 1, section) for section in config.protocols]
     parts = [[*weights, *phase] for phase in phases]
     return {
         place: max(sum(p.num_bytes for p in phase if p.on_device == on_device) for phase in parts)

@@ -3,6 +3,7 @@
 The cases of one model are timed in turns, A B C A B C ..., so that what slows the machine down for a while slows all of
 them, and each is compared with the control of its own round. A timed step is the trainer's own, from a batch that lies
 ready on the CPU to updated weights and EMA; reading and drawing the batch goes on beside it and is not timed.
+The cases of a model train one backbone, in turns, so that all of them take little more memory than one.
 
 Shapes: N images, C channels, H W height and width, T tokens, Z encoder width.
 """
@@ -232,7 +233,7 @@ def measure_model(conditions: Conditions, group: Sequence[Case], progress: "Prog
     for case in group:
         peaks.append(peak_bytes(conditions, case))
         progress.tell(f"memory of {case.model} {case.label}", PEAK_STEPS * work(conditions, case))
-    stands = [Stand(conditions, case) for case in group]
+    stands = stands_of(conditions, group)
     times = time_rounds(stands, conditions.setting, synced_clock(conditions.device), progress)
     conditions.accelerator.free_memory()  # it keeps every model that it has prepared
     control = times[control_of(group)]
@@ -310,6 +311,37 @@ class Stand:
             self.run.ema.backbone(*self._inputs)
 
 
+def stands_of(conditions: Conditions, group: Sequence[Case]) -> list[Stand]:
+    """The stands of one model's cases. Weights, EMA and moments of the backbone are those of the first one in all.
+
+    What a step takes does not hang on the values. Weights are shared before there are moments, and a case's own are
+    dropped at once, so that building needs no more memory than training.
+    """
+    stands: list[Stand] = []
+    for case in group:
+        stands.append(Stand(conditions, case))
+        share_weights(stands[0].run, stands[-1].run)
+    first = stands[0]
+    first.step(first.batch(0))  # AdamW makes the moments
+    for stand in stands[1:]:
+        share_moments(first.run, stand.run)
+    return stands
+
+
+def share_weights(first: Run, other: Run) -> None:
+    """Let another run's backbone and EMA lie where the first one's do."""
+    for theirs, own in ((first.backbone, other.backbone), (first.ema.backbone, other.ema.backbone)):
+        for there, here in zip(theirs.parameters(), own.parameters(), strict=True):
+            here.data = there.data
+
+
+def share_moments(first: Run, other: Run) -> None:
+    """Let another run's optimizer use what the first one's keeps of the backbone."""
+    for there, here in zip(first.backbone.parameters(), other.backbone.parameters(), strict=True):
+        if here.requires_grad:
+            other.optimizer.state[here] = first.optimizer.state[there]
+
+
 @dataclass
 class Times:
     """Seconds of a case, a number for each round that counts."""
@@ -377,16 +409,16 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def check_memory(conditions: Conditions, group: Sequence[Case]) -> None:
-    """Refuse a model whose cases cannot be held together: one of them trains while the others rest."""
+    """Refuse a model whose cases cannot be held together: one of them trains while the heads of the others rest."""
     outlines = []
     for case in group:
         config = conditions.config(case)
         build = partial(build_method, config, conditions.shape(config), conditions.data)
         outlines.append((config, memory.outline(case.method, build)))
-    resting = [resting_bytes(method) for _, method in outlines]
+    resting = [heads_bytes(method) for _, method in outlines]
     for (config, method), own in zip(outlines, resting, strict=True):
         others = Part(
-            name="weights, moments and EMA of the other rows",
+            name="heads of the other rows",
             num_bytes=sum(resting) - own,
             way_out="name fewer methods at a time",
             on_device=True,
@@ -396,10 +428,9 @@ def check_memory(conditions: Conditions, group: Sequence[Case]) -> None:
         memory.check([others, *weights, *training], conditions.device)
 
 
-def resting_bytes(method: Method) -> int:
-    """Weights, two moments and EMA of a run between its steps."""
-    heads = sum(p.numel() for p in method.heads.parameters())
-    return memory.FLOAT * (4 * memory.backbone_parameters(method.backbone) + 3 * heads)
+def heads_bytes(method: Method) -> int:
+    """Weights and two moments of a method's heads."""
+    return 3 * memory.FLOAT * memory.head_parameters(method)
 
 
 def peak_bytes(conditions: Conditions, case: Case) -> int:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from harness import trainer
 from harness.config import SamplerConfig
 from harness.evaluate import Evaluator
-from harness.generate import Collected, generate_rounds
+from harness.generate import Summary, generate_rounds
 from harness.processes import is_main
 from harness.recorder import Recorder
 from harness.records import RunFolder
@@ -81,17 +81,15 @@ def generate(bench: Bench, out: Path) -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
     config = replace(run.config.evaluation, chunk=8, sampler=SamplerConfig(num_steps=3), precision="fp32")
     arguments = (bench.lab.prepared.autoencoder, config, 35, accelerator)
-    made, broken = (Collected(35, keeps=is_main(accelerator)) for _ in range(2))
-    list(made.fill(generate_rounds(run.backbone, *arguments)))
+    images_NHWC = np.concatenate([part.images_NHWC for part in generate_rounds(run.backbone, *arguments)])
     if is_main(accelerator):
-        np.save(out / "images.npy", made.images_NHWC)
-    held = gather_object([len(made.images_NHWC)])
-    write(accelerator, out / "held.json", {"images": held})
+        np.save(out / "images.npy", images_NHWC)
     lab = replace(bench.lab, config=replace(bench.lab.config, evaluation=config))
     write_samples(lab, run.backbone, 35, out / "images.npz", is_npz=True)
     with torch.no_grad():
         run.backbone.y_embedder.embedding_table.weight[3] = math.nan
-    list(broken.fill(generate_rounds(run.backbone, *arguments)))
+    broken = Summary(0)
+    list(broken.of(generate_rounds(run.backbone, *arguments)))
     write(accelerator, out / "bad.json", {"bad_images": gather_object([broken.bad_images])})
 
 

@@ -17,7 +17,7 @@ from harness.data import ImageSet
 from harness.errors import UserError
 from harness.evaluate import Evaluator, velocity_draws, velocity_errors
 from harness.fidelity import extract
-from harness.generate import Collected, generate_rounds
+from harness.generate import Summary, generate_rounds
 from harness.prepare import PreparedData
 from harness.processes import in_thread, open_accelerator
 from harness.records import digest, file_digest, metric
@@ -134,10 +134,9 @@ def test_another_way_of_sampling_shares_what_it_is_scored_by(evaluator, tmp_path
 
 def test_grid_holds_the_first_images(evaluation, evaluator):
     parts = (evaluator.prepared.autoencoder, evaluator.config, 24, open_accelerator(RUNTIME))
-    made = Collected(24, keeps=True)
-    assert list(made.fill(generate_rounds(make_backbone(), *parts)))[-1] == 24
-    images, bad_images = made.images_NHWC, made.bad_images
-    assert images.shape == (24, 16, 16, 3) and bad_images == evaluation.bad_images == 0
+    made = Summary(0)
+    images = np.concatenate(list(made.of(generate_rounds(make_backbone(), *parts))))
+    assert images.shape == (24, 16, 16, 3) and made.bad_images == evaluation.bad_images == 0
     assert np.array_equal(evaluation.grid, images[:5])
 
 

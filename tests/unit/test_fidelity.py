@@ -6,6 +6,7 @@ features are the numbers that the test writes down.
 
 import dataclasses
 import itertools
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -267,15 +268,16 @@ def test_features_made_piece_by_piece_are_those_of_one_pass():
     """Whole batches of 32 as soon as their pictures are there; the real extractor, whose last bits depend on them."""
     extractor = extractors.find("efficientnet_lite0", 32)
     images = np.random.default_rng(0).integers(0, 256, (75, 16, 16, 3), np.uint8)
-    read: list[int] = []
-    pictures = Pictures(lambda i: (read.append(i), images[i])[1], 75)
-    features = Features([extractor, extractors.find_pixels()], pictures, 75, CPU)
-    for there, made in ((10, 0), (40, 32), (50, 32), (75, 75)):
-        features.extend(there)
-        assert set(read) == set(range(made))
+    features = Features([extractor, extractors.find_pixels()], 75, CPU)
+    for start, stop, made in ((0, 10, 0), (10, 40, 32), (40, 50, 32), (50, 75, 75)):
+        part_NHWC = images[start:stop].copy()
+        features.add(part_NHWC)
+        alive = weakref.ref(part_NHWC)
+        del part_NHWC
+        assert features._done == made and alive() is None, "what waits would keep all images"
     assert features.seconds > 0
     for each in (extractor, extractors.find_pixels()):
-        whole = extract(each, each.layers, pictures, CPU)
+        whole = extract(each, each.layers, Pictures(images.__getitem__, 75), CPU)
         assert all(torch.equal(features.of(each)[layer], whole[layer]) for layer in each.layers)
 
 

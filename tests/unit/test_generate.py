@@ -8,7 +8,7 @@ import torch
 
 from harness.config import EvaluationConfig, RuntimeConfig, SamplerConfig
 from harness.generate import (
-    Collected,
+    Summary,
     chunk_bounds,
     generate,
     generate_latents,
@@ -134,21 +134,22 @@ def test_rounds_go_on_from_any_chunk(backbone):
     assert all(part.sampling_s > 0 and part.decoding_s > 0 for part in whole)
 
 
-def test_rounds_are_collected_as_they_come(backbone):
+def test_of_rounds_the_first_images_and_sums_are_kept(backbone):
     """Chunks of 4 of 10 images, of which those of class 1 are not finite: 1, 4, 7."""
     accelerator = open_accelerator(RuntimeConfig(device="cpu"))
     broken = copy.deepcopy(backbone)
     with torch.no_grad():
         broken.y_embedder.embedding_table.weight[1] = float("nan")
     whole = list(generate_rounds(broken, Decoder(), config(), 10, accelerator))
-    made, counted = Collected(10, keeps=True), Collected(10, keeps=False)
-    for there, part in zip(made.fill(whole), whole, strict=True):
-        assert there == part.stop and np.array_equal(made.images_NHWC[part.start : there], part.images_NHWC)
-    assert list(counted.fill(whole)) == [4, 8, 10] and len(counted.images_NHWC) == 0
-    for each in (made, counted):
-        assert each.bad_images == 3
-        assert each.sampling_s == pytest.approx(sum(part.sampling_s for part in whole))
-        assert each.decoding_s == pytest.approx(sum(part.decoding_s for part in whole))
+    images_NHWC = np.concatenate([part.images_NHWC for part in whole])
+    for num, kept in ((0, 0), (3, 3), (5, 5), (99, 10)):
+        made = Summary(num)
+        assert np.array_equal(np.concatenate(list(made.of(whole))), images_NHWC)
+        assert len(made.first) == kept and np.array_equal(made.first, images_NHWC[:kept] if kept else [])
+        assert all(image_HWC.base is None for image_HWC in made.first), "a view would keep the whole round"
+        assert made.bad_images == 3
+        assert made.sampling_s == pytest.approx(sum(part.sampling_s for part in whole))
+        assert made.decoding_s == pytest.approx(sum(part.decoding_s for part in whole))
 
 
 def test_backbone_is_left_as_it_was(backbone):

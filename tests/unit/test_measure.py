@@ -299,20 +299,46 @@ def test_a_model_without_its_control_is_refused_before_anything_runs(monkeypatch
 # -- memory ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_rests_between_steps_is_weights_moments_and_ema(conditions: Conditions) -> None:
-    run = conditions.run(case("vae_repa"))
-    train_step(run, run.batches.batch(0))
-    own = [p for p in run.module.parameters() if p.requires_grad]
-    average = [p for name, p in run.ema.backbone.named_parameters() if name != "pos_embed"]
-    moments = [run.optimizer.state[p][name] for p in own for name in ("exp_avg", "exp_avg_sq")]
-    assert measure.resting_bytes(run.method) == 4 * sum(value.numel() for value in [*own, *average, *moments])
+def test_a_row_adds_weights_and_moments_of_its_heads_alone(conditions: Conditions) -> None:
+    """Bytes of all that three rows hold between steps, against those of one row and the heads of the others."""
+    stands = measure.stands_of(conditions, [case("sit"), case("repa", encoders=ENCODER), case("vae_repa")])
+    for stand in stands:
+        stand.step(stand.batch(1))
+
+    def held(*runs: Run) -> int:
+        values = [value for run in runs for value in (*run.module.parameters(), *run.ema.backbone.parameters())]
+        values += [value for run in runs for state in run.optimizer.state.values() for value in state.values()]
+        return sum({v.untyped_storage()._cdata: v.untyped_storage().nbytes() for v in values}.values())
+
+    runs = [stand.run for stand in stands]
+    counters = 4 * sum(len(list(run.method.heads.parameters())) for run in runs)  # AdamW's step of each tensor
+    heads = sum(measure.heads_bytes(run.method) for run in runs)
+    assert heads > 0 and held(*runs) == held(runs[0]) + heads + counters
+
+
+def test_rows_of_a_model_train_its_one_backbone_in_turns(conditions: Conditions) -> None:
+    """One step of the first, then of the second, as if the second had been loaded with what the first left."""
+    first, second = measure.stands_of(conditions, [case("sit"), case("vae_repa")])
+    alone, loaded = conditions.run(case("sit")), conditions.run(case("vae_repa"))
+    train_step(alone, alone.batches.batch(0))
+    assert all(torch.equal(value, state_of(alone)[key]) for key, value in state_of(first.run).items())
+    loaded.backbone.load_state_dict(alone.backbone.state_dict())
+    loaded.ema.backbone.load_state_dict(alone.ema.backbone.state_dict())
+    groups = [run.optimizer.state_dict() for run in (alone, loaded)]
+    loaded.optimizer.load_state_dict({"state": groups[0]["state"], "param_groups": groups[1]["param_groups"]})
+
+    second.step(second.batch(1))
+    train_step(loaded, loaded.batches.batch(1))
+    assert all(torch.equal(value, state_of(loaded)[key]) for key, value in state_of(second.run).items())
+    backbone = [key for key in state_of(first.run) if "heads" not in key]
+    assert all(torch.equal(state_of(first.run)[key], state_of(loaded)[key]) for key in backbone)
 
 
 @pytest.mark.parametrize(
     ("names", "setting", "share", "message"),
     [
         (["sit"], SMALL, 0.9, "weights, moments and EMA take .*: choose a smaller model"),
-        (["sit", "sra", "vae_repa"], SMALL, 2, "EMA of the other rows take .*: name fewer methods at a time"),
+        (["sit", *2 * ["repa"], "vae_repa"], SMALL, 2, "heads of the other rows .*: name fewer methods at a time"),
         (["sit"], replace(SMALL, batch_size=10_000), 3, "of a forward pass take .*: lower batch_size"),
     ],
 )

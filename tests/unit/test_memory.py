@@ -243,12 +243,15 @@ def test_an_evaluation_by_hand() -> None:
     shape = shape_of("SiT-nano/2")
     sampler = SamplerConfig(num_steps=50, cfg_scale=1.5)
     evaluation = EvaluationConfig(num_samples=100, chunk=64, precision="fp32", extractor_size=64, sampler=sampler)
-    assert bytes_of(memory.evaluation_parts(run_of(evaluation=evaluation), shape)) == {
-        "samples": 100 * 3 * 32 * 32,
+    assert bytes_of(memory.evaluation_parts(run_of(evaluation=evaluation), shape, 1)) == {
+        "features of the samples": 2 * 100 * (1280 + 64) * 4,  # efficientnet_lite0's, and 8 x 8 pixels
+        "samples of two rounds": 2 * 64 * 3 * 32 * 32,
         "passes of a chunk": 2 * 64 * (16 * 128 * 36 + 8 * 256),  # guidance doubles the chunk
         "resized images": 2 * 32 * 3 * 64 * 64 * 4,
         "the sampler's times": 50 * 32,
     }
+    three = bytes_of(memory.evaluation_parts(run_of(evaluation=evaluation), shape, 3))
+    assert three["samples of two rounds"] == 2 * 100 * 3 * 32 * 32
     assert memory.EXTRACTED == BATCH
 
 

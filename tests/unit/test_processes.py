@@ -94,7 +94,6 @@ def test_generated_images_are_the_same_to_the_bit(outcomes: dict[int, Path]) -> 
     wanted = np.load(outcomes[1] / "images.npy", allow_pickle=False)
     assert wanted.shape == (35, 32, 32, 3) and len(np.unique(wanted)) > 50
     assert np.array_equal(np.load(outcomes[2] / "images.npy", allow_pickle=False), wanted)
-    assert facts(outcomes[2], "held") == {"images": [35, 0]}, "the main process alone holds them"
     assert facts(outcomes[2], "bad") == {"bad_images": [4, 4]}, "every tenth image of 35, from the fourth"
 
 
