@@ -500,14 +500,14 @@ def diagnostics(run: Run, batch: Batch) -> dict[str, float]:
 
 def gradient_norms(run: Run, batch: Batch) -> dict[str, float]:
     """Norm of the backbone's gradient from the velocity loss and from each weighted term, first forward pass."""
-    with eager():
-        base, terms, _ = forward_losses(run.module, run, step_views(run, batch)[0])
-    losses = {"velocity": base, **{name: term.weight * term.value for name, term in terms.items()}}
     weights = [p for p in run.backbone.parameters() if p.requires_grad]
     norms = {}
-    for name, loss in losses.items():
-        gradients = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
-        norms[name] = float(get_total_norm([g for g in gradients if g is not None]))
+    with eager():  # backwards as well: checkpointed blocks run again there
+        base, terms, _ = forward_losses(run.module, run, step_views(run, batch)[0])
+        losses = {"velocity": base, **{name: term.weight * term.value for name, term in terms.items()}}
+        for name, loss in losses.items():
+            gradients = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+            norms[name] = float(get_total_norm([g for g in gradients if g is not None]))
     return norms
 
 
