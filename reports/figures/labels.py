@@ -1,5 +1,6 @@
 """Labels of figures: lines named at their ends and on them, and names shortened to the room that there is."""
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -114,13 +115,16 @@ def label_width(look: Look) -> float:
 
 def text_width(names: Iterable[str]) -> float:
     """Width of the widest of some names in the figures' font and size, in inches."""
+    return 1.1 * max([0.0, *map(_width, names)])  # at low resolutions, hinting widens letters by up to a tenth
+
+
+@functools.lru_cache(maxsize=4096)
+def _width(name: str) -> float:
+    """Kept, because the variants of a figure, and its panels, have the same names."""
     font = get_font(findfont(FONT))
     font.set_size(FONT_SIZE, 72)
-    widths = [0.0]
-    for name in names:
-        font.set_text(name)
-        widths.append(font.get_width_height()[0] / 64 / 72)  # in 64ths of a point
-    return 1.1 * max(widths)  # at low resolutions, hinting widens letters by up to a tenth
+    font.set_text(name)
+    return font.get_width_height()[0] / 64 / 72  # in 64ths of a point
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:

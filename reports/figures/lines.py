@@ -3,7 +3,7 @@
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -50,11 +50,12 @@ def plot_curves(ax: Axes, frame: pd.DataFrame, look: Look, width: float = 2, has
     x = look.unit.clock
     for value in frame.loc[frame["series"] == "line", "value"].astype(float):
         ax.axhline(value, color=look.theme.muted, linewidth=1, dashes=(4, 3), zorder=1)
-    parts = dict(iter(frame.groupby(["series", "cell"])))
-    longest = max((len(part) for (series, _), part in parts.items() if series == "mean"), default=0)
+    parts = _parts(frame, x)
+    longest = max((len(part["value"]) for (series, _), part in parts.items() if series == "mean"), default=0)
+    nothing = dict.fromkeys([x, *NUMBERS], np.empty(0))
     for cell, style in look.styles.items():
         colour = style.colour(look.theme)
-        seeds, means = (parts.get((series, cell), frame[:0]) for series in ("seed", "mean"))
+        seeds, means = (parts.get((series, cell), nothing) for series in ("seed", "mean"))
         marker = style.marker if has_points and longest <= MOST_POINTS else ""
         line = ax.plot(*_broken(seeds, x), color=colour, linewidth=0.4 * width, alpha=0.5)[0]
         line.set(marker=marker, markersize=1.5 * width, markeredgewidth=0, zorder=2)
@@ -66,11 +67,25 @@ def plot_curves(ax: Axes, frame: pd.DataFrame, look: Look, width: float = 2, has
     return ax
 
 
-def _broken(seeds: pd.DataFrame, x: str) -> tuple[np.ndarray, np.ndarray]:
+Part = Mapping[str, np.ndarray]
+"""Columns of a cell's rows of one series, as float64."""
+
+NUMBERS = ("seed", "value", "low", "high", "num_seeds", "of_seeds")
+"""Columns that a part has beside its clock."""
+
+
+def _parts(frame: pd.DataFrame, x: str) -> dict[tuple[str, str], Part]:
+    """Rows by series and cell. Taken from arrays, as each look into a frame takes as long as drawing its line."""
+    columns = {name: frame[name].to_numpy(float, na_value=np.nan) for name in (x, *NUMBERS)}
+    rows = frame.groupby(["series", "cell"]).indices
+    return {key: {name: column[own] for name, column in columns.items()} for key, own in rows.items()}
+
+
+def _broken(seeds: Part, x: str) -> tuple[np.ndarray, np.ndarray]:
     """Places and values of all seeds as one line that breaks between them: an artist a seed takes ten times as long."""
-    ordered = seeds.sort_values("seed", kind="stable")
-    breaks = 1 + np.flatnonzero(np.diff(ordered["seed"].to_numpy(int)))
-    places, values = (np.insert(ordered[name].to_numpy(float), breaks, np.nan) for name in (x, "value"))
+    order = np.argsort(seeds["seed"], kind="stable")
+    breaks = 1 + np.flatnonzero(np.diff(seeds["seed"][order]))
+    places, values = (np.insert(seeds[name][order], breaks, np.nan) for name in (x, "value"))
     return places, values
 
 
@@ -93,23 +108,24 @@ def _plot_stops(ax: Axes, stops: pd.DataFrame, look: Look, width: float) -> None
         )
 
 
-def _plot_mean(ax: Axes, frame: pd.DataFrame, x: str, mean: dict[str, Any], dashes: Sequence[float]) -> None:
-    is_whole = frame["num_seeds"] == frame["of_seeds"]
-    line = ax.plot(frame[x], frame["value"].where(is_whole), clip_on=False, **mean)[0]
+def _plot_mean(ax: Axes, means: Part, x: str, mean: dict[str, Any], dashes: Sequence[float]) -> None:
+    is_whole, values = means["num_seeds"] == means["of_seeds"], means["value"]
+    line = ax.plot(means[x], np.where(is_whole, values, np.nan), clip_on=False, **mean)[0]
     if dashes:
         line.set_dashes(dashes)
     if not is_whole.all():
         # The dotted stretch begins at the last mean over all seeds, so that the two join.
-        joined = frame["value"].where(~is_whole | ~is_whole.shift(-1, fill_value=True))
-        ax.plot(frame[x], joined, linestyle=":", **{**mean, "marker": ""})
+        is_next_whole = np.append(is_whole[1:], True)
+        joined = np.where(is_whole & is_next_whole, np.nan, values)
+        ax.plot(means[x], joined, linestyle=":", **{**mean, "marker": ""})
 
 
-def _plot_band(ax: Axes, means: pd.DataFrame, x: str, colour: str) -> None:
+def _plot_band(ax: Axes, means: Part, x: str, colour: str) -> None:
     """The intervals of the means, shaded; as an artist that leaves the axes' limits alone."""
-    known = means[(means["num_seeds"] >= BAND_SEEDS) & means["low"].notna()]
-    if len(known) < 2:
+    is_known = (means["num_seeds"] >= BAND_SEEDS) & ~np.isnan(means["low"])
+    if is_known.sum() < 2:
         return
-    places, low, high = (known[name].to_numpy(float) for name in (x, "low", "high"))
+    places, low, high = (means[name][is_known] for name in (x, "low", "high"))
     if ax.get_yscale() == "log":
         low = np.maximum(low, 1e-3 * high)  # what is below 0 is below the axis
     outline = np.concatenate([np.stack([places, low], axis=1), np.stack([places, high], axis=1)[::-1]])
