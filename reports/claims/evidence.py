@@ -46,6 +46,8 @@ class Evidence:
     study: str
     page: str
     """Where the numbers stand; "" while there is no report."""
+    anchor: str
+    """The place on a study's page."""
     cell: str
     against: str
     """"" for a claim of one cell."""
@@ -432,6 +434,7 @@ def _about(claim: Claim, source: Source, pair: Pair, anchor: str) -> dict[str, A
         "claim": claim,
         "study": source.path.resolve().name,
         "page": link if page.is_file() else "",
+        "anchor": anchor,
         "cell": pair.cell.label,
         "against": pair.against.label if pair.against else "",
     }

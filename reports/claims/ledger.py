@@ -304,6 +304,11 @@ def write(judged: Sequence[Judged], folder: Path) -> list[Path]:
 # -- a study's page ---------------------------------------------------------------------------------------------------
 
 
+def _on_page(one: Evidence) -> Evidence:
+    """With the place that it has beside the page: a report can be moved, and its page may not be written yet."""
+    return dataclasses.replace(one, page=f"index.html#{one.anchor}")
+
+
 def section(study: Study) -> Section | None:
     """The claims that a study says something of; None where it says nothing of any."""
     ledger: Ledger = load_ledger()
@@ -311,7 +316,7 @@ def section(study: Study) -> Section | None:
     told = [
         dataclasses.replace(one, evidence=found)
         for one in judged
-        if (found := [each for each in one.evidence if each.has_data])
+        if (found := [_on_page(each) for each in one.evidence if each.has_data])
     ]
     if not told:
         return None

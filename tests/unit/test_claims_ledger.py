@@ -209,6 +209,8 @@ def test_a_study_has_a_section_of_the_claims_it_speaks_of(study: Path) -> None:
     assert any(text.startswith("VAE-REPA has a better FID") for text in told)
     assert not any("SRA has" in text for text in told)
     assert len(block.table.numbers) == len(told) < NUM_CLAIMS
+    # Beside the page, wherever a report is moved to; here it is not written yet.
+    assert {row["page"].split("#")[0] for row in block.table.numbers} == {"index.html"}
     assert section.sentences[-1].startswith(f"Of {NUM_CLAIMS - len(told)} further claims it holds no pair")
 
 
