@@ -13,10 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
+from reports.figures.files import Draw
+from reports.figures.style import Look
+from reports.page.figures import Picture, data_uri
 from studies import cli
 
 ROOT = Path(__file__).parents[2]
@@ -105,7 +109,9 @@ class FinishedStudy:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> FinishedStudy:
     place = Place(tmp_path_factory.mktemp("finished"), shared_cache)
-    said = say(*place.words("compare", *STUDY))
+    with pytest.MonkeyPatch.context() as patched:
+        draw_nothing(patched)
+        said = say(*place.words("compare", *STUDY))
     assert said.status == 0, said.err
     return FinishedStudy(place, said)
 
@@ -117,10 +123,26 @@ def pixel() -> bytes:
     return buffer.getvalue()
 
 
+def draw_nothing(patched: pytest.MonkeyPatch) -> None:
+    """Reports written in this process have a pixel for every picture: to draw them takes most of a report's time.
+
+    Those of processes that tests start have all of them, and so have those of `tests/unit/test_reports_*.py`.
+    """
+
+    def save(draw: Draw, frame: pd.DataFrame, stem: Path, look: Look) -> list[Path]:
+        paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "svg", "pdf", "csv")]
+        for path in paths[:3]:
+            path.write_bytes(pixel())
+        frame.to_csv(paths[3], index=False)
+        return paths
+
+    patched.setattr("reports.figures.files.save", save)
+    patched.setattr("reports.page.figures.picture", lambda draw, look, wide: Picture([], data_uri(pixel())))
+
+
 @pytest.fixture
 def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports written in this process hold a pixel for every PNG, whose drawing takes most of their time."""
-    monkeypatch.setattr("reports.figures.files.png", lambda figure: pixel())
+    draw_nothing(monkeypatch)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import yaml
 
 from harness.records import RunFolder, read_json
 from studies.commands import report
-from tests.e2e.conftest import Place, Said, contents, pixel, say
+from tests.e2e.conftest import Place, Said, contents, draw_nothing, say
 
 SHORT = ("--budget.amount", "6", "--evaluation.points", "2", "--output.log_every", "3", "--output.mlflow", "false")
 GRID = ("--method", "vae_repa", "--seeds", "0")
@@ -36,13 +36,13 @@ def steps(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Steps
     place = Place(tmp_path_factory.mktemp("ablation"), shared_cache)
     study = place.runs / "digits-vae_repa-ablation"
     words = place.words("ablate", *SHORT, *GRID)
-    first = say(*words, "--grid.block", "1,2")
-    runs = records(study)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(report, "write_and_print", lambda study: None)  # one of each kind of study is enough
-        grown = say(*words, "--grid.block", "2", "--grid.head_layers", "2")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("reports.figures.files.png", lambda figure: pixel())
+        draw_nothing(patched)
+        first = say(*words, "--grid.block", "1,2")
+        runs = records(study)
+        with pytest.MonkeyPatch.context() as unreported:  # one report of each kind of study is enough
+            unreported.setattr(report, "write_and_print", lambda study: None)
+            grown = say(*words, "--grid.block", "2", "--grid.head_layers", "2")
         tuned = say("compare", "--tuned", str(study), "--seeds", "1", "--output.cache", str(place.cache))
     return Steps(place, first, runs, grown, tuned)
 

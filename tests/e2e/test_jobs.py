@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,10 @@ def test_ctrl_c_ends_the_workers_too(place: Place, faults: Faults) -> None:
     path = os.pathsep.join([str(ROOT), str(faults.folder)])
     streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     environment = {**os.environ, "PYTHONPATH": path}
-    process = subprocess.Popen(words, cwd=place.folder, env=environment, start_new_session=True, **streams)
+    # What a shell starts in the background ignores Ctrl-C, and so does all that is started from there.
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    start = {"cwd": place.folder, "env": environment, "start_new_session": True, "preexec_fn": listen}
+    process = subprocess.Popen(words, **start, **streams)
     try:
         worker = faults.waiting()
         os.killpg(process.pid, signal.SIGINT)

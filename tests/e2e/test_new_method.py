@@ -53,6 +53,7 @@ def test_the_contract_tests_hold_it_to_the_rules(
     tree: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DITBENCH_TEST_CACHE", str(shared_cache))
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)  # which may add lines to what is printed
     words = ["-m", "pytest", "tests/contract", "-k", NAME, "-p", "no:cacheprovider", "-vv"]
     result = run_process([sys.executable, *words], tree, tree)
     assert result.returncode == 0, result.stdout
