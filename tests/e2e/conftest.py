@@ -126,7 +126,7 @@ def pixel() -> bytes:
 def draw_nothing(patched: pytest.MonkeyPatch) -> None:
     """Reports written in this process have a pixel for every picture: to draw them takes most of a report's time.
 
-    Those of processes that tests start have all of them, and so have those of `tests/unit/test_reports_*.py`.
+    Those of commands that tests start with `run_process` have all of them, and so have those of unit tests.
     """
 
     def save(draw: Draw, frame: pd.DataFrame, stem: Path, look: Look) -> list[Path]:

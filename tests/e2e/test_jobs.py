@@ -23,7 +23,7 @@ from studies.compare import run_in_workers
 from studies.fork_server import CONTEXT, start_server
 from studies.plan import Plan
 from studies.settings import comparison, parse
-from tests.e2e.conftest import ROOT, STUDY, TIMES, Faults, FinishedStudy, Place, run_process
+from tests.e2e.conftest import ROOT, STUDY, TIMES, Faults, FinishedStudy, Place, draw_nothing, run_process
 
 Ditbench = Callable[..., tuple[int, str, str]]
 
@@ -53,11 +53,12 @@ class Command:
 
 
 def run_command(words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
-    """What the process of a command does: its output goes to files in a folder."""
+    """What the process of a command does: its output goes to files in a folder. Its report has no pictures."""
     os.environ.clear()
     os.environ.update(environment)
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY), number)
+    draw_nothing(pytest.MonkeyPatch())
     sys.exit(cli.main(list(words)))
 
 
