@@ -29,6 +29,7 @@ CASES = [
     ("SiT-nano/2", 8, 32, "bf16", 12),
     ("SiT-S/2", 32, 8, "fp32", 1),
     ("SiT-S/2", 32, 8, "bf16", 1),
+    ("SiT-B/2", 32, 4, "bf16", 1),
 ]
 """Model, latent size, batch, precision, and steps of one measurement."""
 

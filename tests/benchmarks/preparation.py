@@ -22,8 +22,8 @@ from harness.cache import ROWS_PER_CALL
 
 TITLE = "`ditbench prepare` of pictures of 32 pixels: memory and speed"
 SIDE, CLASSES = 32, 10
-CASES = ((2000, 1), (10000, 1), (10000, 2))
-"""Images, and processes."""
+CASES = ((2000, 1, 2), (10000, 1, 2), (10000, 1, 1), (10000, 2, 2))
+"""Images, processes, and threads of all of them: one process on all threads, or one on each."""
 ENCODER = "efficientnet_lite0"
 COMMAND = """
 import sys
@@ -51,14 +51,15 @@ def write_images(folder: Path, num_images: int) -> Path:
     return folder
 
 
-def prepare(images: Path, scratch: Path, jobs: int) -> tuple[str, float]:
+def prepare(images: Path, scratch: Path, jobs: int, threads: int) -> tuple[str, float]:
     """What the command prints, and its seconds; the caches are removed."""
     with tempfile.TemporaryDirectory(dir=scratch) as temporary:
         program, cache = Path(temporary) / "program.py", Path(temporary) / "cache"
         program.write_text(COMMAND)
         data = ["--data.name", "imagefolder", "--data.path", str(images), "--data.image_size", str(SIDE)]
         method = ["--model.name", "SiT-pico/2", "--method", "repa", "--repa.encoders", ENCODER]
-        words = ["prepare", *data, *method, "--jobs", str(jobs), "--output.cache", str(cache)]
+        shared = ["--jobs", str(jobs), "--runtime.threads", str(threads)]
+        words = ["prepare", *data, *method, *shared, "--output.cache", str(cache)]
         started = time.perf_counter()
         done = subprocess.run(
             [sys.executable, str(program), *words],
@@ -79,14 +80,15 @@ def speed(printed: str, kind: str) -> float:
     return float(re.findall(rf"{kind}-[0-9a-f]{{12}} \([^)]*\): ([\d,.]+) images/s", printed)[-1].replace(",", ""))
 
 
-def measure_case(num_images: int, jobs: int, start_mb: float, scratch: Path) -> dict[str, Any]:
-    images = write_images(scratch / f"{num_images}-{jobs}", num_images)
-    printed, seconds = prepare(images, scratch, jobs)
+def measure_case(num_images: int, jobs: int, threads: int, start_mb: float, scratch: Path) -> dict[str, Any]:
+    images = write_images(scratch / f"{num_images}-{jobs}-{threads}", num_images)
+    printed, seconds = prepare(images, scratch, jobs, threads)
     peak = peak_mb(printed)
     speeds = {f"{kind}_per_s": speed(printed, kind) for kind in ("images", "moments", f"tokens-{ENCODER}")}
     return {
         "images": num_images,
         "processes": jobs,
+        "threads": threads,
         "seconds": seconds,
         **speeds,
         "peak_mb": peak,
@@ -97,5 +99,5 @@ def measure_case(num_images: int, jobs: int, start_mb: float, scratch: Path) -> 
 def measure() -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
-        start_mb = peak_mb(prepare(write_images(scratch / "start", ROWS_PER_CALL), scratch, 1)[0])
-        return [measure_case(num_images, jobs, start_mb, scratch) for num_images, jobs in CASES]
+        start_mb = peak_mb(prepare(write_images(scratch / "start", ROWS_PER_CALL), scratch, 1, 2)[0])
+        return [measure_case(*case, start_mb, scratch) for case in CASES]
