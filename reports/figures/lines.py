@@ -77,7 +77,7 @@ NUMBERS = ("seed", "value", "low", "high", "num_seeds", "of_seeds")
 def _parts(frame: pd.DataFrame, x: str) -> dict[tuple[str, str], Part]:
     """Rows by series and cell. Taken from arrays, as each look into a frame takes as long as drawing its line."""
     columns = {name: frame[name].to_numpy(float, na_value=np.nan) for name in (x, *NUMBERS)}
-    rows = frame.groupby(["series", "cell"]).indices
+    rows: Any = frame.groupby(["series", "cell"]).indices  # pandas-stubs know no keys of two names
     return {key: {name: column[own] for name, column in columns.items()} for key, own in rows.items()}
 
 

@@ -134,11 +134,12 @@ def test_what_runs_of_s_keep(guided: Estimate) -> None:
 
 def test_memory_of_s(guided: Estimate) -> None:
     """20 bytes a weight, and 2 of a copy in bf16; of 64 images' 256 tokens 12 blocks keep 384 x (4 x 4 + 16 x 2) bytes
-    and little more. In RAM: the samples, and the times of 250 steps."""
+    and little more. In RAM: Inception's features (pooled and spatial) and pixels of all samples, as parts and together,
+    the samples of two rounds, and the times of 250 steps."""
     block = 384 * (4 * 4 + 16 * 2)
     found = guided.cells[0].memory
     assert found["device"] == pytest.approx(22 * S_WEIGHTS + 64 * 256 * 12 * block, rel=0.03)
-    assert found["ram"] == 50_000 * 3 * 128**2 + 250 * 32
+    assert found["ram"] == 2 * 50_000 * (2048 + 7 * 17**2 + 64) * 4 + 2 * 64 * 3 * 128**2 + 250 * 32
 
 
 def test_checkpointed_activations_take_less_memory_and_a_forward_pass_more() -> None:
