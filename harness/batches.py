@@ -23,7 +23,9 @@ from harness.method import Needs
 from harness.prepare import PreparedData
 from harness.rng import batch_rows, stream
 
-AHEAD = 2
+AHEAD = 4
+"""Batches that are ready or in preparation beside the one in use: a disk that stalls for a while must stop nothing."""
+THREADS = 2
 """Batches in preparation at once: one may wait for the disk while another is drawn and hashed."""
 CPU = torch.device("cpu")
 
@@ -121,7 +123,7 @@ class BatchSource:
     def batches(self, start: int, stop: int | None = None) -> Iterator[Batch]:
         """Batches of steps start..stop-1, or without end, in order; the next ones are prepared while one is used."""
         steps = iter(itertools.count(start) if stop is None else range(start, stop))
-        with ThreadPoolExecutor(AHEAD, "batches", _use, (self.device,)) as pool:
+        with ThreadPoolExecutor(THREADS, "batches", _use, (self.device,)) as pool:
             ahead = deque(pool.submit(self.batch, step) for step in itertools.islice(steps, AHEAD))
             while ahead:
                 batch = ahead.popleft().result()

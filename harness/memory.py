@@ -39,6 +39,8 @@ FLOAT = 4
 """Bytes of a float32."""
 EXTRACTED = 32
 """Images that an extractor sees together, as in harness.fidelity; importing that takes a second."""
+BATCHES, DRAWN = 5, 2
+"""Batches in memory at once, and those of them in preparation, as in harness.batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +139,7 @@ def weight_parts(config: RunConfig, method: Method) -> Iterator[Part]:
 
 
 def training_parts(config: RunConfig, method: Method, num_processes: int) -> Iterator[Part]:
-    """What one step needs beside the weights, and the draws of two batches (one is being prepared)."""
+    """What one step needs beside the weights, and the batches that are made ahead."""
     shape, batch = method.backbone, config.optimizer.batch_size
     share = batch // num_processes
     images = min(share, config.optimizer.micro_batch or share)
@@ -157,11 +159,11 @@ def training_parts(config: RunConfig, method: Method, num_processes: int) -> Ite
     more += gradients if num_processes > 1 else 0
     yield Part(name="gradients", num_bytes=more, way_out="choose a smaller model.name", on_device=True)
     numbers = latent_numbers(shape)
-    # Noise of one batch and both noises of the next; this process's latents and their means twice.
-    drawn = FLOAT * (3 * batch + 4 * share) * numbers
+    # Noise of the global batch, this process's latents and their means; the posterior's noise while one is prepared.
+    drawn = FLOAT * (BATCHES * (batch + 2 * share) + DRAWN * batch) * numbers
     widths = sum(method.data.encoder_width(name) for name in method.needs().encoders)
-    tokens = 2 * share * shape.num_tokens * widths * 2  # float16
-    yield Part(name="draws and latents of two batches", num_bytes=drawn + tokens, way_out="lower optimizer.batch_size")
+    tokens = BATCHES * share * shape.num_tokens * widths * 2  # float16
+    yield Part(name="batches made ahead", num_bytes=drawn + tokens, way_out="lower optimizer.batch_size")
 
 
 def backbone_activations(config: RunConfig, shape: BackboneShape, images: int, depth: int) -> int:

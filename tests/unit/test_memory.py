@@ -11,6 +11,7 @@ from torch import nn
 
 import methods
 from harness import memory
+from harness.batches import AHEAD, THREADS
 from harness.config import (
     DataConfig,
     EvaluationConfig,
@@ -203,8 +204,9 @@ def test_a_step_by_hand() -> None:
     assert parts == {
         "activations of a forward pass": memory.backbone_activations(config, shape, 8, 6),
         "gradients": 2 * gradients,  # theirs, and the buckets in which two processes add them up
-        "draws and latents of two batches": 4 * (3 * 64 + 4 * 32) * 256,
+        "batches made ahead": 4 * (5 * (64 + 2 * 32) + 2 * 64) * 256,
     }
+    assert (memory.BATCHES, memory.DRAWN) == (AHEAD + 1, THREADS)
     whole = replace(config, optimizer=OptimizerConfig(batch_size=64))
     alone = bytes_of(memory.training_parts(whole, method_of(shape), 1))
     assert alone["activations of a forward pass"] == memory.backbone_activations(config, shape, 64, 6)
@@ -235,7 +237,7 @@ def test_heads_and_tokens_of_a_step_by_hand() -> None:
     assert more == {
         "activations of a forward pass": 32 * 16 * (256 + 128 + 1408) * 4,
         "gradients": 0,
-        "draws and latents of two batches": 2 * 32 * 16 * 1408 * 2,
+        "batches made ahead": 5 * 32 * 16 * 1408 * 2,
     }
 
 
