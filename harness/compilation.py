@@ -18,8 +18,8 @@ from harness.method import BackboneShape
 from harness.sit import SiT
 
 LONG_SECONDS = 1000
-"""Training from which on `auto` compiles. On the CPU the warm-up took 9 to 18 s and a step became 6 to 16% shorter
-(SiT-pico to S, `make bench BENCH=compiled`), so it was paid for after 76 to 443 s, or 5,000 to 16,000 GFLOPs, and every
+"""Training from which on `auto` compiles. On the CPU the warm-up took 8 to 17 s and a step became 1 to 18% shorter
+(SiT-pico to B, `make bench BENCH=compiled`), so it was paid for after 55 to 425 s, or 4,000 to 59,000 GFLOPs, and every
 process pays it again; on CUDA a warm-up of a minute and a gain of a tenth are assumed, and nothing was measured."""
 
 NOMINAL_GFLOPS_PER_S = {"cpu": 100.0, "cuda": 100_000.0}
