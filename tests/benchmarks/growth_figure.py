@@ -37,17 +37,18 @@ def draw_times(ax: Axes, rows: Sequence[Row]) -> Axes:
     ax.plot(counted, 1000 * (a + b * counted), color=LIGHT.baseline, linewidth=1, label=label)
     for index, (tokens, group) in enumerate(by_tokens(rows).items()):
         x, y = [row["GFLOPs a step"] for row in group], [row["step, ms"] for row in group]
-        ax.scatter(x, y, color=LIGHT.cells[index], marker=MARKERS[index], s=24, zorder=3, label=f"{tokens} tokens")
+        ax.scatter(x, y, color=LIGHT.cells[index], marker=MARKERS[index], s=24, zorder=4, label=f"{tokens} tokens")
         for row in group:
             name = f"{row['model'].removeprefix('SiT-')}, batch {row['batch']}"
             place = (row["GFLOPs a step"], row["step, ms"])
             above = index % 2 == 1
             box = {"facecolor": LIGHT.background, "edgecolor": "none", "pad": 0.5}
             ax.annotate(
-                name, place, xytext=(-5, 3) if above else (5, -3), textcoords="offset points", fontsize=7,
+                name, place, xytext=(-5, 3) if above else (8, -5), textcoords="offset points", fontsize=7,
                 ha="right" if above else "left", va="bottom" if above else "top", color=LIGHT.cells[index], bbox=box,
             )  # fmt: skip
     ax.set(xscale="log", yscale="log", ylabel="step, ms")
+    ax.margins(y=0.1)  # room for the lowest point's name
     ax.legend(frameon=False, loc="upper left")
     return ax
 
