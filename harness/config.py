@@ -11,11 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from harness.errors import UserError
-from harness.records import digest
+from harness.records import Spacing, digest
 
 SamplerKind = Literal["ode-euler", "ode-heun", "sde-euler-maruyama"]
 Precision = Literal["auto", "fp32", "bf16"]
 BudgetUnit = Literal["steps", "images", "train_gflops", "seconds"]
+
+
+MOST_DOUBLING = 4
+"""Doubling evaluation points that lie after a tenth of the budget: an eighth, a quarter, a half and the end."""
 
 
 def require(ok: bool, message: str) -> None:
@@ -225,7 +229,9 @@ class EvaluationConfig:
     """The frozen evaluation protocol; its digest stands beside every number."""
 
     points: int = 8
-    """Evaluations, evenly spaced, the last at the end of the budget; those before a tenth of it are left out."""
+    """Evaluations, the last at the end of the budget; those before a tenth of it are left out."""
+    spacing: Spacing = "even"
+    """How they lie in the budget: even; doubling = each at half of the next, such as 50K, 100K, 200K and 400K steps."""
     num_samples: int = 0
     """Generated images, at most as many as training images; 0 = as many as there are held-out images (then capped)."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
@@ -257,7 +263,11 @@ class EvaluationConfig:
         for name in ("points", "chunk", "extractor_size", "kid_subset", "velocity_images", "grid_images"):
             value = getattr(self, name)
             require(value >= 1, f"evaluation.{name} is {value}: give 1 or more")
-        require(self.points <= 10_000, f"evaluation.points is {self.points}: give 1 to 10000")
+        most = MOST_DOUBLING if self.spacing == "doubling" else 10_000
+        require(
+            self.points <= most,
+            f"evaluation.points is {self.points}: give 1 to {most} with evaluation.spacing {self.spacing}",
+        )
         require_path(self.reference, "evaluation.reference")
         for name in ("num_samples", "seed"):
             value = getattr(self, name)

@@ -1,9 +1,11 @@
 """What machine and software a run uses: device and precision are resolved here, versions and commit recorded."""
 
+import ctypes
 import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,15 @@ PACKAGES = (
     *("scikit-learn", "torch-fidelity", "fvcore", "mlflow", "optuna", "matplotlib"),
 )
 """Packages whose versions stand in every manifest."""
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""Parameters of mallopt(3): how much free memory at the end of the heap is given back, and from which size on blocks
+have a map of their own, which is given back as soon as they are freed."""
+LARGEST_KEPT = 2**25
+"""32 MB, the size up to which glibc itself comes to keep blocks. Of larger ones the aligned allocation of releases
+before 2.38 can leave holes that it cannot use again."""
+MALLOC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+"""In these a user tells glibc the same."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -65,10 +76,26 @@ def resolve_runtime(runtime: RuntimeConfig) -> RuntimeConfig:
 
 
 def apply_runtime(runtime: RuntimeConfig) -> None:
-    """Set torch's threads and TF32 for this process."""
+    """Set torch's threads and TF32 for this process, and have it keep the memory that it frees."""
+    keep_freed_memory()
     torch.set_num_threads(runtime.threads)
     torch.backends.cuda.matmul.allow_tf32 = runtime.tf32
     torch.backends.cudnn.allow_tf32 = runtime.tf32
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed memory for later; nothing where there is another library, or where the user has said how.
+
+    Tensors on a CPU are allocated and freed in every operation. Left to itself glibc gives large ones back to the
+    system, and each page that is touched anew costs a fault, while which no other thread gets memory: a quarter to a
+    half of the time of the networks here (`docs/performance.md`).
+    """
+    if sys.platform != "linux" or any(name in os.environ for name in MALLOC_VARIABLES):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(TRIM_THRESHOLD, -1)  # never
+        mallopt(MMAP_THRESHOLD, LARGEST_KEPT)
 
 
 def describe(runtime: RuntimeConfig) -> dict[str, Any]:

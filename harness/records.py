@@ -17,6 +17,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, get_args
 
@@ -35,9 +36,20 @@ RecordName = Literal["train", "eval", "final"]
 """What a file of records holds: training at logged steps, evaluations at the points, the evaluation at the end under a
 protocol of its own."""
 
+Spacing = Literal["even", "doubling"]
+"""How evaluation points lie in the budget."""
 
 ABLATION_RECORD = "ablation.json"
 """In the folder of a study that is an ablation: all that is known of it besides its runs."""
+
+
+def point_share(point: int, points: int, spacing: Spacing) -> Fraction:
+    """Share of the budget, in (0, 1], at which evaluation point `point` of 1 to `points` lies.
+
+    Evenly spaced points are i/n of the budget; doubling ones lie at half of the next, as in tables over 50K, 100K,
+    200K and 400K steps. The last is the end of the budget in both.
+    """
+    return Fraction(1, 2 ** (points - point)) if spacing == "doubling" else Fraction(point, points)
 
 
 # -- metrics --------------------------------------------------------------------------------------------------------

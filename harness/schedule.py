@@ -1,8 +1,9 @@
 """When a run is evaluated and when it is over, in the unit of its budget.
 
-Evaluation points are numbered from 1 to `points` and lie at equal shares of the budget, the last one at its end;
-those before a tenth of it are left out. A point is reached by the first step that has spent its share or more, so
-cells whose steps cost differently reach the same point after different numbers of steps.
+Evaluation points are numbered from 1 to `points` and lie at shares of the budget that are evenly apart or double from
+one to the next, the last one at its end; those before a tenth of it are left out. A point is reached by the first step
+that has spent its share or more, so cells whose steps cost differently reach the same point after different numbers of
+steps.
 """
 
 import math
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from harness.config import RunConfig
+from harness.records import Spacing, point_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,7 @@ class Schedule:
     points: int
     per_step: float
     """What a step spends of the budget's unit; 0 for seconds, which only the clock knows."""
+    spacing: Spacing = "even"
 
     @property
     def by_clock(self) -> bool:
@@ -60,11 +63,12 @@ class Schedule:
 
     def _share(self, number: int) -> float:
         """What is spent at a point."""
-        return self.amount if number == self.points else self.amount * number / self.points
+        share = point_share(number, self.points, self.spacing)
+        return self.amount * share.numerator / share.denominator
 
     def _is_kept(self, number: int) -> bool:
         """Whether a point does not lie before a tenth of the budget."""
-        return number * 10 >= self.points
+        return point_share(number, self.points, self.spacing) * 10 >= 1
 
 
 def make_schedule(config: RunConfig, train_gflops_per_image: float) -> Schedule:
@@ -76,5 +80,10 @@ def make_schedule(config: RunConfig, train_gflops_per_image: float) -> Schedule:
         "train_gflops": size * train_gflops_per_image,
         "seconds": 0,
     }
-    budget = config.budget
-    return Schedule(amount=budget.amount, points=config.evaluation.points, per_step=per_step[budget.unit])
+    budget, evaluation = config.budget, config.evaluation
+    return Schedule(
+        amount=budget.amount,
+        points=evaluation.points,
+        per_step=per_step[budget.unit],
+        spacing=evaluation.spacing,
+    )

@@ -1,6 +1,8 @@
 """The main metric at equal cost: read off every run's curve where all cells have spent the same.
 
-Between two evaluations the metric is taken to run straight in the clock; nothing is read beyond the evaluations.
+Between two evaluations the metric is taken to run straight in the logarithm of the clock, as curves of training fall
+ever more slowly; nothing is read beyond the evaluations. Straight in the clock, a cell that is read between two of its
+evaluations would come out too high, and it is the costlier cells that are.
 """
 
 import dataclasses
@@ -69,13 +71,13 @@ class Reading:
 
 
 def read_at(lines: Sequence[Mapping[str, Any]], name: str, clock: str, at: float) -> Reading | None:
-    """A metric at a clock's value, linear between neighbouring evaluations; None outside of them."""
+    """A metric at a clock's value, linear in the clock's logarithm between evaluations; None outside of them."""
     for line in lines:
         if line[clock] == at:
             return Reading(number(line["metrics"][name]), (line["step"], line["step"]))
     for before, after in pairwise(lines):
-        if before[clock] < at < after[clock]:
-            share = (at - before[clock]) / (after[clock] - before[clock])
+        if 0 < before[clock] < at < after[clock]:
+            share = math.log(at / before[clock]) / math.log(after[clock] / before[clock])
             first, last = number(before["metrics"][name]), number(after["metrics"][name])
             return Reading(first + share * (last - first), (before["step"], after["step"]))
     return None
@@ -201,7 +203,7 @@ def title(equal: EqualCost) -> str:
 
 NOTE = (
     "The largest amount that all cells have reached. Between two evaluations the metric is interpolated linearly in "
-    "the clock, never beyond the last; “from steps” says between which."
+    "the logarithm of the clock, never beyond the last; “from steps” says between which."
 )
 
 

@@ -1,8 +1,12 @@
 """Device and precision are resolved before a run, versions and commit recorded."""
 
+import os
+import platform
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -88,6 +92,50 @@ def test_threads_and_tf32_are_applied(threads_kept: None) -> None:
     assert torch.get_num_threads() == 1
     assert torch.backends.cuda.matmul.allow_tf32
     assert torch.backends.cudnn.allow_tf32
+
+
+FAULTS = """
+import resource
+import torch
+from harness.environment import keep_freed_memory
+
+keep_freed_memory()
+torch.set_num_threads(1)
+mlp = torch.nn.Sequential(torch.nn.Linear(128, 512), torch.nn.GELU(), torch.nn.Linear(512, 128))
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        with torch.no_grad():
+            mlp(torch.ones(2048, 128))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_a_network_that_runs_again_touches_no_new_pages() -> None:
+    """Its largest tensors are 1,024 pages of 4 kB; given back, they fault anew in each of ten rounds."""
+    clean = {name: value for name, value in os.environ.items() if name not in environment.MALLOC_VARIABLES}
+    printed = subprocess.run([sys.executable, "-c", FAULTS], check=True, capture_output=True, text=True, env=clean)
+    assert platform.libc_ver()[0] != "glibc" or int(printed.stdout) < 1000
+
+
+@pytest.mark.parametrize("variable", ["", *environment.MALLOC_VARIABLES])
+def test_what_the_user_tells_glibc_counts(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    calls: list[tuple[int, int]] = []
+    library = SimpleNamespace(mallopt=lambda parameter, value: calls.append((parameter, value)))
+    monkeypatch.setattr(environment.ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(environment.sys, "platform", "linux")
+    for name in environment.MALLOC_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, "")
+    environment.keep_freed_memory()
+    # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h.
+    assert calls == ([] if variable else [(-1, -1), (-3, 32 * 1024**2)])
+
+
+def test_other_libraries_have_no_such_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment.ctypes, "CDLL", lambda name: SimpleNamespace())
+    environment.keep_freed_memory()
 
 
 def test_the_description_names_what_decides_numbers() -> None:

@@ -1,4 +1,4 @@
-"""The main metric at equal cost: linear between evaluations, by hand; never read beyond them."""
+"""The main metric at equal cost: linear in the clock's logarithm between evaluations, by hand; never read beyond."""
 
 import math
 import shutil
@@ -13,7 +13,7 @@ from reports.figures.curves import clock_curves
 from reports.load import load_study
 
 SLOPES = {("sit", 0): 1.0, ("sit", 1): 2.0, ("repa", 0): 3.0, ("repa", 1): 3.5}
-"""Metric per training GFLOP."""
+"""Metric per logarithm of training GFLOPs, in which it is straight."""
 
 SIT, REPA = 2 * 3 * 0.0206 * 64, 2 * 3 * 0.0226 * 64
 """Training GFLOPs of a step: 64 images of 2 x 3 x (backbone + heads) GMACs."""
@@ -21,10 +21,10 @@ SIT, REPA = 2 * 3 * 0.0206 * 64, 2 * 3 * 0.0226 * 64
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A budget of 800 steps, evaluated every 100; the metric is a slope times the GFLOPs spent."""
+    """A budget of 800 steps, evaluated every 100; the metric is a slope times the logarithm of the GFLOPs spent."""
     study = write_study(tmp_path_factory.mktemp("runs"), {"sit": "sit", "repa": "repa"})
     for (cell, seed), slope in SLOPES.items():
-        set_metric(study, cell, seed, lambda line, slope=slope: slope * line["train_gflops"])
+        set_metric(study, cell, seed, lambda line, slope=slope: slope * math.log(line["train_gflops"]))
     return study
 
 
@@ -49,15 +49,21 @@ def lines_of(*points):
     ("at", "expected"),
     [
         (2.0, Reading(10.0, (1, 1))),
-        (2.5, Reading(9.0, (1, 2))),  # a quarter of the way from 10 to 6
+        (2.0 * 2**0.25, Reading(9.0, (1, 2))),  # a quarter of the way from 10 to 6, on a scale of doublings
         (4.0, Reading(6.0, (2, 2))),
-        (5.0, Reading(7.0, (2, 3))),
+        (8.0, Reading(7.0, (2, 3))),  # 4, 8 and 16 are as far apart
         (1.9, None),
-        (6.1, None),
+        (16.1, None),
     ],
 )
 def test_a_curve_is_read_between_neighbours_and_not_beyond(at, expected):
-    assert read_at(lines_of((1, 2.0, 10.0), (2, 4.0, 6.0), (3, 6.0, 8.0)), MAIN, "train_seconds", at) == expected
+    found = read_at(lines_of((1, 2.0, 10.0), (2, 4.0, 6.0), (3, 16.0, 8.0)), MAIN, "train_seconds", at)
+    assert (found and found.steps) == (expected and expected.steps)
+    assert (found and found.value) == (expected and pytest.approx(expected.value, rel=1e-12))
+
+
+def test_a_clock_that_stood_still_is_not_read_from():
+    assert read_at(lines_of((1, 0.0, 10.0), (2, 4.0, 6.0)), MAIN, "train_seconds", 2.0) is None
 
 
 def test_a_value_that_is_not_finite_gives_none_on_either_side():
@@ -73,16 +79,18 @@ def test_equal_gflops_by_hand(path):
     # sit ends first: 800 of its steps cost as much as 729.2 of repa's.
     assert (gflops.unit.name, gflops.amount) == ("train_gflops", pytest.approx(800 * SIT))
     for (cell, seed), slope in SLOPES.items():
-        assert gflops.results[cell].values[seed] == pytest.approx(slope * 800 * SIT)
+        assert gflops.results[cell].values[seed] == pytest.approx(slope * math.log(800 * SIT))
     assert gflops.steps == {"sit": (800, 800), "repa": (700, 800)}
     difference = gflops.results["repa"].difference
-    assert difference.by_seed == pytest.approx({0: 2.0 * 800 * SIT, 1: 1.5 * 800 * SIT})
+    assert difference.by_seed == pytest.approx({0: 2.0 * math.log(800 * SIT), 1: 1.5 * math.log(800 * SIT)})
     # t(1) at 97.5% is 12.7062; two values that are d apart have a half-width of 12.7062 d / 2.
-    assert difference.interval.mean == pytest.approx(1.75 * 800 * SIT)
-    assert difference.interval.high - difference.interval.mean == pytest.approx(12.7062 * 0.25 * 800 * SIT, rel=1e-5)
+    assert difference.interval.mean == pytest.approx(1.75 * math.log(800 * SIT))
+    half = difference.interval.high - difference.interval.mean
+    assert half == pytest.approx(12.7062 * 0.25 * math.log(800 * SIT), rel=1e-5)
     # 40 seconds are 800 steps of sit at 0.05 s, and 533.3 of repa at 0.075 s.
     assert (seconds.unit.name, seconds.amount) == ("seconds", pytest.approx(40.0))
-    assert seconds.results["repa"].values == pytest.approx({0: 3.0 * 40 / 0.075 * REPA, 1: 3.5 * 40 / 0.075 * REPA})
+    spent = math.log(40 / 0.075 * REPA)
+    assert seconds.results["repa"].values == pytest.approx({0: 3.0 * spent, 1: 3.5 * spent})
     assert seconds.steps == {"sit": (800, 800), "repa": (500, 600)}
 
 
@@ -92,7 +100,7 @@ def test_the_table_and_its_texts(path):
     table = equal_cost.equal_cost_table(study, found).set_index(["unit", "cell"])
     repa = table.loc[("train_gflops", "repa")]
     assert (repa["from_step"], repa["to_step"], repa[f"{MAIN}_pairs"]) == (700, 800, 2)
-    assert repa[MAIN] == pytest.approx(3.25 * 800 * SIT)
+    assert repa[MAIN] == pytest.approx(3.25 * math.log(800 * SIT))
     rows = equal_cost.equal_cost_rows(study, found[0])
     assert [row["from steps"] for row in rows] == ["800", "700 to 800"]
     assert rows[1]["reading"] == "not separated; better at 0 of 2 seeds"
@@ -115,8 +123,8 @@ def test_seconds_of_shared_devices_are_left_out(path):
     assert list(dict.fromkeys(curves["unit"])) == ["images", "train_gflops", "seconds"]
     last = curves[(curves["cell"] == "repa") & (curves["series"] == "mean") & (curves["point"] == 8)].set_index("unit")
     assert last["num_seeds"].to_dict() == {"images": 2, "train_gflops": 2, "seconds": 1}
-    assert last["value"]["seconds"] == pytest.approx(3.0 * 800 * REPA)
-    assert last["value"]["images"] == pytest.approx(3.25 * 800 * REPA)
+    assert last["value"]["seconds"] == pytest.approx(3.0 * math.log(800 * REPA))
+    assert last["value"]["images"] == pytest.approx(3.25 * math.log(800 * REPA))
 
 
 def test_without_a_run_that_counts_there_are_no_seconds(path):
@@ -148,7 +156,7 @@ def test_runs_that_stopped_early_do_not_draw_the_others_back(path):
     assert list(gflops.results["repa"].finite) == [0]
     assert gflops.results["repa"].absent == {1: "diverged"}
     assert gflops.results["sit"].absent == {1: "failed"}
-    assert gflops.results["repa"].difference.by_seed == pytest.approx({0: 2.0 * 800 * SIT})
+    assert gflops.results["repa"].difference.by_seed == pytest.approx({0: 2.0 * math.log(800 * SIT)})
 
 
 def test_while_no_run_is_finished_those_that_go_on_decide(path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
-from records_factory import edit_lines, run_folder, write_study
+from records_factory import edit_lines, edit_manifest, run_folder, write_study
 
 from reports.figures.evolution import MOST_CELLS, evenly, evolution, evolution_figure, evolution_plan
 from reports.figures.style import DARK, Look, cell_styles
@@ -51,6 +51,13 @@ def test_shares_of_the_budget_stand_where_cells_make_different_steps(tmp_path):
     study = write_study(tmp_path, CELLS, seeds=(0,), unit="train_gflops", amount=1500.0)
     heads = evolution(load_study(study)).frame["head"].unique().tolist()
     assert heads == [f"{100 * point / 8:.0f}% of budget" for point in range(1, 9)]
+    for cell in CELLS:
+        folder = run_folder(study, cell, 0)
+        evaluation = folder.manifest()["config"]["evaluation"] | {"points": 4, "spacing": "doubling"}
+        edit_manifest(folder, config={"evaluation": evaluation})
+        edit_lines(folder, "eval", keep=4)
+    heads = evolution(load_study(study)).frame["head"].unique().tolist()
+    assert heads == ["12% of budget", "25% of budget", "50% of budget", "100% of budget"]
 
 
 def test_one_evaluation_is_no_evolution(study):

@@ -6,13 +6,16 @@ from dataclasses import replace
 import pytest
 
 from harness.config import BudgetConfig, BudgetUnit, DataConfig, EvaluationConfig, OptimizerConfig, RunConfig
+from harness.errors import UserError
+from harness.records import Spacing
 from harness.schedule import Schedule, make_schedule
 
 CONFIG = RunConfig(data=DataConfig(name="digits"), optimizer=OptimizerConfig(batch_size=16))
 
 
-def schedule(unit: BudgetUnit, amount: float, points: int, gflops: float = 0.25) -> Schedule:
-    config = replace(CONFIG, budget=BudgetConfig(unit=unit, amount=amount), evaluation=EvaluationConfig(points=points))
+def schedule(unit: BudgetUnit, amount: float, points: int, gflops: float = 0.25, spacing: Spacing = "even") -> Schedule:
+    evaluation = EvaluationConfig(points=points, spacing=spacing)
+    config = replace(CONFIG, budget=BudgetConfig(unit=unit, amount=amount), evaluation=evaluation)
     return make_schedule(config, gflops)
 
 
@@ -64,6 +67,28 @@ def test_a_budget_of_so_many_steps_in_gflops_ends_after_them(gflops: float, step
     plan = schedule("train_gflops", steps * (16 * gflops), 4, gflops)
     assert plan.last_step == steps
     assert points_by_step(plan)[steps] == 4
+
+
+@pytest.mark.parametrize(
+    ("unit", "amount", "points", "expected"),
+    [
+        ("steps", 400_000, 4, {50_000: 1, 100_000: 2, 200_000: 3, 400_000: 4}),  # the columns of the papers' tables
+        ("steps", 420, 3, {105: 1, 210: 2, 420: 3}),
+        ("steps", 10, 3, {3: 1, 5: 2, 10: 3}),  # 2.5 steps are spent after 3
+        ("steps", 1, 4, {1: 4}),
+        ("train_gflops", 20, 2, {3: 1, 5: 2}),  # 4 GFLOPs a step
+        ("steps", 7, 1, {7: 1}),
+    ],
+)
+def test_doubling_points_by_hand(unit: BudgetUnit, amount: float, points: int, expected: dict[int, int]) -> None:
+    plan = schedule(unit, amount, points, spacing="doubling")
+    assert points_by_step(plan) == expected
+    assert plan.num_evaluations == len(expected)
+
+
+def test_doubling_points_before_a_tenth_of_the_budget_are_refused() -> None:
+    with pytest.raises(UserError, match=r"evaluation\.points is 5: give 1 to 4 with evaluation\.spacing doubling"):
+        EvaluationConfig(points=5, spacing="doubling")
 
 
 def test_seconds_are_the_clocks() -> None:
