@@ -34,7 +34,9 @@ Report = Callable[[str, int, int], None]
 ROWS_PER_CALL = 64
 """Rows made together. Fixed, because the batch size changes the last bits of a network's output."""
 SHARD_BYTES = 64 * 2**20
-"""Size that a shard comes close to."""
+"""Size that a shard of a large cache comes close to."""
+SHARDS = 8
+"""So many, where there are rows for them: processes that make a small cache together each find some to make."""
 ROWS_MAPPED = 128
 """Rows whose shards are mapped together: this many files are open at once, and the disk is asked for this many rows
 before the first is waited for."""
@@ -295,11 +297,12 @@ def _wanted(
 ) -> dict[str, Any]:
     """What the index of such a cache says besides the checksums."""
     row_bytes = int(np.prod(row_shape)) * np.dtype(dtype).itemsize
+    most, few = SHARD_BYTES // max(1, row_bytes * ROWS_PER_CALL), -(-num_rows // (SHARDS * ROWS_PER_CALL))
     return {
         "key": json.loads(canonical(key)),  # as it will be read back: tuples become lists
         "shape": [num_rows, *row_shape],
         "dtype": np.dtype(dtype).name,
-        "rows_per_shard": max(1, SHARD_BYTES // max(1, row_bytes * ROWS_PER_CALL)) * ROWS_PER_CALL,
+        "rows_per_shard": max(1, min(most, few)) * ROWS_PER_CALL,
     }
 
 

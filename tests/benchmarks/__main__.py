@@ -38,6 +38,8 @@ def markdown(rows: list[Mapping[str, Any]]) -> str:
 
 def shown(value: Any) -> str:
     """A cell of a table."""
+    if value is None:
+        return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -34,6 +34,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """4 rows a call and 8 rows a shard: 21 rows make shards of 8, 8 and 5."""
     monkeypatch.setattr(cache, "ROWS_PER_CALL", 4)
     monkeypatch.setattr(cache, "SHARD_BYTES", 8 * 6 * 8)
+    monkeypatch.setattr(cache, "SHARDS", 1)
 
 
 def build_21(folder: Path, make_rows=rows_by_formula, report=None) -> Sharded:
@@ -101,9 +102,28 @@ def traced_peak(folder: Path, num_rows: int) -> int:
 def test_memory_does_not_grow_with_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """2 and 32 shards of 256 kB. A shard is held as rows and as its file's content."""
     monkeypatch.setattr(cache, "SHARD_BYTES", 2**18)
+    monkeypatch.setattr(cache, "SHARDS", 1)
     few, many = traced_peak(tmp_path / "few", 512), traced_peak(tmp_path / "many", 8192)
     assert 2 * 2**18 < few < 4 * 2**18
     assert many < few + 2**18
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "row_bytes", "per_shard"),
+    [
+        (1, 8, 64),
+        (512, 8, 64),  # 8 shards of as many rows as are made together
+        (513, 8, 128),
+        (10_000, 2048, 1280),  # 8 shards, the last one shorter
+        (1_281_167, 2 * 256 * 768, 128),  # ImageNet's tokens of a ViT-B/14: 50 MB, as 192 rows would be 75 MB
+        (1_281_167, 4 * 8 * 32 * 32, 2048),  # its moments: 64 MB
+        (3, 2**30, 64),
+    ],
+)
+def test_rows_of_a_shard(tmp_path: Path, num_rows: int, row_bytes: int, per_shard: int) -> None:
+    """64 MB at most and 8 shards at least, where 64 rows or more are left for each."""
+    wanted = cache._wanted(KEY, num_rows, (row_bytes,), np.uint8)
+    assert wanted["rows_per_shard"] == per_shard
 
 
 def test_key_names_the_folder() -> None:
@@ -322,7 +342,10 @@ def _touch_all(folder: Path, calls: Path) -> None:
     assert opened.rows(np.arange(200)).tolist() == rows_by_formula(0, 200).tolist()
 
 
-def test_processes_that_meet_one_damaged_shard_make_it_again_once(tmp_path: Path) -> None:
+def test_processes_that_meet_one_damaged_shard_make_it_again_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "SHARDS", 1)
     folder, calls = build(tmp_path / "c", KEY, 200, SHAPE, np.int64, rows_by_formula).folder, tmp_path / "calls"
     flip(folder / "shard-00000.npy", -1)
     context = multiprocessing.get_context("fork")
@@ -398,7 +421,8 @@ def _count_and_build(folder: Path, calls: Path) -> None:
     build(folder, KEY, 200, SHAPE, np.int64, make_rows).verify()
 
 
-def test_two_processes_build_one_cache_once(tmp_path: Path) -> None:
+def test_processes_build_one_shard_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "SHARDS", 1)
     context = multiprocessing.get_context("fork")
     jobs = [context.Process(target=_count_and_build, args=(tmp_path / "c", tmp_path / "calls")) for _ in range(3)]
     for job in jobs:

@@ -28,6 +28,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """`prepare` of small pictures in small shards; helpers are forked, so that they have small shards too."""
     monkeypatch.setattr(cache, "ROWS_PER_CALL", ROWS)
     monkeypatch.setattr(cache, "SHARD_BYTES", 2 * ROWS * 4 * 1280 * 2)  # 8 rows of tokens
+    monkeypatch.setattr(cache, "SHARDS", 2)
     monkeypatch.setattr(command, "CONTEXT", multiprocessing.get_context("fork"))
     random = np.random.default_rng(0)
     for i in range(NUM):
