@@ -263,10 +263,11 @@ class EvaluationConfig:
         for name in ("points", "chunk", "extractor_size", "kid_subset", "velocity_images", "grid_images"):
             value = getattr(self, name)
             require(value >= 1, f"evaluation.{name} is {value}: give 1 or more")
-        most = MOST_DOUBLING if self.spacing == "doubling" else 10_000
+        require(self.points <= 10_000, f"evaluation.points is {self.points}: give 1 to 10000")
         require(
-            self.points <= most,
-            f"evaluation.points is {self.points}: give 1 to {most} with evaluation.spacing {self.spacing}",
+            self.points <= MOST_DOUBLING or self.spacing == "even",
+            f"evaluation.points is {self.points} with evaluation.spacing doubling, and {MOST_DOUBLING} lie after a tenth "
+            f"of the budget: give 1 to {MOST_DOUBLING}, or evaluation.spacing even",
         )
         require_path(self.reference, "evaluation.reference")
         for name in ("num_samples", "seed"):

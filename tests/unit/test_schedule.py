@@ -87,7 +87,7 @@ def test_doubling_points_by_hand(unit: BudgetUnit, amount: float, points: int, e
 
 
 def test_doubling_points_before_a_tenth_of_the_budget_are_refused() -> None:
-    with pytest.raises(UserError, match=r"evaluation\.points is 5: give 1 to 4 with evaluation\.spacing doubling"):
+    with pytest.raises(UserError, match=r"points is 5 with .* doubling, .*: give 1 to 4, or evaluation\.spacing even"):
         EvaluationConfig(points=5, spacing="doubling")
 
 

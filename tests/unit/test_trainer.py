@@ -46,9 +46,9 @@ class StandIn:
 
 
 def settings(bench: Bench, name: str, *words: str, points: int = 2, **output: Any) -> RunConfig:
-    """A resolved config with overrides, and with two evaluations."""
+    """A resolved config with overrides, and with two evaluations, evenly spaced."""
     config = bench.config(name, *words)
-    evaluation = replace(config.evaluation, points=points)
+    evaluation = replace(config.evaluation, points=points, spacing="even")
     return replace(config, evaluation=evaluation, output=replace(config.output, **output))
 
 
