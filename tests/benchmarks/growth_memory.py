@@ -1,7 +1,7 @@
 """Peak memory of a training step against what `harness.memory` works out, each case in a process of its own.
 
 On a CPU the resident memory is measured while glibc returns freed blocks to the system at once, so that it is what is
-in use. By default glibc keeps freed blocks of up to 32 MB for later; what that comes to stands beside it.
+in use. A run has it keep freed blocks of up to 32 MB for later; what that comes to stands beside it.
 """
 
 import ctypes
@@ -33,15 +33,16 @@ SIZES = (
     Size("SiT-B/2", 16, 4),
     Size("SiT-B/2", 32, 2),
 )
-MMAP_THRESHOLD = -3
-"""M_MMAP_THRESHOLD of mallopt(3): blocks from this size on are returned when they are freed."""
+RETURNED = 65536
+"""Bytes from which blocks are returned when they are freed, and of free memory at the end of the heap."""
 
 
 def peak_of_steps(size: Size, runtime: RuntimeConfig, micro_batch: int, keeps_freed: bool) -> tuple[int, int]:
     """Bytes that two steps need at their peak beyond what a tiny run needed before, and those worked out for them."""
-    if sys.platform == "linux" and not keeps_freed:
-        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 65536)
     environment.apply_runtime(runtime)
+    if sys.platform == "linux" and not keeps_freed:
+        for parameter in (environment.MMAP_THRESHOLD, environment.TRIM_THRESHOLD):
+            ctypes.CDLL(None).mallopt(parameter, RETURNED)
     train(Size("SiT-pico/2", size.side, 2), runtime, 1)
     device = torch.device(runtime.device)
     if device.type == "cuda":
@@ -70,7 +71,7 @@ def measure() -> list[dict[str, Any]]:
 
 
 def row(size: Size, runtime: RuntimeConfig) -> dict[str, Any]:
-    """One size in one precision: three ways to train, measured over worked out, and the first by malloc's default."""
+    """One size in one precision: three ways to train, measured over worked out, and the first as runs do."""
     checkpointed = replace(runtime, checkpoint_activations=True)
     found = {
         "plain": in_own_process(peak_of_steps, size, runtime, 0, False),
@@ -82,4 +83,4 @@ def row(size: Size, runtime: RuntimeConfig) -> dict[str, Any]:
     for name, (peak, expected) in found.items():
         cells |= {f"{name}, GB": peak / 1e9, f"{name} / formula": peak / expected}
     facts = {"model": size.model, "tokens": size.tokens, "batch": size.batch, "precision": runtime.precision}
-    return {**facts, **cells, "plain, malloc's default / formula": kept / found["plain"][1]}
+    return {**facts, **cells, "plain, freed memory kept / formula": kept / found["plain"][1]}
