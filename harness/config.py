@@ -266,8 +266,8 @@ class EvaluationConfig:
         require(self.points <= 10_000, f"evaluation.points is {self.points}: give 1 to 10000")
         require(
             self.points <= MOST_DOUBLING or self.spacing == "even",
-            f"evaluation.points is {self.points} with evaluation.spacing doubling, and {MOST_DOUBLING} of them lie after "
-            f"a tenth of the budget: give 1 to {MOST_DOUBLING}, or evaluation.spacing even",
+            f"evaluation.points is {self.points} with evaluation.spacing doubling, and {MOST_DOUBLING} lie after a "
+            f"tenth of the budget: give 1 to {MOST_DOUBLING}, or evaluation.spacing even",
         )
         require_path(self.reference, "evaluation.reference")
         for name in ("num_samples", "seed"):
