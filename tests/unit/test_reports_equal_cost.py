@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from statistics import fmean
 
 import pandas as pd
 import pytest
@@ -11,6 +12,7 @@ from reports.costs import equal_cost
 from reports.costs.equal_cost import Reading, equal_costs, read_at, seconds_remarks, unequal_timing
 from reports.figures.curves import clock_curves
 from reports.load import load_study
+from reports.references.curves import shipped
 
 SLOPES = {("sit", 0): 1.0, ("sit", 1): 2.0, ("repa", 0): 3.0, ("repa", 1): 3.5}
 """Metric per logarithm of training GFLOPs, in which it is straight."""
@@ -60,6 +62,23 @@ def test_a_curve_is_read_between_neighbours_and_not_beyond(at, expected):
     found = read_at(lines_of((1, 2.0, 10.0), (2, 4.0, 6.0), (3, 16.0, 8.0)), MAIN, "train_seconds", at)
     assert (found and found.steps) == (expected and expected.steps)
     assert (found and found.value) == (expected and pytest.approx(expected.value, rel=1e-12))
+
+
+def test_the_reference_curves_are_straighter_in_the_logarithm():
+    """The distance after 315 steps, read off those after 210 and 420, for the 64 runs of the references: relative
+    errors, which the README quotes, against those of a line that is straight in the clock."""
+    logarithmic, straight = [], []
+    for reference in shipped():
+        curve = reference.curves["fd_efficientnet_lite0_898"]
+        for seed, actual in curve[315].items():
+            first, last = curve[210][seed], curve[420][seed]
+            lines = [{"step": step, "metrics": {MAIN: value}} for step, value in ((210, first), (420, last))]
+            logarithmic.append(read_at(lines, MAIN, "step", 315).value / actual - 1)
+            straight.append((first + last) / 2 / actual - 1)
+    assert len(logarithmic) == 64
+    means = [fmean(errors) for errors in (logarithmic, straight)]
+    sizes = [math.sqrt(fmean(error**2 for error in errors)) for errors in (logarithmic, straight)]
+    assert [round(100 * value, 1) for value in (*means, *sizes)] == [1.7, 6.5, 2.7, 6.9]
 
 
 def test_a_clock_that_stood_still_is_not_read_from():
