@@ -9,7 +9,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,12 @@ from harness.config import EvaluationConfig, SamplerConfig
 from harness.encoders import FrozenEncoder
 from harness.fidelity import Pictures, extract
 from harness.generate import generate_latents
-from studies.measure import in_own_process
+from studies.fork_server import CONTEXT, start_server
 from tests.benchmarks.evaluation import make_backbone
 
 TITLE = "networks with freed memory kept, against glibc's default"
 ROUNDS = 3
-WARM_UP, CALLS = 3, 10
+WARM_UP, CALLS = 2, 5
 IMAGES = 64
 PARTS = ("sampling", "features", "tokens", "encoding", "decoding")
 """Of SiT-nano/2 by 6 calls; of EfficientNet-Lite0 at 64 pixels; of EfficientNet-Lite2 for 4 x 4 tokens; the embedded
@@ -72,8 +72,10 @@ def run_part(name: str, threads: int, keeps: bool) -> tuple[float, float]:
 
 def together(name: str, processes: int, threads: int, keeps: bool) -> tuple[float, float]:
     """Images/s of all processes, and faults an image."""
-    with ThreadPoolExecutor(processes) as pool:
-        found = list(pool.map(lambda _: in_own_process(run_part, name, threads, keeps), range(processes)))
+    start_server()
+    with ProcessPoolExecutor(processes, mp_context=CONTEXT) as pool:
+        asked = [pool.submit(run_part, name, threads, keeps) for _ in range(processes)]
+        found = [one.result() for one in asked]
     return sum(rate for rate, _ in found), statistics.mean(faults for _, faults in found)
 
 
