@@ -150,7 +150,7 @@ def test_the_plan_of_a_grid(cell: Cell, tmp_path: Path) -> None:
         "storage": "journal",
         "workers": 2,
         "budget": {"unit": "steps", "amount": 420},
-        "points": 4,
+        "points": 3,
         "model": {"name": "SiT-nano/2", "depth": 6},
     }
 
