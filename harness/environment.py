@@ -87,8 +87,8 @@ def keep_freed_memory() -> None:
     """Have glibc keep freed memory for later; nothing where there is another library, or where the user has said how.
 
     Tensors on a CPU are allocated and freed in every operation. Left to itself glibc gives large ones back to the
-    system, and each page that is touched anew costs a fault, while which no other thread gets memory: a quarter to a
-    half of the time of the networks here (`docs/performance.md`).
+    system, and each page that is touched anew costs a fault: an eighth to a third of the time of encoders, extractors
+    and the autoencoder (`docs/performance.md`).
     """
     if sys.platform != "linux" or any(name in os.environ for name in MALLOC_VARIABLES):
         return

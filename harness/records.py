@@ -8,6 +8,7 @@ truth; MLflow and the report are views of them.
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import io
 import json
@@ -43,6 +44,7 @@ ABLATION_RECORD = "ablation.json"
 """In the folder of a study that is an ablation: all that is known of it besides its runs."""
 
 
+@functools.cache
 def point_share(point: int, points: int, spacing: Spacing) -> Fraction:
     """Share of the budget, in (0, 1], at which evaluation point `point` of 1 to `points` lies.
 

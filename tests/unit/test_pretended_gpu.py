@@ -109,8 +109,8 @@ def test_a_training_step(bench: Bench, monkeypatch: pytest.MonkeyPatch, name: st
     assert run.optimizer.found_inf is run.guard.stopped  # type: ignore[attr-defined]
 
 
-def test_a_number_that_is_asked_for_in_a_step_is_found(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the test above relies on: on a GPU such a question waits for it."""
+def test_what_a_step_may_not_do_is_found(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the test above relies on: asking for a number, which waits for a GPU, and tensors of two devices."""
     config = bench.config("sit", precision="bf16")
     real = bench.start(config)
     batch = bench.batch(real)
@@ -120,7 +120,7 @@ def test_a_number_that_is_asked_for_in_a_step_is_found(bench: Bench, monkeypatch
         with pytest.raises(DataDependentOutputException):
             train_step(run, without_numbers(batch, mode))
         with pytest.raises(RuntimeError, match="two devices"):
-            run.ema.update(1, torch.zeros(1) + run.guard.stopped.reshape(1))
+            torch.zeros(2) + torch.zeros(2, device=GPU)
 
 
 def test_samples_and_velocities(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
