@@ -22,7 +22,7 @@ from tests.benchmarks.trainer_loops import BATCH, bare_steps, seconds, trainer_r
 
 TITLE = "a training step of SiT-B/2, batch 8, 256 tokens: naive scripts, the bare optimum, the trainer"
 MODEL, SIZE, WIDTH, TOKENS = "SiT-B/2", 32, 768, 256
-ROUNDS = 4
+ROUNDS = 6
 PRODUCTS = {"qkv": (WIDTH, 3 * WIDTH), "proj": (WIDTH, WIDTH), "fc1": (WIDTH, 4 * WIDTH), "fc2": (4 * WIDTH, WIDTH)}
 """Inputs and outputs of a block's linear layers."""
 PRODUCTS_GFLOPS = 3 * sum(2 * BATCH * TOKENS * a * b for a, b in PRODUCTS.values()) / 1e9
