@@ -111,19 +111,22 @@ def modulate(x_NTD: Tensor, shift_ND: Tensor, scale_ND: Tensor) -> Tensor:
     return x_NTD * (1 + scale_ND.unsqueeze(1)) + shift_ND.unsqueeze(1)
 
 
-SHORT_TOKENS = 128
-"""Sequences up to this length are attended to in fp32 where the rest of a CPU's step is in bf16; see `attend`."""
+PLAIN_TOKENS = 256
+"""Sequences up to this length are attended to by plain products where a CPU's step is in bf16; see `attend`."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for queries, keys and values [N, heads, T, d].
 
-    On a CPU short sequences in bf16 are attended to in fp32 and the result is rounded: the backward pass of torch's
-    kernel takes two to seven times as long in bf16 there (`docs/performance.md`).
+    In bf16 on a CPU sequences up to the papers' 256 tokens take plain products: that with v in bf16, and q k^T in fp32,
+    as torch's fused kernel has it. Their backward pass is faster than the kernel's and as exact; the price is that
+    weights [N, heads, T, T] are kept for it (`docs/performance.md`).
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-2] <= SHORT_TOKENS:
-        with torch.autocast("cpu", enabled=False):  # it would cast back
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(v.dtype)
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-2] <= PLAIN_TOKENS:
+        with torch.autocast("cpu", enabled=False):  # it would cast q and k back
+            q, k = (value.float(memory_format=torch.contiguous_format) for value in (q, k))
+            weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)
+            return weights.to(v.dtype) @ v.contiguous()
     return F.scaled_dot_product_attention(q, k, v)
 
 

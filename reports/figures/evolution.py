@@ -1,5 +1,9 @@
-"""How samples came about: a row for every cell, a column for every evaluation, the same noise and label throughout."""
+"""How samples came about: a row for every cell, a column for every evaluation, the same noise and label throughout.
 
+Where evaluations are few, cells stand side by side.
+"""
+
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,8 +31,9 @@ MOST_COLUMNS, MOST_NARROW = 8, 4
 MOST_CELLS = 12
 """Cells in a figure: each is an inch high."""
 
-LARGEST, GAP = 1.3, 0.06
-"""Largest side of the images of one run at one evaluation, and what lies between two of them, in inches."""
+LARGEST, GAP, APART = 1.3, 0.06, 0.12
+"""Largest side of the images of one run at one evaluation, what lies between two of them, and what is added to that
+between cells side by side, in inches."""
 HEAD, NAME = 0.3, 0.24
 """Heights of the first line and of a cell's name above its images, in inches."""
 
@@ -88,24 +93,27 @@ def evenly(items: Sequence[Item], num: int) -> list[Item]:
 
 
 def evolution_figure(frame: pd.DataFrame, look: Look, tiles: Tiles) -> Figure:
-    """Rows of cells, columns of evaluations."""
+    """Rows of cells, columns of evaluations; as many cells in a row as fit."""
     cells = [cell for cell in look.styles if cell in set(frame["cell"])]
     heads = dict(zip(frame["point"], frame["head"], strict=True))
     points = evenly(sorted(heads), MOST_NARROW if look.is_narrow else MOST_COLUMNS)
     width = 4.2 if look.is_narrow else 8.4
     side = min(LARGEST, (width + GAP) / len(points) - GAP)
-    height = HEAD + len(cells) * (NAME + side + GAP)
+    block = len(points) * (side + GAP) + APART
+    beside = min(len(cells), max(1, int((width + GAP + APART) / block)))
+    height = HEAD + math.ceil(len(cells) / beside) * (NAME + side + GAP)
     with matplotlib.rc_context(rc(look.theme)):
         figure = Figure(figsize=(width, height))
         ax = figure.add_axes((0, 0, 1, 1))
-        for column, point in enumerate(points):
-            ax.text(column * (side + GAP), 0.16, heads[point], color=look.theme.muted, fontsize=7.5)
-        for row, cell in enumerate(cells):
-            top = HEAD + row * (NAME + side + GAP)
-            name = shorten(cell, width)
-            ax.text(0, top + NAME - 0.07, name, color=look.colour(cell), fontweight="bold", parse_math=False)
+        lefts = [number * block + column * (side + GAP) for number in range(beside) for column in range(len(points))]
+        for left, point in zip(lefts, points * beside, strict=True):
+            ax.text(left, 0.16, heads[point], color=look.theme.muted, fontsize=7.5)
+        for number, cell in enumerate(cells):
+            left, top = number % beside * block, HEAD + number // beside * (NAME + side + GAP)
+            name = shorten(cell, width if beside == 1 else block - APART)
+            ax.text(left, top + NAME - 0.07, name, color=look.colour(cell), fontweight="bold", parse_math=False)
             for column, point in enumerate(points):
-                _show(ax, tiles.get((cell, point), ()), (column * (side + GAP), top + NAME), side, look)
+                _show(ax, tiles.get((cell, point), ()), (left + column * (side + GAP), top + NAME), side, look)
         ax.set(xlim=(0, width), ylim=(height, 0))
         ax.axis("off")
     return figure

@@ -146,24 +146,27 @@ def test_counting_needs_no_device() -> None:
     assert found[0] == found[1] > 0
 
 
-@pytest.mark.parametrize(("precision", "numbers"), [("fp32", 20 * 4), ("bf16", 4 * 4 + 16 * 2)])
-def test_activations_by_hand(precision: str, numbers: int) -> None:
+@pytest.mark.parametrize(
+    ("precision", "numbers", "by_head"), [("fp32", 20 * 4, 4), ("bf16", 6 * 4 + 14 * 2, 256 * (4 + 2))]
+)
+def test_activations_by_hand(precision: str, numbers: int, by_head: int) -> None:
     """A token in one block, in widths D:
 
     input and output of norm1                                        2, float32 under autocast as well
-    input of qkv; q, k, v; output of attention; output of proj       6
+    input of qkv; q, k, v; output of attention; output of proj       6, q and k float32 under autocast as well
     input and output of norm2                                        2, float32 under autocast as well
     input of fc1; its output, before and after GELU; output of fc2  10
 
-    and 4 bytes for each attention head (the logarithm of its sum) and each statistic of two norms; for each image the
-    six parts of its modulation, two of them with 1 added, and the input of its layer.
+    and 4 bytes for each statistic of two norms; for each attention head in fp32 the logarithm of its sum, in bf16 its
+    weights of all 256 tokens, in float32 and bf16; for each image the six parts of its modulation, two of them with 1
+    added, and the input of its layer.
     """
     shape = shape_of("SiT-B/2", 32)
     config, size = run_of("SiT-B/2", precision), 4 if precision == "fp32" else 2
     depths = [memory.backbone_activations(config, shape, images, depth) for images in (2, 3) for depth in (7, 8)]
     block_of_image = depths[3] - depths[2] - depths[1] + depths[0]
     tokens, width, heads = 256, 768, 12
-    by_token = numbers * width + 4 * (heads + 2 * 2)
+    by_token = numbers * width + by_head * heads + 4 * 2 * 2
     assert block_of_image == pytest.approx(tokens * by_token + 9 * width * size, rel=1e-3)
 
 

@@ -97,6 +97,25 @@ def test_rows_are_cells_and_columns_are_evaluations(study, is_narrow, num_column
         assert -0.001 <= left < right <= width + 0.001 and 0 <= top < bottom <= height
 
 
+@pytest.mark.parametrize(("num", "is_narrow", "beside"), [(2, False, 2), (3, False, 2), (4, False, 1), (3, True, 1)])
+def test_cells_with_few_evaluations_stand_side_by_side(study, num, is_narrow, beside):
+    for cell in CELLS:
+        edit_lines(run_folder(study, cell, 0), "eval", keep=num)
+    found = evolution(load_study(study))
+    figure = evolution_figure(found.frame, look(is_narrow=is_narrow), found.tiles)
+    extents = [image.get_extent() for image in figure.axes[0].get_images()]
+    assert len(extents) == 2 * num and len({extent[3] for extent in extents}) == 2 // beside
+    width, height = figure.get_size_inches()
+    assert all(
+        -0.001 <= left < right <= width + 0.001 and 0 <= top < bottom <= height for left, right, bottom, top in extents
+    )
+    if beside == 2:
+        assert extents[num][0] - extents[num - 1][1] > extents[1][0] - extents[0][1], "cells are set apart"
+    steps = [f"step {100 * point}" for point in range(1, num + 1)]
+    heads = [text.get_text() for text in figure.axes[0].texts if text.get_text().startswith("step")]
+    assert sorted(heads) == sorted(beside * steps)
+
+
 def _flat(cell, point):
     """Four images of one colour: (row, evaluation, number)."""
     return [Image.new("RGB", (32, 32), (list(CELLS).index(cell), point, i)) for i in range(4)]
