@@ -23,7 +23,7 @@ from harness.cache import ROWS_PER_CALL
 TITLE = "`ditbench prepare` of pictures of 32 pixels: memory and speed"
 SIDE, CLASSES = 32, 10
 CASES = (
-    *((2000, 1, 2, True), (10000, 1, 2, True), (10000, 1, 1, True), (10000, 2, 2, True)),
+    *((2000, 1, 2, True), (10000, 1, 2, True), (30000, 1, 1, True), (30000, 2, 2, True)),
     *((50000, 1, 1, False), (50000, 2, 2, False)),
 )
 """Images, processes, threads of all of them (one process on all, or one on each), and whether tokens are made."""
