@@ -1,4 +1,4 @@
-"""What the trainer adds to the bare work of a step, where steps are short.
+"""What the trainer adds to the bare work of a step, the more the shorter steps are.
 
 The trainer draws, hashes, logs, guards and writes records; the bare loop is forward, backward, clip, AdamW and EMA on
 batches that lie ready.
@@ -12,9 +12,9 @@ from typing import Any
 from tests.benchmarks.interleaved import timed
 from tests.benchmarks.trainer_loops import BATCH, bare_steps, seconds, trainer_run, trainer_steps
 
-TITLE = "what the trainer adds to a short training step"
+TITLE = "what the trainer adds to a training step"
 ROUNDS = 8
-CASES = {"SiT-nano/2": (8, 100), "SiT-S/2": (32, 3)}
+CASES = {"SiT-nano/2": (8, 100), "SiT-S/2": (32, 6), "SiT-B/2": (32, 2)}
 """Model: latent size, and steps of one measurement."""
 
 
