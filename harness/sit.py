@@ -124,7 +124,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-2] <= PLAIN_TOKENS:
         with torch.autocast("cpu", enabled=False):  # it would cast q and k back
-            q, k = (value.float(memory_format=torch.contiguous_format) for value in (q, k))
+            q, k = (value.to(torch.float32, memory_format=torch.contiguous_format) for value in (q, k))
             weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)
             return weights.to(v.dtype) @ v.contiguous()
     return F.scaled_dot_product_attention(q, k, v)
