@@ -33,7 +33,7 @@ from harness.config import RunConfig, RuntimeConfig
 from harness.errors import UserError
 from harness.method import BackboneShape, Method
 from harness.rng import global_state_kept
-from harness.sit import SiT
+from harness.sit import SelfAttention, SiT
 
 FLOAT = 4
 """Bytes of a float32."""
@@ -191,8 +191,11 @@ def _kept(config: RunConfig, shape: BackboneShape, images: int, is_checkpointed:
 def kept_bytes(shape: BackboneShape, qk_norm: bool, runtime: RuntimeConfig, images: int, is_checkpointed: bool) -> int:
     """Bytes that autograd keeps of one forward pass, weights apart; of tensors that have a shape and no numbers.
 
-    Kept, because the cells of a study share it.
+    For a GPU that is not here the CPU stands in, with the fused attention that GPUs have. Kept, because the cells of a
+    study share it.
     """
+    is_elsewhere = runtime.device == "cuda" and not torch.cuda.is_available()
+    device = "cpu" if is_elsewhere else runtime.device
     arguments = {key: value for key, value in vars(shape).items() if key != "size"}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -201,14 +204,17 @@ def kept_bytes(shape: BackboneShape, qk_norm: bool, runtime: RuntimeConfig, imag
         kept[storage._cdata] = storage
         return tensor
 
-    with global_state_kept(), FakeTensorMode(), torch.device(runtime.device):
+    with global_state_kept(), FakeTensorMode(), torch.device(device):
         backbone = SiT(**arguments, qk_norm=qk_norm)
         backbone.checkpoint_activations = is_checkpointed
+        for module in backbone.modules():
+            if is_elsewhere and isinstance(module, SelfAttention):
+                module.plain_tokens = 0
         # Positions are made by numpy, so on the CPU, and without numbers nothing can be moved.
         backbone.pos_embed = nn.Parameter(torch.empty(backbone.pos_embed.shape), requires_grad=False)
         x_NCHW = torch.zeros(images, shape.in_channels, shape.input_size, shape.input_size)
         saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with saved, torch.autocast(runtime.device, torch.bfloat16, enabled=runtime.precision == "bf16"):
+        with saved, torch.autocast(device, torch.bfloat16, enabled=runtime.precision == "bf16"):
             backbone(x_NCHW, torch.zeros(images), torch.zeros(images, dtype=torch.int64))
         weights = {p.untyped_storage()._cdata for p in backbone.parameters()}
         return sum(storage.nbytes() for key, storage in kept.items() if key not in weights)

@@ -115,14 +115,14 @@ PLAIN_TOKENS = 256
 """Sequences up to this length are attended to by plain products where a CPU's step is in bf16; see `attend`."""
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, plain_tokens: int = PLAIN_TOKENS) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for queries, keys and values [N, heads, T, d].
 
-    In bf16 on a CPU sequences up to the papers' 256 tokens take plain products: that with v in bf16, and q k^T in fp32,
-    as torch's fused kernel has it. Their backward pass is faster than the kernel's and as exact; the price is that
-    weights [N, heads, T, T] are kept for it (`docs/performance.md`).
+    In bf16 on a CPU sequences up to `plain_tokens` (those of the papers have 256) take plain products: that with v in
+    bf16, and q k^T in fp32, as torch's fused kernel has it. Their backward pass is faster than the kernel's and as exact;
+    the price is that weights [N, heads, T, T] are kept for it (`docs/performance.md`).
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-2] <= PLAIN_TOKENS:
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-2] <= plain_tokens:
         with torch.autocast("cpu", enabled=False):  # it would cast q and k back
             q, k = (value.to(torch.float32, memory_format=torch.contiguous_format) for value in (q, k))
             weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)
@@ -133,10 +133,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class SelfAttention(Attention):
     """timm's attention with `attend` at its heart."""
 
+    plain_tokens = PLAIN_TOKENS
+    """As for `attend`."""
+
     def forward(self, x_NTD: Tensor) -> Tensor:  # type: ignore[override]  # no masks here
         n, t, d = x_NTD.shape
         q, k, v = self.qkv(x_NTD).reshape(n, t, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj(attend(self.q_norm(q), self.k_norm(k), v).transpose(1, 2).reshape(n, t, d))
+        return self.proj(attend(self.q_norm(q), self.k_norm(k), v, self.plain_tokens).transpose(1, 2).reshape(n, t, d))
 
 
 class Block(nn.Module):

@@ -286,8 +286,14 @@ def _cell_cost(frame: _Frame, planned: Planned, method: Method, cost: StepCost, 
         evaluation_gflops=schedule.num_evaluations * protocols["evaluation"],
         final_gflops=protocols.get("final", 0.0),
         disk=_disk(config, frame, cost, schedule.num_evaluations),
-        memory=_memory(config, method),
+        memory=_memory(_on_the_machine_meant(config, rate), method),
     )
+
+
+def _on_the_machine_meant(config: RunConfig, rate: Rate) -> RunConfig:
+    """A rate that is given is a GPU's, which keeps other activations than a CPU; a measured one is this machine's."""
+    runtime = replace(config.runtime, device="cuda") if rate.source == "given" else config.runtime
+    return replace(config, runtime=runtime)
 
 
 def protocol_gflops(frame: _Frame, protocol: EvaluationConfig) -> float:

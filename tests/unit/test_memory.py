@@ -147,22 +147,29 @@ def test_counting_needs_no_device() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "numbers", "by_head"), [("fp32", 20 * 4, 4), ("bf16", 6 * 4 + 14 * 2, 256 * (4 + 2))]
+    ("precision", "device", "numbers", "by_head"),
+    [
+        ("fp32", "cpu", 20 * 4, 4),
+        ("bf16", "cpu", 6 * 4 + 14 * 2, 256 * (4 + 2)),
+        ("fp32", "cuda", 20 * 4, 4),
+        ("bf16", "cuda", 4 * 4 + 16 * 2, 4),
+    ],
 )
-def test_activations_by_hand(precision: str, numbers: int, by_head: int) -> None:
+def test_activations_by_hand(precision: str, device: str, numbers: int, by_head: int) -> None:
     """A token in one block, in widths D:
 
     input and output of norm1                                        2, float32 under autocast as well
-    input of qkv; q, k, v; output of attention; output of proj       6, q and k float32 under autocast as well
+    input of qkv; q, k, v; output of attention; output of proj       6, q and k float32 in bf16 on a CPU
     input and output of norm2                                        2, float32 under autocast as well
     input of fc1; its output, before and after GELU; output of fc2  10
 
-    and 4 bytes for each statistic of two norms; for each attention head in fp32 the logarithm of its sum, in bf16 its
+    and 4 bytes for each statistic of two norms; for each attention head the logarithm of its sum, in bf16 on a CPU its
     weights of all 256 tokens, in float32 and bf16; for each image the six parts of its modulation, two of them with 1
     added, and the input of its layer.
     """
     shape = shape_of("SiT-B/2", 32)
     config, size = run_of("SiT-B/2", precision), 4 if precision == "fp32" else 2
+    config = replace(config, runtime=replace(config.runtime, device=device))
     depths = [memory.backbone_activations(config, shape, images, depth) for images in (2, 3) for depth in (7, 8)]
     block_of_image = depths[3] - depths[2] - depths[1] + depths[0]
     tokens, width, heads = 256, 768, 12
