@@ -118,9 +118,9 @@ PLAIN_TOKENS = 256
 def attend(q: Tensor, k: Tensor, v: Tensor, plain_tokens: int = PLAIN_TOKENS) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for queries, keys and values [N, heads, T, d].
 
-    In bf16 on a CPU sequences up to `plain_tokens` (those of the papers have 256) take plain products: that with v in
-    bf16, and q k^T in fp32, as torch's fused kernel has it. Their backward pass is faster than the kernel's and as exact;
-    the price is that weights [N, heads, T, T] are kept for it (`docs/performance.md`).
+    In bf16 on a CPU sequences up to `plain_tokens` (the papers' have 256) take plain products: that with v in bf16, and
+    q k^T in fp32, as torch's fused kernel has it. Their backward pass is faster than the kernel's and as exact; the
+    price is that weights [N, heads, T, T] are kept for it (`docs/performance.md`).
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-2] <= plain_tokens:
         with torch.autocast("cpu", enabled=False):  # it would cast q and k back
