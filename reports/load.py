@@ -12,7 +12,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.records import FORMAT, RecordName, RunFolder, UserError, find_runs, metric_rank, number, read_json
+from harness.records import (
+    FORMAT,
+    RecordName,
+    RunFolder,
+    UserError,
+    find_runs,
+    metric_rank,
+    number,
+    point_share,
+    read_json,
+)
 from reports.units import UNITS, Unit
 
 REQUIRED = ("cell", "method", "seed", "status", "config")
@@ -148,7 +158,12 @@ class Study:
         if self.unit.is_whole:
             reached = [line for run in self.runs if (line := run.evaluation(self.point))]
             return max(line[self.unit.clock] for line in reached)
-        return self.budget * self.point / self.reference.config["evaluation"]["points"]
+        return self.budget * self.share(self.point)
+
+    def share(self, point: int) -> float:
+        """Of the budget, in (0, 1], at which an evaluation point lies."""
+        evaluation = self.reference.config["evaluation"]
+        return float(point_share(point, evaluation["points"], evaluation.get("spacing", "even")))  # older: no spacing
 
     @property
     def after(self) -> str:

@@ -230,7 +230,7 @@ def notes(study: Study, costs: Sequence[CellCost]) -> list[str]:
     direction = "below" if metric(study.main_metrics[0]).direction == "lower" else "above"
     found = [
         f"A run's cost is that of its first evaluation at the target or {direction} it. Nothing is read between "
-        f"evaluations, so costs are rounded up to whole evaluations, one every {_spacing(study)}; at the first (≤) the "
+        f"evaluations, so costs are rounded up to whole evaluations, {_spacing(study)}; at the first (≤) the "
         "true cost may be anything below.",
         "A run that finished without (>) or diverged is a miss: its cost is infinite and it is left out of no count. "
         "Where one misses, the speed-up is that over the seeds that reached the target and has no interval. Open: "
@@ -247,7 +247,9 @@ def notes(study: Study, costs: Sequence[CellCost]) -> list[str]:
 
 
 def _spacing(study: Study) -> str:
-    """The distance of two evaluations in the budget's unit."""
+    """Where evaluations lie, in the budget's unit."""
     unit: Unit = study.unit
-    amount = study.budget / study.reference.config["evaluation"]["points"]
-    return unit.amount(math.ceil(amount) if unit.is_whole else float(number_text(amount).replace(",", "")))
+    amount = study.budget * study.share(1)
+    first = unit.amount(math.ceil(amount) if unit.is_whole else float(number_text(amount).replace(",", "")))
+    is_doubling = study.reference.config["evaluation"].get("spacing") == "doubling"
+    return f"after {first} and at each doubling" if is_doubling else f"one every {first}"

@@ -17,7 +17,6 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL.Image import Image
 
-from harness.records import point_share
 from reports.figures.labels import shorten
 from reports.figures.samples import kept_lines, scaled_tiles
 from reports.figures.style import Look, rc
@@ -79,9 +78,7 @@ def _kept(study: Study, seed: int) -> dict[tuple[str, int], tuple[Run, Mapping[s
 def _heads(study: Study, frame: pd.DataFrame) -> dict[int, str]:
     """What stands above the columns: the step, or the share of the budget where cells make different steps."""
     if (frame.groupby("point")["step"].nunique() > 1).any():
-        evaluation = study.reference.config["evaluation"]
-        of, spacing = evaluation["points"], evaluation.get("spacing", "even")  # older records have no other
-        return {point: f"{float(point_share(point, of, spacing)):.0%} of budget" for point in frame["point"].unique()}
+        return {point: f"{study.share(point):.0%} of budget" for point in frame["point"].unique()}
     return {point: f"step {step:,}" for point, step in zip(frame["point"], frame["step"], strict=True)}
 
 

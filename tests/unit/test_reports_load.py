@@ -20,6 +20,7 @@ from records_factory import (
 )
 
 from harness.records import RunFolder, UserError
+from reports.costs import targets
 from reports.figures.curves import metric_curves, training_curves
 from reports.load import MOST_TRAINING_LINES, load_study
 from reports.verify import compact, differing_fields, environment, flatten, short_text, verify
@@ -166,6 +167,19 @@ def test_half_a_budget_is_said_in_its_unit(tmp_path):
     path = write_study(tmp_path, {"sit": "sit"}, seeds=(0,), unit="train_gflops", amount=1000.0)
     edit_lines(run_folder(path, "sit", 0), "eval", keep=4)
     assert load_study(path).after == "after 500 training GFLOPs"
+
+
+def test_points_that_double_lie_at_those_shares_of_the_budget(tmp_path):
+    """Two of three evaluations are there: half of the budget is spent, not two thirds."""
+    path = write_study(tmp_path, {"sit": "sit"}, seeds=(0,), unit="train_gflops", amount=1500.0)
+    folder = run_folder(path, "sit", 0)
+    evaluation = folder.manifest()["config"]["evaluation"] | {"points": 3, "spacing": "doubling"}
+    edit_manifest(folder, config={"evaluation": evaluation})
+    edit_lines(folder, "eval", keep=2)
+    study = load_study(path)
+    assert [study.share(point) for point in (1, 2, 3)] == [0.25, 0.5, 1.0]
+    assert study.after == "after 750 training GFLOPs"
+    assert "whole evaluations, after 375 training GFLOPs and at each doubling;" in targets.notes(study, [])[0]
 
 
 def test_images_that_end_within_a_step_are_counted_whole(tmp_path):
