@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from harness.errors import UserError
-from harness.records import Spacing, digest
+from harness.records.files import digest
+from harness.records.run_folder import Spacing
 
 SamplerKind = Literal["ode-euler", "ode-heun", "sde-euler-maruyama"]
 Precision = Literal["auto", "fp32", "bf16"]

@@ -26,10 +26,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from harness.backbones.sit import SIZES, SiT, parse_name
 from harness.config import require
 from harness.errors import UserError
 from harness.rng import global_state_kept
-from harness.sit import SIZES, SiT, parse_name
 
 State = dict[str, Tensor]
 

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from harness.backbones.sit import patchify
 from harness.config import require, require_finite
 from harness.method import BackboneShape, DataShape, Disclosure, Method, Progress, StepView, Term
-from harness.sit import patchify
 from methods._losses import REGRESSIONS, mean_over
 from methods._parts import default_block, mlp
 

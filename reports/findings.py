@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from harness.records import metric
+from harness.records.metrics import metric
 from reports.costs.equal_cost import unequal_timing
 from reports.endings import endings
 from reports.load import Study

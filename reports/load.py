@@ -12,17 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.records import (
-    FORMAT,
-    RecordName,
-    RunFolder,
-    UserError,
-    find_runs,
-    metric_rank,
-    number,
-    point_share,
-    read_json,
-)
+from harness.records.files import number, read_json
+from harness.records.metrics import metric_rank
+from harness.records.run_folder import FORMAT, RecordName, RunFolder, UserError, find_runs, point_share
 from reports.units import UNITS, Unit
 
 REQUIRED = ("cell", "method", "seed", "status", "config")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.records import metric, replaced, write_json
+from harness.records.files import replaced, write_json
+from harness.records.metrics import metric
 from reports import tables
 from reports.ablation import report as ablation_report
 from reports.ablation.trials import Ablation, load_ablation

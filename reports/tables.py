@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.records import metric
+from harness.records.metrics import metric
 from reports.formats import latex_table, markdown_table, markdown_text
 from reports.load import Study
 from reports.statistics.intervals import PairedDifference, paired_difference

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.records import UserError
+from harness.records.run_folder import UserError
 from reports.load import Run, Study
 
 AGREED = ("finished", "diverged", "pruned")

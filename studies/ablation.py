@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.backbones.sit import parse_name
 from harness.config import RunConfig, require
-from harness.records import ABLATION_RECORD, FORMAT, digest
-from harness.sit import parse_name
+from harness.records.files import digest
+from harness.records.run_folder import ABLATION_RECORD, FORMAT
 from studies.settings import as_plain, nominal_shape, resolve_sections
 
 Setting = Mapping[str, Any]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from harness.config import RunConfig
 
 if TYPE_CHECKING:
-    from harness.trainer import Event
+    from harness.training.trainer import Event
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness import checkpoint
-from harness.analysis import AnalysisConfig, Subjects, analyse, chosen_blocks, gather, store
+from harness.analysis.blocks import AnalysisConfig, Subjects, analyse, chosen_blocks, gather, store
+from harness.backbones.sit import parse_name
 from harness.config import require
-from harness.prepare import PreparedData
-from harness.processes import is_main
-from harness.records import RunFolder, digest, read_json
-from harness.sit import parse_name
+from harness.data.prepare import PreparedData
+from harness.machine.processes import is_main
+from harness.records.files import digest, read_json
+from harness.records.run_folder import RunFolder
+from harness.training import checkpoint
 from reports.analysis.section import FOLDER
 from studies.saved import Opened
 

@@ -13,9 +13,9 @@ import yaml
 
 import methods
 from harness.config import RunConfig, require
-from harness.encoders import encoder_width
+from harness.cost.memory import outline
 from harness.errors import UserError
-from harness.memory import outline
+from harness.frozen.encoders import encoder_width
 from harness.method import DataShape, Method
 from harness.rng import global_state_kept
 from studies.ablation import Axis, Setting, Subject

@@ -7,8 +7,8 @@ from types import TracebackType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from harness.config import BudgetConfig
-from harness.records import metric
-from harness.trainer import Event
+from harness.records.metrics import metric
+from harness.training.trainer import Event
 from studies.agenda import Agenda
 from studies.tables import console
 

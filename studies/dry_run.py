@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from harness.config import RunConfig, require
-from harness.memory import in_words
+from harness.machine.ram import in_words
 from studies.tables import console, print_table
 
 if TYPE_CHECKING:

@@ -14,24 +14,37 @@ from typing import Any
 
 import torch
 
-from harness import data, environment, extractors, memory
-from harness.autoencoder import Autoencoder, is_here, untrained_network
-from harness.cache import Report
+from harness.backbones.sit import SiT
 from harness.config import DataConfig, EvaluationConfig, RunConfig
-from harness.cost import CacheCost, Passes, StepCost, cache_cost, decoder_gmacs, hollow, num_parameters, step_cost
-from harness.data import Outline
-from harness.encoders import encoder_width
-from harness.evaluate import TIME_BINS
-from harness.extractors import PIXEL_SIDE
-from harness.generate import inference
-from harness.memory import FLOAT, Part
+from harness.cost import memory
+from harness.cost.memory import FLOAT
+from harness.cost.operations import (
+    CacheCost,
+    Passes,
+    StepCost,
+    cache_cost,
+    decoder_gmacs,
+    hollow,
+    num_parameters,
+    step_cost,
+)
+from harness.data import image_set, images
+from harness.data.image_set import Outline
+from harness.data.prepare import cache_sizes, token_grid
+from harness.evaluation import extractors
+from harness.evaluation.evaluate import TIME_BINS
+from harness.evaluation.extractors import PIXEL_SIDE
+from harness.evaluation.generate import inference
+from harness.frozen.autoencoder import Autoencoder, is_here, untrained_network
+from harness.frozen.encoders import encoder_width
+from harness.machine import environment, ram
+from harness.machine.progress import Report
+from harness.machine.ram import Part
 from harness.method import BackboneShape, DataShape, Method, Needs
-from harness.prepare import cache_sizes, token_grid
 from harness.rng import stream
 from harness.sampler import forward_passes
-from harness.schedule import make_schedule
-from harness.sit import SiT
-from harness.trainer import build_backbone, synchronize
+from harness.training.schedule import make_schedule
+from harness.training.step import build_backbone, synchronize
 from studies.settings import resolve_sections
 from studies.synthetic import backbone_shape, build_method
 
@@ -165,7 +178,7 @@ def estimate(planned: Sequence[Planned], tflops: float, report: Report) -> Estim
 def data_outline(config: DataConfig) -> tuple[Outline, tuple[str, ...]]:
     """What the listing of the data says; where there is none, ImageNet-1k, and a line that says so."""
     if config.name == "digits" or Path(config.path).exists():
-        return data.outline(config), ()
+        return images.outline(config), ()
     assumed = Outline(
         num_images=IMAGENET_IMAGES,
         num_classes=IMAGENET_CLASSES,
@@ -178,7 +191,7 @@ def data_outline(config: DataConfig) -> tuple[Outline, tuple[str, ...]]:
 
 def split_sizes(outline: Outline, config: DataConfig) -> tuple[int, int]:
     """Numbers of training and of held-out images; `UserError` where either is none."""
-    train_rows, holdout_rows = data.split(outline.num_images, config.holdout, config.split_seed)
+    train_rows, holdout_rows = image_set.split(outline.num_images, config.holdout, config.split_seed)
     return len(train_rows), len(holdout_rows)
 
 
@@ -232,7 +245,7 @@ def measured_rate(frame: _Frame, report: Report) -> Rate:
     way_out = "give --tflops, the sustained rate of the machine that you mean"
     copies = FLOAT + (2 if config.runtime.precision == "bf16" else 0)
     size = copies * memory.backbone_parameters(shape)
-    memory.check([Part(name="weights", num_bytes=size, way_out=way_out, on_device=True)], device)
+    ram.check([Part(name="weights", num_bytes=size, way_out=way_out, on_device=True)], device)
     environment.apply_runtime(config.runtime)
     report("measuring forward passes", 0, 2)
     backbone = build_backbone(config, shape).to(device)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from harness.config import RunConfig
-from harness.records import RunFolder, run_path
+from harness.records.run_folder import RunFolder, run_path
 from studies.lease import lease_path
 
 

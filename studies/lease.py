@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
-from harness.records import is_open
+from harness.records.locks import is_open
 
 LEASES = ".leases"
 """Folder of a study's lock files."""

@@ -26,17 +26,18 @@ from accelerate import Accelerator
 from torch import Tensor
 
 import methods
-from harness import environment, memory
-from harness.batches import Batch
-from harness.cache import Report
+from harness.backbones.sit import parse_name
 from harness.config import BudgetConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, RuntimeConfig, require
-from harness.encoders import PASS_IMAGES, FrozenEncoder, encoder_width
+from harness.cost import memory
+from harness.data.batches import Batch
 from harness.errors import UserError
-from harness.memory import Part
+from harness.frozen.encoders import PASS_IMAGES, FrozenEncoder, encoder_width
+from harness.machine import environment, ram
+from harness.machine.processes import open_accelerator
+from harness.machine.progress import Report
+from harness.machine.ram import Part
 from harness.method import BackboneShape, DataShape, Method
-from harness.processes import open_accelerator
-from harness.sit import parse_name
-from harness.trainer import Run, synchronize, train_step
+from harness.training.step import Run, synchronize, train_step
 from studies.commands.common import quiet_libraries
 from studies.display import duration
 from studies.fork_server import CONTEXT, start_server
@@ -425,7 +426,7 @@ def check_memory(conditions: Conditions, group: Sequence[Case]) -> None:
         )
         weights = [replace(p, way_out="choose a smaller model") for p in memory.weight_parts(config, method)]
         training = [replace(p, way_out="lower batch_size") for p in memory.training_parts(config, method, 1)]
-        memory.check([others, *weights, *training], conditions.device)
+        ram.check([others, *weights, *training], conditions.device)
 
 
 def heads_bytes(method: Method) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from harness.errors import StorageError, UserError
-from harness.trainer import Event
+from harness.training.trainer import Event
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from functools import partial
 from typing import Any, Literal
 
 import methods
-from harness.autoencoder import SD_RECIPE, build_network
-from harness.cache import Report
+from harness.backbones.sit import SiT, parse_name
 from harness.config import RuntimeConfig, require
-from harness.cost import CacheCost, Passes, StepCost, cache_cost, cost_record, hollow, step_cost
-from harness.encoders import encoder_width
+from harness.cost.operations import CacheCost, Passes, StepCost, cache_cost, cost_record, hollow, step_cost
+from harness.frozen.autoencoder import SD_RECIPE, build_network
+from harness.frozen.encoders import encoder_width
+from harness.machine.progress import Report
 from harness.method import BackboneShape, DataShape, Method
 from harness.rng import global_state_kept
-from harness.sit import SiT, parse_name
 
 MOST_SIDE = 256
 """Of latents: those of 2048 pixels, the largest images that a config allows."""

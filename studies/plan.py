@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 
-from harness import environment
 from harness.config import require
+from harness.machine import environment
 from studies.agenda import Agenda
 from studies.folders import folder_of, is_done
 

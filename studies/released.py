@@ -10,11 +10,11 @@ from typing import Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from harness import official
-from harness.cache import Report
+from harness.backbones.sit import SiT
 from harness.config import FinalConfig, RunConfig, require
 from harness.errors import UserError
-from harness.records import file_digest
-from harness.sit import SiT
+from harness.machine.progress import Report
+from harness.records.files import file_digest
 from studies import settings
 from studies.run import Lab, open_lab
 from studies.saved import Opened, require_final

@@ -9,24 +9,27 @@ from typing import Any
 from accelerate import Accelerator
 
 import methods
-from harness import environment
-from harness.cache import Report, cache_folder
-from harness.compilation import check_compiler, resolve_compile
+from harness.backbones.sit import parse_name
 from harness.config import RunConfig, training_digest
-from harness.cost import cache_cost, cost_record
-from harness.encoders import encoder_width, family
+from harness.cost.memory import check_run, outline
+from harness.cost.operations import cache_cost, cost_record
+from harness.data.cache import cache_folder
+from harness.data.prepare import PreparedData, prepare
 from harness.errors import UserError
-from harness.evaluate import Evaluator
-from harness.memory import check_run, outline
+from harness.evaluation.evaluate import Evaluator
+from harness.frozen.encoders import encoder_width, family
+from harness.machine import environment
+from harness.machine.processes import from_main, is_main, main_first, open_accelerator
+from harness.machine.progress import Report
 from harness.method import BackboneShape, DataShape, Method, Needs, Progress
-from harness.prepare import PreparedData, prepare
-from harness.processes import from_main, is_main, main_first, open_accelerator
-from harness.recorder import Recorder
-from harness.records import RunFolder, digest, write_json
+from harness.records.files import digest, write_json
+from harness.records.run_folder import RunFolder
 from harness.rng import global_state_kept
-from harness.sit import parse_name
-from harness.tracking import PARENT_TAG, Tracker, tracking_uri
-from harness.trainer import Event, Run, check_split, end_run, resume, set_up, train
+from harness.tracking.live import PARENT_TAG, Tracker, tracking_uri
+from harness.training.compilation import check_compiler, resolve_compile
+from harness.training.recorder import Recorder
+from harness.training.step import Run, check_split, set_up
+from harness.training.trainer import Event, end_run, resume, train
 from studies.agenda import Agenda, Context
 from studies.folders import folder_of, is_done
 from studies.recorded_command import recorded_command

@@ -12,17 +12,17 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from harness import checkpoint
-from harness.cache import Report
+from harness.backbones.sit import SiT
 from harness.config import EvaluationConfig, OutputConfig, RunConfig, RuntimeConfig, require
 from harness.errors import UserError
-from harness.evaluate import Evaluator
-from harness.generate import generate_rounds, labels_for
-from harness.processes import from_main, is_main
-from harness.records import RunFolder
+from harness.evaluation.evaluate import Evaluator
+from harness.evaluation.generate import generate_rounds, labels_for
+from harness.evaluation.samples_file import Destination
+from harness.machine.processes import from_main, is_main
+from harness.machine.progress import Report
+from harness.records.run_folder import RunFolder
 from harness.rng import global_state_kept
-from harness.samples_file import Destination
-from harness.sit import SiT
+from harness.training import checkpoint
 from studies.run import Lab, open_lab
 from studies.settings import SECTIONS, explain
 

@@ -7,14 +7,16 @@ from typing import Any
 
 import torch
 
-from harness import environment
-from harness.cache import Report, cache_folder
 from harness.config import DataConfig, EvaluationConfig, OutputConfig, RunConfig, RuntimeConfig
-from harness.data import load_images, split
-from harness.fidelity import Pictures
-from harness.records import digest
-from harness.samples_file import read_images
-from harness.scoring import Place, Scorer, TrainingImages
+from harness.data.cache import cache_folder
+from harness.data.image_set import split
+from harness.data.images import load_images
+from harness.evaluation.fidelity import Pictures
+from harness.evaluation.samples_file import read_images
+from harness.evaluation.scoring import Place, Scorer, TrainingImages
+from harness.machine import environment
+from harness.machine.progress import Report
+from harness.records.files import digest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,10 @@ import yaml
 from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 import methods
+from harness.backbones.sit import parse_name
 from harness.config import RunConfig, require
 from harness.errors import UserError
 from harness.method import BackboneShape
-from harness.sit import parse_name
 from studies import documents
 from studies.agenda import Agenda, Context
 

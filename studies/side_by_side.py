@@ -19,17 +19,18 @@ from typing import Any
 import torch
 
 import methods
-from harness import environment, memory
-from harness.autoencoder import Autoencoder, untrained_network
-from harness.cache import cache_folder, read_small, write_small
-from harness.compilation import forward_gmacs
 from harness.config import RunConfig
-from harness.cost import hollow
-from harness.encoders import encoder_width
+from harness.cost import memory
+from harness.cost.operations import hollow
+from harness.data.cache import cache_folder, read_small, write_small
+from harness.frozen.autoencoder import Autoencoder, untrained_network
+from harness.frozen.encoders import encoder_width
+from harness.machine import environment, ram
+from harness.machine.processes import open_accelerator
 from harness.method import BackboneShape, DataShape
-from harness.processes import open_accelerator
-from harness.records import digest
-from harness.trainer import train_step
+from harness.records.files import digest
+from harness.training.compilation import forward_gmacs
+from harness.training.step import train_step
 from studies.agenda import Agenda
 from studies.commands.common import quiet_libraries
 from studies.folders import folder_of
@@ -199,7 +200,7 @@ def fits(config: RunConfig, shape: BackboneShape, processes: int) -> bool:
     """Whether so many runs at once have room in memory."""
     method = memory.outline(config.method, partial(build_method, config, shape, data_shape(config)))
     parts = [*memory.weight_parts(config, method), *memory.training_parts(config, method, 1)]
-    return processes * sum(part.num_bytes for part in parts) <= memory.free_ram()
+    return processes * sum(part.num_bytes for part in parts) <= ram.free_ram()
 
 
 def data_shape(config: RunConfig) -> DataShape:

@@ -28,7 +28,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from harness.errors import UserError
-from harness.records import canonical, storing
+from harness.records.files import canonical, storing
 from studies.ablation import Axis, Setting, Subject
 from studies.lease import study_lock
 from studies.recorded_command import without_passwords

@@ -12,12 +12,12 @@ from accelerate import Accelerator
 from torch import Tensor
 
 import methods
+from harness.backbones.sit import parse_name
 from harness.config import RunConfig
+from harness.data.prepare import PreparedData
 from harness.method import BackboneShape, DataShape, Method, Needs
-from harness.prepare import PreparedData
 from harness.rng import global_state_kept, stream
-from harness.sit import parse_name
-from harness.trainer import Run, set_up
+from harness.training.step import Run, set_up
 from studies.settings import section_of, size_of
 
 

@@ -20,10 +20,12 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
-from harness import tracking
 from harness.config import RunConfig
 from harness.errors import UserError
-from harness.records import RunFolder, main_metric, metric, number, read_json, run_path, write_json
+from harness.records.files import number, read_json, write_json
+from harness.records.metrics import main_metric, metric
+from harness.records.run_folder import RunFolder, run_path
+from harness.tracking import live
 from studies.ablation import RECORD, Ablation, Setting, Subject, differences, grown, joined, plan_record, refusal
 from studies.agenda import Agenda, Context
 from studies.folders import folder_of, is_done
@@ -32,7 +34,7 @@ from studies.recorded_command import recorded_command
 from studies.storage import Ledger, check_reachable, connect, journal_path, make_pruner, open_ledger, owner_of, reaching
 
 if TYPE_CHECKING:
-    from harness.trainer import Event
+    from harness.training.trainer import Event
 
 OVER = ("complete", "pruned", "diverged")
 """States of trials that need no more runs, unless the study grows."""
@@ -472,7 +474,7 @@ def _open_parent(agenda: AblationAgenda) -> str:
     """The study's parent run in MLflow, made once; "" where MLflow is away."""
     config = agenda.ablation.control
     with held(study_lock(config.output.runs, config.study, "mlflow")):
-        run_id = tracking.open_parent(config.output, config.study)
+        run_id = live.open_parent(config.output, config.study)
         with agenda._locked():
             record = agenda._read()
             record["mlflow_run"] = run_id or record["mlflow_run"]
@@ -505,7 +507,7 @@ def finish(agenda: AblationAgenda) -> None:
                     agenda._ledgers[entry["method"]].queue(entry["number"])
                 agenda._settle(record, entry)
         agenda._write(record)
-    tracking.mark(agenda.ablation.control.output, record["mlflow_run"], "finished")
+    live.mark(agenda.ablation.control.output, record["mlflow_run"], "finished")
 
 
 def _is_to_be_tried_again(agenda: AblationAgenda, entry: Mapping[str, Any], seeds: Sequence[int]) -> bool:

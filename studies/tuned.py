@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 import methods
 from harness.config import require
-from harness.records import read_json
+from harness.records.files import read_json
 from studies.ablation import RECORD
 from studies.settings import Comparison, comparison, was_given
 

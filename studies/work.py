@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 
-from harness import tracking
 from harness.config import RunConfig
 from harness.errors import StorageError, UserError
-from harness.processes import from_main, is_main
-from harness.trainer import Event
+from harness.machine.processes import from_main, is_main
+from harness.tracking import live
+from harness.training.trainer import Event
 from studies.agenda import Agenda
 from studies.folders import folder_of, is_done, lease_of
 from studies.lease import Lease, claim, holder, presence
@@ -259,7 +259,7 @@ def record_failure(config: RunConfig, message: str, trace: str, began: datetime)
         if has_failed_since(before, began):
             return
         folder.update_manifest(status="failed", status_detail=detail)
-        tracking.mark(config.output, before.get("mlflow_run", ""), "failed")
+        live.mark(config.output, before.get("mlflow_run", ""), "failed")
 
 
 def has_failed_since(manifest: Mapping[str, Any], when: datetime) -> bool:

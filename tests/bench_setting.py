@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 
-from harness.batches import Batch
 from harness.config import OutputConfig, RunConfig
+from harness.data.batches import Batch
+from harness.data.prepare import prepare
 from harness.method import Method, Term
-from harness.prepare import prepare
-from harness.trainer import Run, extend_chain, set_up, train_step
+from harness.training.step import Run, set_up, train_step
+from harness.training.trainer import extend_chain
 from studies.run import Lab, build_method, open_lab, resolve_run
 from studies.settings import build_parser, parse, run_config
 

@@ -23,10 +23,10 @@ import torch
 from docstring_parser.attrdoc import AttributeDocstrings
 from torch import Tensor
 
+from harness.backbones.sit import SiT, parse_name
 from harness.flow import interpolate
 from harness.method import BackboneShape, DataShape, Method, MethodDraws, Progress, StepView
 from harness.rng import global_state_kept
-from harness.sit import SiT, parse_name
 
 if TYPE_CHECKING:
     from tests.bench_setting import Bench

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from harness.records import metric
+from harness.records.metrics import metric
 from reports.ablation.tables import Level, has_product, levels
 from reports.ablation.trials import Ablation, Axis, Subject, level_text
 from reports.figures.labels import shorten, text_width

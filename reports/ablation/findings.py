@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from harness.records import metric
+from harness.records.metrics import metric
 from reports.ablation.tables import Level, levels, search_remarks
 from reports.ablation.trials import Ablation, Axis, Subject, level_text, num_runs
 from reports.tables import MetricResult, difference_text, seeds_text

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.records import metric
+from harness.records.metrics import metric
 from reports.ablation.tables import Level, levels
 from reports.ablation.trials import Ablation, Axis, Subject, level_text
 from reports.sections import Table

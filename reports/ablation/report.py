@@ -5,7 +5,7 @@ from functools import partial
 
 import pandas as pd
 
-from harness.records import metric
+from harness.records.metrics import metric
 from reports.ablation import figures as ablation_figures
 from reports.ablation import optuna_figures
 from reports.ablation import published as published_ablation

@@ -12,7 +12,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from harness.records import UserError, metric
+from harness.records.metrics import metric
+from harness.records.run_folder import UserError
 from reports.ablation.trials import Ablation, Axis, Subject, Trial, duplicates, level_text, load_ablation
 from reports.load import load_study
 from reports.sections import Table

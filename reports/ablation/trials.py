@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from harness.records import ABLATION_RECORD, FORMAT, UserError, metric, read_json
+from harness.records.files import read_json
+from harness.records.metrics import metric
+from harness.records.run_folder import ABLATION_RECORD, FORMAT, UserError
 from reports.load import Study
 from reports.statistics.intervals import Direction, paired_difference
 from reports.tables import Digits, MetricResult, absences, is_favoured, shared_digits

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.records import FORMAT, UserError, canonical, file_digest, number
+from harness.records.files import canonical, file_digest, number
+from harness.records.run_folder import FORMAT, UserError
 from reports.analysis import figures as analysis_figures
 from reports.load import Run, Study
 from reports.plans import Plan

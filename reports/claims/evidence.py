@@ -12,7 +12,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Literal
 
-from harness.records import main_metric, metric, number
+from harness.records.files import number
+from harness.records.metrics import main_metric, metric
 from reports.claims.pairs import Candidate, Pair, cells_of, gaps, pairs, rows_of, unmet
 from reports.claims.runs import PairedRuns, compared_lines, paired_runs, unequal_steps
 from reports.claims.scale import Place, place_of_count, place_of_runs

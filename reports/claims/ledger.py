@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness.records import UserError, canonical, read_json, storing, write_atomic
+from harness.records.files import canonical, read_json, storing, write_atomic
+from harness.records.run_folder import UserError
 from reports.claims.evidence import LEAST_SEEDS, CountedRows, Evidence, Judged, Source, judge
 from reports.claims.statements import Claim, Ledger, load_ledger
 from reports.formats import Row, latex_table, markdown_table, markdown_text

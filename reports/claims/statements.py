@@ -15,7 +15,8 @@ from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 
-from harness.records import UserError, metric
+from harness.records.metrics import metric
+from harness.records.run_folder import UserError
 from reports.ablation.published import DEPTHS
 from reports.units import short_number
 

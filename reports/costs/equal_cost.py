@@ -14,7 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness.records import metric, number
+from harness.records.files import number
+from harness.records.metrics import metric
 from reports import formats, tables
 from reports.load import Run, Study
 from reports.statistics.intervals import paired_difference

@@ -16,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from harness.records import UserError, read_json, storing, write_atomic, write_json
+from harness.records.files import read_json, storing, write_atomic, write_json
+from harness.records.run_folder import UserError
 from reports.endings import one_line
 from reports.figures.files import png
 from reports.figures.style import LIGHT, rc

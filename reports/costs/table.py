@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.records import number
+from harness.records.files import number
 from reports import formats
 from reports.costs.equal_cost import unequal_remarks
 from reports.costs.overhead import GFLOPS_NOTE

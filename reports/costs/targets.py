@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from harness.records import metric
+from harness.records.metrics import metric
 from reports import tables
 from reports.costs import equal_cost
 from reports.costs.targets_costs import CellCost, ClockCost, Target, cell_costs, final_target, targets

@@ -20,7 +20,8 @@ from functools import cached_property
 from statistics import median
 from typing import Any, Literal
 
-from harness.records import metric, number
+from harness.records.files import number
+from harness.records.metrics import metric
 from reports.costs import equal_cost
 from reports.load import Run, Study
 from reports.statistics.intervals import Interval, t_interval

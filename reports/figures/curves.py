@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.records import number
+from harness.records.files import number
 from reports.endings import stopped_at
 from reports.load import CLOCKS, Run, Study
 from reports.statistics.intervals import half_width

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.records import metric
+from harness.records.metrics import metric
 from reports.figures.labels import label_width, shorten, text_width
 from reports.figures.style import Look, rc
 from reports.tables import CellResult

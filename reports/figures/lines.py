@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Polygon
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from harness.records import METRICS, metric
+from harness.records.metrics import METRICS, metric
 from reports.figures.labels import cell_ends, label_ends, label_lines, label_width, line_ends, shorten, text_width
 from reports.figures.marks import mark_key, plot_marks
 from reports.figures.style import Look, rc

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from harness.records import UserError
+from harness.records.run_folder import UserError
 from reports.load import Run, Study
 
 NUM_IMAGES = 10

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.records import metric
+from harness.records.metrics import metric
 from reports import findings, tables
 from reports.figures.differences import difference_frame, differences_figure
 from reports.final import figures as final_figures

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.records import UserError, metric
+from harness.records.metrics import metric
+from harness.records.run_folder import UserError
 from reports import tables
 from reports.costs.targets_costs import CellCost, cell_costs, final_target
 from reports.joint.profiles_figure import profiles_figure

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import markupsafe
 
-from harness.records import UserError, replaced, write_json
+from harness.records.files import replaced, write_json
+from harness.records.run_folder import UserError
 from reports.figures.style import DARK, LIGHT, Look, cell_styles
 from reports.joint import profiles
 from reports.load import Study

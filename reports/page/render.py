@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from harness.records import metric
+from harness.records.metrics import metric
 from reports import findings, tables
 from reports.ablation import findings as ablation_findings
 from reports.ablation import report as ablation_report

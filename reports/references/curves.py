@@ -15,7 +15,9 @@ from typing import Any
 
 from scipy.special import stdtrit
 
-from harness.records import UserError, digest, metric, number, read_json
+from harness.records.files import digest, number, read_json
+from harness.records.metrics import metric
+from harness.records.run_folder import UserError
 from reports.load import Run
 from reports.verify import differing_fields, short_text
 

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from harness.records import metric
+from harness.records.metrics import metric
 from reports import tables
 from reports.load import Run, Study
 from reports.sections import Block, Section, Table

@@ -8,10 +8,10 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 import methods
-from harness import environment
 from harness.config import RunConfig, require
 from harness.errors import UserError
-from harness.records import metric
+from harness.machine import environment
+from harness.records.metrics import metric
 from studies import documents, dry_run
 from studies.commands.common import add_side_by_side, quiet_libraries
 from studies.settings import (

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
-from harness.records import number
+from harness.records.files import number
 from studies.commands.common import Parser, is_main_process, quiet_libraries
 
 DESCRIPTION = (
@@ -92,7 +92,7 @@ WHOLE = {
 
 def _add_options(parser: Any) -> None:
     """What is analysed, for both kinds of checkpoints; defaults are those of `AnalysisConfig`."""
-    from harness.analysis import AnalysisConfig
+    from harness.analysis.blocks import AnalysisConfig
     from studies.analyze import PACKAGED
 
     encoder = f"frozen encoder to compare with (default: what the study's methods aligned with, else {PACKAGED})"

@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--make", type=Path, metavar="FILE", help="write the reference of these runs, 3 or more seeds")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="table (default) or json")
     arguments = parser.parse_args(argv)
-    from harness.records import RunFolder
+    from harness.records.run_folder import RunFolder
     from reports.load import load_run
 
     runs = [load_run(RunFolder(path)) for path in arguments.runs]
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
 
 def make(runs: "Sequence[Run]", file: Path) -> int:
     """Write the reference of runs."""
-    from harness.records import write_atomic
+    from harness.records.files import write_atomic
     from reports.references.curves import made, text
 
     write_atomic(file, text(made(runs)).encode())

@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("run_b", type=Path, help="another run folder")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="table (default) or json")
     arguments = parser.parse_args(argv)
-    from harness.records import RunFolder
+    from harness.records.run_folder import RunFolder
     from reports.contrast import contrast
     from reports.load import load_run
 

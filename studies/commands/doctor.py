@@ -40,9 +40,10 @@ def examine() -> dict[str, Any]:
     """All facts as plain values."""
     import torch
 
-    from harness import autoencoder, environment, weights
-    from harness.cache import cache_folder
     from harness.config import OutputConfig, RuntimeConfig
+    from harness.data.cache import cache_folder
+    from harness.frozen import autoencoder, weights
+    from harness.machine import environment
 
     runtime = environment.resolve_runtime(RuntimeConfig())
     device = torch.device(runtime.device)

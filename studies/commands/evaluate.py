@@ -7,7 +7,8 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from harness.config import require
-from harness.records import RunFolder, number, write_json
+from harness.records.files import number, write_json
+from harness.records.run_folder import RunFolder
 from studies.commands.common import is_main_process, quiet_libraries
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def evaluate_weights(argv: Sequence[str]) -> int:
 
 def evaluate_backbone(opened: "Opened", seeds: Sequence[int], form: str) -> None:
     """Evaluate under every evaluation seed, store the records and print them."""
-    from harness.processes import is_main
+    from harness.machine.processes import is_main
     from studies.saved import evaluators
 
     lab, records = opened.lab, []

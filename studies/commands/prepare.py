@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     """Build the caches that a config's methods read, or train an autoencoder on its images."""
     quiet_libraries()
     parser = build_parser("prepare", "Build the caches of a config, or train an autoencoder on its data.")
-    from harness.autoencoder import AutoencoderRecipe
+    from harness.frozen.autoencoder import AutoencoderRecipe
 
     parser.add_argument("--train_autoencoder", action="store_true", help="train an autoencoder on the data instead")
     parser.add_argument("--out", type=str, default="", help="folder for the trained autoencoder")
@@ -49,10 +49,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _build_caches(cells: Sequence[RunConfig], jobs: int, verify: bool) -> int:
-    from harness import environment
-    from harness.cache import cache_folder, free_bytes, size_in_words
+    from harness.data.cache import cache_folder
+    from harness.data.prepare import estimate, prepare
+    from harness.machine import environment
+    from harness.machine.disk import free_bytes, size_in_words
     from harness.method import Needs
-    from harness.prepare import estimate, prepare
     from studies.display import Display
     from studies.tables import console
 
@@ -87,8 +88,8 @@ def _build_caches(cells: Sequence[RunConfig], jobs: int, verify: bool) -> int:
 def _needs(config: RunConfig):
     """What a cell's method reads, from an outline of it: nothing has to be encoded to know it."""
     import methods
-    from harness.encoders import encoder_width
-    from harness.memory import outline
+    from harness.cost.memory import outline
+    from harness.frozen.encoders import encoder_width
     from harness.method import DataShape
     from harness.rng import global_state_kept
 
@@ -150,9 +151,9 @@ def _helpers(config: RunConfig, needs, group: _Group) -> Iterator[None]:
 
 def _help(config: RunConfig, needs, device: str) -> None:
     """Make what is missing; what is wrong with the data or the disk is told by the process that started this one."""
-    from harness import environment
+    from harness.data.prepare import prepare
     from harness.errors import StorageError, UserError
-    from harness.prepare import prepare
+    from harness.machine import environment
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the command alone answers it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by the way of `finally`: no half-written file stays
@@ -206,7 +207,7 @@ class _Pace:
     stages: dict[str, _Stage] = field(default_factory=dict)
 
     def report(self, what: str, done: int, total: int) -> None:
-        """A `harness.cache.Report`."""
+        """A `harness.machine.progress.Report`."""
         now = time.monotonic()
         stage = self.stages.setdefault(what, _Stage(now, done, now, done, UNITS.get(what, "images")))
         stage.now, stage.done = now, done
@@ -223,11 +224,12 @@ class _Pace:
 
 
 def _train_autoencoder(config, recipe, out: Path) -> int:
-    from harness import environment
-    from harness.autoencoder import train_autoencoder
-    from harness.cache import cache_folder
-    from harness.data import load_images, split
-    from harness.records import read_json
+    from harness.data.cache import cache_folder
+    from harness.data.image_set import split
+    from harness.data.images import load_images
+    from harness.machine import environment
+    from harness.records.files import read_json
+    from harness.training.autoencoder import train_autoencoder
     from studies.display import Display
     from studies.tables import console
 

@@ -112,7 +112,7 @@ def write_joint_and_print(
 
 def plain(paths: "ReportPaths") -> dict[str, Any]:
     """A report's numbers, for programs."""
-    from harness.records import canonical
+    from harness.records.files import canonical
     from reports.costs import targets
     from reports.final import protocol as final_protocol
     from reports.tables import final_table

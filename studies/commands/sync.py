@@ -9,8 +9,8 @@ from studies.commands.common import Parser, quiet_libraries
 
 if TYPE_CHECKING:
     from harness.config import OutputConfig
-    from harness.mirror import Mirror, Mirrored
-    from harness.records import RunFolder
+    from harness.records.run_folder import RunFolder
+    from harness.tracking.mirror import Mirror, Mirrored
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
 def sync_study(study: Path, mlflow_uri: str) -> list[dict[str, Any]]:
     """Sync every run, after waiting for another sync of the study; returns a row for each."""
     from harness.config import OutputConfig
-    from harness.records import find_runs
+    from harness.records.run_folder import find_runs
     from studies.lease import held, study_lock
 
     study = study.absolute()
@@ -54,8 +54,8 @@ def sync_study(study: Path, mlflow_uri: str) -> list[dict[str, Any]]:
 
 def sync_run(folder: "RunFolder", output: "OutputConfig", mirrors: "dict[OutputConfig, Mirror]") -> dict[str, Any]:
     """Sync one run and note in its manifest where it is; a run that another process trains keeps its manifest."""
-    from harness.mirror import place_of
-    from harness.tracking import tracking_uri
+    from harness.tracking.live import tracking_uri
+    from harness.tracking.mirror import place_of
     from studies.lease import claim, lease_path
 
     place = place_of(folder)
@@ -91,8 +91,8 @@ def mirror_run(
     from sqlalchemy.exc import SQLAlchemyError
 
     from harness.errors import UserError
-    from harness.mirror import Mirror, place_of
-    from harness.tracking import quiet, reason, tracking_uri
+    from harness.tracking.live import quiet, reason, tracking_uri
+    from harness.tracking.mirror import Mirror, place_of
 
     try:
         with quiet():

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 import tests.benchmarks
-from harness import environment
 from harness.config import RuntimeConfig
+from harness.machine import environment
 
 PLACE = Path("build/bench.json")
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch._inductor import config as inductor
 
-from harness import environment
-from harness.compilation import forward_gmacs
 from harness.config import RuntimeConfig
-from harness.trainer import Run, synchronize, train_step
+from harness.machine import environment
+from harness.training.compilation import forward_gmacs
+from harness.training.step import Run, synchronize, train_step
 from tests.benchmarks.interleaved import timed
 from tests.benchmarks.runs import build_run
 

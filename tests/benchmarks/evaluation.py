@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness import environment, extractors
-from harness.autoencoder import PASS_IMAGES, Autoencoder, Network, to_uint8, untrained_network
+from harness.backbones.sit import SiT
 from harness.config import EvaluationConfig, RuntimeConfig, SamplerConfig
-from harness.fidelity import Pictures, extract
-from harness.generate import generate_latents
+from harness.evaluation import extractors
+from harness.evaluation.fidelity import Pictures, extract
+from harness.evaluation.generate import generate_latents
+from harness.frozen.autoencoder import PASS_IMAGES, Autoencoder, Network, to_uint8, untrained_network
+from harness.machine import environment
 from harness.rng import global_state_kept, stream
-from harness.sit import SiT
 from tests.benchmarks.interleaved import Timing, timed
 
 TITLE = "images/s of sampling, decoding and features; decoders in bf16 against fp32"

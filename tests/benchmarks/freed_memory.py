@@ -1,4 +1,5 @@
-"""What networks on a CPU gain from memory that is kept when it is freed (`harness.environment.keep_freed_memory`).
+"""What networks on a CPU gain from memory that is kept when it is freed, with
+`harness.machine.environment.keep_freed_memory`.
 
 Every measurement is a process of its own, as what glibc keeps depends on all that it was asked for before; with and
 without take turns. Faults are pages that the system had to hand out anew. With two processes each has one thread, and
@@ -15,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness import environment, extractors
-from harness.autoencoder import Autoencoder
 from harness.config import EvaluationConfig, SamplerConfig
-from harness.encoders import FrozenEncoder
-from harness.fidelity import Pictures, extract
-from harness.generate import generate_latents
+from harness.evaluation import extractors
+from harness.evaluation.fidelity import Pictures, extract
+from harness.evaluation.generate import generate_latents
+from harness.frozen.autoencoder import Autoencoder
+from harness.frozen.encoders import FrozenEncoder
+from harness.machine import environment
 from studies.fork_server import CONTEXT, start_server
 from tests.benchmarks.evaluation import make_backbone
 

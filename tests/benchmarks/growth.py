@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from harness import environment, memory
 from harness.config import RunConfig, RuntimeConfig
-from harness.trainer import Run, synchronize, train_step
+from harness.cost import memory
+from harness.machine import environment
+from harness.training.step import Run, synchronize, train_step
 from tests.benchmarks.interleaved import timed
 from tests.benchmarks.runs import build_run
 

@@ -1,4 +1,4 @@
-"""Peak memory of a training step against what `harness.memory` works out, each case in a process of its own.
+"""Peak memory of a training step against what `harness.cost.memory` works out, each case in a process of its own.
 
 On a CPU the resident memory is measured while glibc returns freed blocks to the system at once, so that it is what is
 in use. A run has it keep freed blocks of up to 32 MB for later; what that comes to stands beside it.
@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from harness import environment, memory
 from harness.config import RuntimeConfig
-from harness.trainer import synchronize, train_step
+from harness.cost import memory
+from harness.machine import environment
+from harness.training.step import synchronize, train_step
 from studies.measure import in_own_process, most_bytes
 from tests.benchmarks.growth import Size
 from tests.benchmarks.runs import build_run

@@ -18,16 +18,17 @@ import numpy as np
 import torch
 
 import methods
-from harness import cache, environment
-from harness.batches import BatchSource, Shard
-from harness.cache import Sharded
 from harness.config import BudgetConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, RuntimeConfig
-from harness.encoders import encoder_width
+from harness.data import cache
+from harness.data.batches import BatchSource, Shard
+from harness.data.cache import Sharded
+from harness.data.prepare import PreparedData
+from harness.frozen.encoders import encoder_width
+from harness.machine import environment
+from harness.machine.processes import open_accelerator
 from harness.method import DataShape, Needs
-from harness.prepare import PreparedData
-from harness.processes import open_accelerator
 from harness.rng import stream
-from harness.trainer import train_step
+from harness.training.step import train_step
 from studies.settings import resolve_sections
 from studies.synthetic import backbone_shape, prepared_data, synthetic_run
 

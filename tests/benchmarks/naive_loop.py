@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harness.backbones.sit import SiT
 from harness.rng import global_state_kept, stream
-from harness.sit import SiT
 
 ENCODER = "vit_base_patch14_dinov2"
 PIXELS, ENCODER_PIXELS = 256, 224

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from harness import environment
+from harness.machine import environment
 from tests.benchmarks.naive_loop import NaiveLoop
 from tests.benchmarks.trainer_loops import BATCH, seconds, trainer_run, trainer_steps
 from tests.benchmarks.training_step import MODEL, SIZE

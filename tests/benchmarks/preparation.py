@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from harness.cache import ROWS_PER_CALL
+from harness.data.cache import ROWS_PER_CALL
 
 TITLE = "`ditbench prepare` of pictures of 32 pixels: memory and speed"
 SIDE, CLASSES = 32, 10

@@ -10,10 +10,10 @@ from harness.config import (
     RunConfig,
     RuntimeConfig,
 )
-from harness.encoders import encoder_width
+from harness.frozen.encoders import encoder_width
+from harness.machine.processes import open_accelerator
 from harness.method import DataShape
-from harness.processes import open_accelerator
-from harness.trainer import Run
+from harness.training.step import Run
 from studies.settings import resolve_sections
 from studies.synthetic import backbone_shape, synthetic_run
 

@@ -9,13 +9,15 @@ from typing import cast
 
 import torch
 
-from harness import environment, flow
+from harness import flow
 from harness.config import OutputConfig, RuntimeConfig
-from harness.evaluate import Evaluator
-from harness.recorder import Recorder
-from harness.records import RunFolder
-from harness.tracking import Tracker
-from harness.trainer import Run, build_backbone, build_optimizer, clip_gradients, step_views, synchronize, train
+from harness.evaluation.evaluate import Evaluator
+from harness.machine import environment
+from harness.records.run_folder import RunFolder
+from harness.tracking.live import Tracker
+from harness.training.recorder import Recorder
+from harness.training.step import Run, build_backbone, build_optimizer, clip_gradients, step_views, synchronize
+from harness.training.trainer import train
 from tests.benchmarks.runs import build_run
 
 BATCH = 8

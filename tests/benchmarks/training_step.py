@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import methods
-from harness.trainer import Run, synchronize
+from harness.training.step import Run, synchronize
 from tests.benchmarks.interleaved import Timing, timed
 from tests.benchmarks.naive_loop import NaiveLoop
 from tests.benchmarks.trainer_loops import BATCH, bare_steps, seconds, trainer_run, trainer_steps

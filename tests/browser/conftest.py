@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.records import digest
+from harness.records.files import digest
 from reports import report
 from reports.joint.report import write_joint
 from reports.load import Study

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import methods
-from harness.trainer import Run, forward_losses, gradient_norms, step_views
+from harness.training.step import Run, forward_losses, gradient_norms, step_views
 from tests.bench_setting import Bench
 from tests.contract.conftest import CONTROL, SUM
 
@@ -165,7 +165,7 @@ def test_a_sum_equals_the_sum_of_its_parts(bench: Bench) -> None:
 
 def test_evaluation_imports_no_method() -> None:
     code = (
-        "import sys, harness.evaluate, harness.generate\n"
+        "import sys, harness.evaluation.evaluate, harness.evaluation.generate\n"
         "assert not [name for name in sys.modules if name.split('.')[0] == 'methods'], 'a method was imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.records import RunFolder, read_json
+from harness.records.files import read_json
+from harness.records.run_folder import RunFolder
 from studies.commands import report
 from tests.e2e.conftest import Place, Said, contents, draw_nothing, say
 

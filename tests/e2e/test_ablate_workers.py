@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from harness.records import RunFolder
-from harness.tracking import PARENT_TAG, STATUS_TAG
-from harness.trainer import Event
+from harness.records.run_folder import RunFolder
+from harness.tracking.live import PARENT_TAG, STATUS_TAG
+from harness.training.trainer import Event
 from studies.commands import report
 from studies.commands.compare import command_parser
 from studies.compare import run_here

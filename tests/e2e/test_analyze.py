@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.records import read_json
+from harness.records.files import read_json
 from reports.analysis.section import FIGURES
 from reports.analysis.section import section as report_section
 from reports.figures import files

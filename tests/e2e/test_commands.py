@@ -14,8 +14,9 @@ from mlflow import MlflowClient
 from PIL import Image
 
 import methods
-from harness import trainer
-from harness.records import RunFolder, number
+from harness.records.files import number
+from harness.records.run_folder import RunFolder
+from harness.training import trainer
 from reports.load import load_study
 from reports.verify import verify
 from studies.cli import main

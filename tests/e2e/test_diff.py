@@ -8,8 +8,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from harness.environment import PACKAGES, git_state
-from harness.records import RunFolder, digest
+from harness.machine.environment import PACKAGES, git_state
+from harness.records.files import digest
+from harness.records.run_folder import RunFolder
 from reports.load import load_study
 from reports.verify import verify
 from tests.e2e.conftest import FinishedStudy

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from harness.records import RunFolder
+from harness.records.run_folder import RunFolder
 from tests.e2e.conftest import STUDY, FinishedStudy
 
 Ditbench = Callable[..., tuple[int, str, str]]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness import memory
+from harness.machine import ram
 from tests.e2e.conftest import STUDY, FinishedStudy, Place, contents
 
 Ditbench = Callable[..., tuple[int, str, str]]
@@ -90,7 +90,7 @@ def test_settings_that_do_not_fit(refused: Callable[..., str], words: list[str],
 def test_images_that_cannot_fit_are_refused_before_they_are_made(
     refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "free_ram", lambda: 23 * 10**9)
+    monkeypatch.setattr(ram, "free_ram", lambda: 23 * 10**9)
     line = refused("train", "--data.image_size", "2048")
     assert line.startswith("not enough memory: at least 30.1 GB of RAM are needed and 23.0 GB are free; the images")
     assert line.endswith(": lower data.image_size")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from harness.records import RunFolder
+from harness.records.run_folder import RunFolder
 from reports.final.protocol import final_rows, terminal_tables
 from reports.load import load_study
 from reports.verify import verify

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from harness import checkpoint
 from harness.errors import StorageError
-from harness.records import RunFolder
+from harness.records.run_folder import RunFolder
+from harness.training import checkpoint
 from studies.work import logged
 from tests.e2e.conftest import TIMES, Place, contents, run_process, say
 

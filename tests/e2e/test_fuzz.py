@@ -28,9 +28,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import methods
-from harness import memory
 from harness.config import RunConfig
-from harness.records import read_json
+from harness.machine import ram
+from harness.records.files import read_json
 from studies import cli
 from studies.settings import SECTIONS
 
@@ -356,8 +356,8 @@ def test_capped_keys_exist() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_any_config_trains_or_is_refused_in_one_line(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = memory.free_ram()
-    monkeypatch.setattr(memory, "free_ram", lambda: min(real, MEMORY))
+    real = ram.free_ram()
+    monkeypatch.setattr(ram, "free_ram", lambda: min(real, MEMORY))
 
     @settings(
         max_examples=CASES,

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from harness.records import RunFolder
+from harness.records.run_folder import RunFolder
 from studies import cli, lease
 from studies.commands import report
 from studies.commands.compare import command_parser

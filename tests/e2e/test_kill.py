@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from harness import checkpoint
-from harness.records import RunFolder
+from harness.records.run_folder import RunFolder
+from harness.training import checkpoint
 from studies import cli
 from studies.fork_server import CONTEXT, start_server
 from tests.e2e.conftest import ROOT, STUDY, TIMES, FinishedStudy, Place
@@ -84,21 +84,21 @@ class Moment:
 
 MOMENTS = (
     Moment("within a shard of a cache", "pathlib:Path.replace", 1, "before"),
-    Moment("between a cache's shard and its index", "harness.cache:_write_shard", 1, "after", "images"),
-    Moment("before the manifest is there", "harness.records:RunFolder.write_manifest", 1, "before"),
-    Moment("while MLflow opens a run", "harness.tracking:prepare_store", 1, "after"),
-    Moment("within a step", "harness.trainer:clip_gradients", 5, "after", "train_gflops"),
-    Moment("within a line of train.jsonl", "harness.records:RunFolder.append", 5, "within", "images"),
-    Moment("between a line and its checkpoint", "harness.recorder:Recorder.line", 4, "after"),
-    Moment("within a checkpoint", "harness.checkpoint:save_file", 15, "after", "train_gflops"),
-    Moment("before a checkpoint has its name", "harness.records:sync_tree", 3, "after"),
-    Moment("between a checkpoint and the removal of older ones", "harness.checkpoint:prune", 2, "before"),
-    Moment("within the generation of samples", "harness.generate:_sample_chunk", 2, "after", "images"),
-    Moment("within the scores of an evaluation", "harness.evaluate:Evaluator.velocity_loss", 2, "before"),
-    Moment("between an evaluation's files", "harness.recorder:Recorder.ema", 2, "after", "train_gflops"),
-    Moment("between an evaluation's line and its checkpoint", "harness.checkpoint:save", 2, "before"),
-    Moment("between MLflow's points and the checkpoint", "harness.tracking:Tracker.flush", 2, "after"),
-    Moment("between the last checkpoint and the end", "harness.recorder:Recorder.end", 1, "before", "images"),
+    Moment("between a cache's shard and its index", "harness.data.cache:_write_shard", 1, "after", "images"),
+    Moment("before the manifest is there", "harness.records.run_folder:RunFolder.write_manifest", 1, "before"),
+    Moment("while MLflow opens a run", "harness.tracking.live:prepare_store", 1, "after"),
+    Moment("within a step", "harness.training.step:clip_gradients", 5, "after", "train_gflops"),
+    Moment("within a line of train.jsonl", "harness.records.run_folder:RunFolder.append", 5, "within", "images"),
+    Moment("between a line and its checkpoint", "harness.training.recorder:Recorder.line", 4, "after"),
+    Moment("within a checkpoint", "harness.training.checkpoint:save_file", 15, "after", "train_gflops"),
+    Moment("before a checkpoint has its name", "harness.records.files:sync_tree", 3, "after"),
+    Moment("between a checkpoint and the removal of older ones", "harness.training.checkpoint:prune", 2, "before"),
+    Moment("within the generation of samples", "harness.evaluation.generate:_sample_chunk", 2, "after", "images"),
+    Moment("within the scores of an evaluation", "harness.evaluation.evaluate:Evaluator.velocity_loss", 2, "before"),
+    Moment("between an evaluation's files", "harness.training.recorder:Recorder.ema", 2, "after", "train_gflops"),
+    Moment("between an evaluation's line and its checkpoint", "harness.training.checkpoint:save", 2, "before"),
+    Moment("between MLflow's points and the checkpoint", "harness.tracking.live:Tracker.flush", 2, "after"),
+    Moment("between the last checkpoint and the end", "harness.training.recorder:Recorder.end", 1, "before", "images"),
 )
 QUICK = ("within a checkpoint",)
 """Moments of `make test`; with the report below, two."""

@@ -17,11 +17,11 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from harness import tracking
 from harness.config import OutputConfig
-from harness.mirror import recorded_points, stored
-from harness.records import RunFolder
-from harness.trainer import Event
+from harness.records.run_folder import RunFolder
+from harness.tracking import live
+from harness.tracking.mirror import recorded_points, stored
+from harness.training.trainer import Event
 from studies import cli, run
 from tests.e2e.conftest import TIMES, Place
 
@@ -54,7 +54,7 @@ def train(
 ) -> Callable[..., Trained]:
     """`train(uri, status=0)`: train in this process, with that tracking URI, to that exit status."""
     waits: list[float] = []
-    attempt = tracking.attempt
+    attempt = live.attempt
 
     def timed(work: Callable[[], Any], seconds: float) -> Any:
         began = time.monotonic()
@@ -63,7 +63,7 @@ def train(
         finally:
             waits.append(time.monotonic() - began)
 
-    monkeypatch.setattr(tracking, "attempt", timed)
+    monkeypatch.setattr(live, "attempt", timed)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
     def build(uri: str, status: int = 0) -> Trained:
@@ -79,15 +79,15 @@ def train(
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run has a second for what is slow, and a call that takes a fifth of one is."""
-    monkeypatch.setattr(tracking, "PATIENCE_S", 1.0)
-    monkeypatch.setattr(tracking, "QUICK_S", 0.2)
+    monkeypatch.setattr(live, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(live, "QUICK_S", 0.2)
 
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with MLflow's tables, which take seconds to make."""
     runs = tmp_path_factory.mktemp("tables")
-    tracking.prepare_store(OutputConfig(runs=str(runs)), "other")
+    live.prepare_store(OutputConfig(runs=str(runs)), "other")
     return runs / "mlflow.db"
 
 
@@ -211,7 +211,7 @@ def serve(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setenv("_MLFLOW_SERVER_SERVE_ARTIFACTS", "true")
     monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_DESTINATION", str(tmp_path / "served"))
     monkeypatch.setattr(handlers, "_artifact_repo", None)
-    with tracking.quiet():
+    with live.quiet():
         handlers.initialize_backend_stores(f"sqlite:///{store}", default_artifact_root="mlflow-artifacts:/")
     started: list[Server] = []
 
@@ -386,7 +386,7 @@ def test_points_sent_before_a_checkpoint_that_never_came(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Step 3 is made twice: MLflow keeps its first points, once; its seconds are others, until `sync`."""
-    monkeypatch.setattr(tracking, "BATCH", 1)
+    monkeypatch.setattr(live, "BATCH", 1)
     fails_after_step_3()
     first = train("", status=1)
     uri, run_id = f"sqlite:///{store}", first.folder.manifest()["mlflow_run"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.records import RunFolder
+from harness.records.run_folder import RunFolder
 from tests.e2e.conftest import ROOT, Place, run_process
 
 PAGE = (ROOT / "docs" / "new-method.md").read_text()

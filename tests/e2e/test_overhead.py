@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.records import read_json
+from harness.records.files import read_json
 from tests.e2e.conftest import Faults, FinishedStudy, Place, run_process
 
 Ditbench = Callable[..., tuple[int, str, str]]

@@ -18,7 +18,7 @@ from typing import Any
 import optuna
 import pytest
 
-from harness.records import RunFolder
+from harness.records.run_folder import RunFolder
 from studies.trials import prepare
 from tests.e2e.conftest import Faults, Place, contents
 from tests.e2e.test_jobs import Start, begins, same_records, start, until  # noqa: F401 - a fixture

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import save_file
 
-from harness.records import RunFolder
+from harness.records.run_folder import RunFolder
 from harness.rng import global_state_kept
 from tests.unit.inception_factory import save_inception
 

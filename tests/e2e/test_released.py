@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import checkpoint
-from harness.records import RunFolder, file_digest
+from harness.records.files import file_digest
+from harness.records.run_folder import RunFolder
+from harness.training import checkpoint
 from tests.e2e.conftest import SMALL, FinishedStudy
 
 Ditbench = Callable[..., tuple[int, str, str]]

@@ -11,8 +11,8 @@ import pytest
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from harness import checkpoint
-from harness.records import RunFolder
+from harness.records.run_folder import RunFolder
+from harness.training import checkpoint
 from studies import cli, compare
 from studies.commands import report
 from studies.fork_server import CONTEXT, start_server

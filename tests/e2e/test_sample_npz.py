@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.records import RunFolder
+from harness.records.run_folder import RunFolder
 from studies import cli, saved
 from tests.e2e.conftest import FinishedStudy, contents, run_process
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.records import RunFolder
+from harness.records.run_folder import RunFolder
 from studies.commands.compare import command_parser
 from studies.settings import comparison, parse
 from tests.e2e.conftest import ROOT, STUDY, FinishedStudy, Place

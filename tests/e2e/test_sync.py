@@ -15,9 +15,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 
 from harness.config import OutputConfig
-from harness.mirror import recorded_points
-from harness.records import RunFolder
-from harness.tracking import Tracker, prepare_store, tracking_uri
+from harness.records.run_folder import RunFolder
+from harness.tracking.live import Tracker, prepare_store, tracking_uri
+from harness.tracking.mirror import recorded_points
 from studies.lease import claim, lease_path
 from tests.e2e.conftest import ROOT, contents, run_process
 from tests.unit.records_factory import edit_lines, edit_manifest, fail, write_study

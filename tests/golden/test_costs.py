@@ -11,12 +11,22 @@ import pytest
 import torch
 
 import methods
-from harness.autoencoder import SD_RECIPE, build_network
-from harness.cost import Passes, StepCost, cache_cost, count, decoder_gmacs, encoder_cost, hollow, step_cost, vae_cost
-from harness.encoders import FrozenEncoder, encoder_width
+from harness.backbones.sit import SiT, parse_name
+from harness.cost.operations import (
+    Passes,
+    StepCost,
+    cache_cost,
+    count,
+    decoder_gmacs,
+    encoder_cost,
+    hollow,
+    step_cost,
+    vae_cost,
+)
+from harness.frozen.autoencoder import SD_RECIPE, build_network
+from harness.frozen.encoders import FrozenEncoder, encoder_width
 from harness.method import BackboneShape, DataShape, Method
 from harness.rng import global_state_kept
-from harness.sit import SiT, parse_name
 
 DATA = DataShape(image_size=256, num_classes=1000, encoder_width=encoder_width)
 BIG = pytest.mark.full

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.backbones.sit import SiT
 from harness.flow import interpolate, velocity
 from harness.method import BackboneShape, Method, Progress, StepView
-from harness.sit import SiT
 from methods import load
 from methods._losses import cosine, l1, l2, smooth_l1
 from methods.sra import teacher_time

@@ -1,6 +1,6 @@
 """Released weights in our backbone against the official forward pass, written out from its formulas.
 
-The reference knows nothing of `harness.sit`: plain tensor operations on tensors under the official names, as
+The reference knows nothing of `harness.backbones.sit`: plain tensor operations on tensors under the official names, as
 `methods.md` section 1 states them (willisma/SiT models.py:98-330; sihyun-yu/REPA models/sit.py:242-289).
 
 Shapes: N images, C channels, H W latent height and width, T tokens, D width, A attention heads, p side of a patch.
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from harness import official
+from harness.backbones.sit import SiT
 from harness.method import BackboneShape
-from harness.sit import SiT
 from tests.unit.official_factory import CHANNELS, CLASSES, DEPTH, PATCH, SIDE, WIDTH, State, released, released_shapes
 
 HEADS, NUM = 2, 5

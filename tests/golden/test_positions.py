@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from harness.sit import SiT, position_table
+from harness.backbones.sit import SiT, position_table
 
 
 def slow_table(width: int, side: int) -> list[list[float]]:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from harness.backbones.sit import SIZES, SiT
 from harness.method import BackboneShape, DataShape
-from harness.sit import SIZES, SiT
 from methods import load
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import BudgetConfig, DataConfig, EvaluationConfig, ModelConfig, OutputConfig, RunConfig
-from harness.records import RunFolder
+from harness.records.run_folder import RunFolder
 from methods.vae_repa import VaeRepaConfig
 from studies.ablation import Ablation, Subject
 from studies.axes import grid_settings, grid_subject, search_subject

@@ -7,8 +7,8 @@ import torch
 from torch_fidelity import feature_extractor_inceptionv3 as theirs
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from harness.frozen.weights import INCEPTION_FILE
 from harness.rng import global_state_kept, stream
-from harness.weights import INCEPTION_FILE
 
 SMALL_SIDE = 75
 """The smallest input that the network takes; at its own 299 an image costs twenty times as much."""

@@ -13,15 +13,16 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors.torch import save_file
 
-from harness import trainer
 from harness.config import SamplerConfig
-from harness.evaluate import Evaluator
-from harness.generate import Summary, generate_rounds
-from harness.processes import is_main
-from harness.recorder import Recorder
-from harness.records import RunFolder
-from harness.tracking import Tracker
-from harness.trainer import Run, train, train_step
+from harness.evaluation.evaluate import Evaluator
+from harness.evaluation.generate import Summary, generate_rounds
+from harness.machine.processes import is_main
+from harness.records.run_folder import RunFolder
+from harness.tracking.live import Tracker
+from harness.training import step as training_step
+from harness.training.recorder import Recorder
+from harness.training.step import Run, train_step
+from harness.training.trainer import train
 from studies.saved import write_samples
 from tests.bench_setting import Bench, open_bench
 
@@ -97,17 +98,17 @@ def generate(bench: Bench, out: Path) -> None:
 def diverge(bench: Bench, out: Path) -> None:
     """The loss of the last process alone is infinite at its second step, with a finite gradient."""
     accelerator, run = bench.lab.accelerator, bench.start(bench.config("sit", precision="fp32"))
-    forward_losses = trainer.forward_losses
+    forward_losses = training_step.forward_losses
 
     def infinite(model: Any, run: Run, view: Any) -> Any:
         base, *rest = forward_losses(model, run, view)
         is_bad = accelerator.is_last_process and view.progress.step == 1
         return (base + math.inf if is_bad else base, *rest)
 
-    trainer.forward_losses = infinite
+    training_step.forward_losses = infinite
     for step in range(3):
         train_step(run, run.batches.batch(step))
-    trainer.forward_losses = forward_losses
+    training_step.forward_losses = forward_losses
     found = run.guard.found()
     assert found is not None
     gathered = gather_object([(found.step, found.parts)])

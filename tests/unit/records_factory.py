@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from harness.records import FORMAT, RunFolder, canonical, digest, run_path, write_json
+from harness.records.files import canonical, digest, write_json
+from harness.records.run_folder import FORMAT, RunFolder, run_path
 
 STEPS = tuple(range(100, 801, 100))
 POINTS = len(STEPS)

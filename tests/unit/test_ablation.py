@@ -12,7 +12,7 @@ import pytest
 import methods
 from harness.config import RunConfig
 from harness.errors import UserError
-from harness.records import read_json, write_json
+from harness.records.files import read_json, write_json
 from studies import axes
 from studies.ablation import (
     LONGEST_LABEL,

@@ -10,7 +10,7 @@ import pytest
 
 from harness.config import DataConfig, OutputConfig, RunConfig
 from harness.errors import UserError
-from harness.trainer import Event
+from harness.training.trainer import Event
 from studies.agenda import Agenda, Context
 from studies.compare import Board, Failure
 from studies.display import Display

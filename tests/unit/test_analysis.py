@@ -16,13 +16,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from harness.analysis import Analysis, AnalysisConfig, Subjects, analyse, gather, noised, store
-from harness.encoders import FrozenEncoder
+from harness.analysis.blocks import Analysis, AnalysisConfig, Subjects, analyse, gather, noised, store
+from harness.analysis.similarity import Kernel, cka, cknna, principal_components
+from harness.backbones.sit import SiT, patchify
 from harness.errors import UserError
-from harness.records import digest, file_digest, read_json
+from harness.frozen.encoders import FrozenEncoder
+from harness.records.files import digest, file_digest, read_json
 from harness.rng import global_state_kept
-from harness.similarity import Kernel, cka, cknna, principal_components
-from harness.sit import SiT, patchify
 
 if TYPE_CHECKING:
     from tests.bench_setting import Bench

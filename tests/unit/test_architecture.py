@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "harness": ("harness",),
     "methods": ("harness", "methods"),
     "studies": ("harness", "methods", "reports", "studies"),
-    "reports": ("harness.records", "reports"),
+    "reports": ("harness.records.run_folder", "reports"),
     "tests": ("harness", "methods", "reports", "studies", "tests"),
 }
 """What a folder may import of ours."""
@@ -154,7 +154,7 @@ def method_branches(source: str, names: set[str]) -> list[str]:
         ("methods", "from studies import cli", ["line 1: studies.cli"]),
         ("methods", "from methods._parts import mlp\nfrom harness.method import Method", []),
         ("reports", "from harness import records", []),
-        ("reports", "from harness.records import metric\nfrom reports import tables", []),
+        ("reports", "from harness.records.run_folder import metric\nfrom reports import tables", []),
         ("reports", "from harness import records, config", ["line 1: harness.config"]),
         ("reports", "import harness", ["line 1: harness"]),
         ("reports", "from harness.records_of_others import x", ["line 1: harness.records_of_others.x"]),
@@ -292,9 +292,12 @@ def test_folders_of_reports_form_no_cycle() -> None:
 
 
 def test_config_and_records_are_free_of_torch_and_pandas() -> None:
-    modules = ["harness.config", "harness.records", "harness.errors"]
+    modules = ["harness.config", "harness.records.run_folder", "harness.errors"]
     assert loaded_by(modules, "torch", "pandas") == {module: [] for module in modules}
 
 
 def test_loaded_modules_are_seen() -> None:
-    assert loaded_by(["harness.records", "harness.rng"], "torch") == {"harness.records": [], "harness.rng": ["torch"]}
+    assert loaded_by(["harness.records.run_folder", "harness.rng"], "torch") == {
+        "harness.records.run_folder": [],
+        "harness.rng": ["torch"],
+    }

@@ -14,8 +14,12 @@ from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from safetensors.torch import load_file, save_file
 
-from harness import autoencoder as module
-from harness.autoencoder import (
+from harness.config import DataConfig
+from harness.data.image_set import ImageSet, split
+from harness.data.images import load_images
+from harness.errors import UserError
+from harness.frozen import autoencoder as module
+from harness.frozen.autoencoder import (
     ASSETS,
     SD_RECIPE,
     WEIGHTS,
@@ -24,12 +28,9 @@ from harness.autoencoder import (
     build_network,
     to_pixels,
     to_uint8,
-    train_autoencoder,
 )
-from harness.config import DataConfig
-from harness.data import ImageSet, load_images, split
-from harness.errors import UserError
-from harness.records import file_digest
+from harness.records.files import file_digest
+from harness.training.autoencoder import train_autoencoder
 from tests.benchmarks.evaluation import SD, make_autoencoder, within_one_level
 
 

@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import cache
-from harness.autoencoder import Autoencoder
-from harness.batches import AHEAD, Batch, BatchSource, Shard
-from harness.data import ImageSet
+from harness.data import cache
+from harness.data.batches import AHEAD, Batch, BatchSource, Shard
+from harness.data.image_set import ImageSet
+from harness.data.prepare import Encoded, PreparedData
 from harness.errors import UserError
+from harness.frozen.autoencoder import Autoencoder
 from harness.method import Needs
-from harness.prepare import Encoded, PreparedData
 from harness.rng import stream
-from harness.trainer import extend_chain
+from harness.training.trainer import extend_chain
 
 SEED, BATCH_SIZE, LABEL_DROP = 3, 6, 0.4
 NUM_IMAGES, NUM_CLASSES = 23, 3

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness import cache
-from harness.cache import Sharded, build, cache_folder, entry
 from harness.config import OutputConfig
+from harness.data import cache
+from harness.data.cache import Sharded, build, cache_folder, entry
 from harness.errors import UserError
 
 KEY = {"data": "abc", "transform": "none"}

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness import checkpoint
-from harness.checkpoint import GROUPS, Counters, Damaged, Found
 from harness.errors import StorageError, UserError
-from harness.records import digest, file_digest, read_json, write_json
-from harness.weights import load_tensors
+from harness.frozen.weights import load_tensors
+from harness.records.files import digest, file_digest, read_json, write_json
+from harness.training import checkpoint
+from harness.training.checkpoint import GROUPS, Counters, Damaged, Found
 
 COUNTERS = Counters(step=7, train_seconds=1.5, trace="ab" * 32)
 

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 import methods
+from harness.backbones.sit import SIZES, parse_name
 from harness.method import BackboneShape
-from harness.records import UserError
-from harness.sit import SIZES, parse_name
+from harness.records.run_folder import UserError
 from reports.ablation.published import FOLDER
 from reports.claims.statements import ALL_DEPTHS, CLAIMS, COUNTS, Claim, Published, Setting, asked, load_ledger
 

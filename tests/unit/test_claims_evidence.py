@@ -28,7 +28,8 @@ from records_factory import (
     write_run,
 )
 
-from harness.records import RunFolder, read_json, write_json
+from harness.records.files import read_json, write_json
+from harness.records.run_folder import RunFolder
 from reports.claims.evidence import CountedRows, Evidence, Judged, decided, judge, measured
 from reports.claims.statements import load_ledger
 from reports.load import load_study

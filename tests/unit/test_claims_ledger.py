@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from records_factory import MAIN, run_folder, set_values, write_ablation, write_lines, write_run
 
-from harness.records import RunFolder, UserError, write_json
+from harness.records.files import write_json
+from harness.records.run_folder import RunFolder, UserError
 from reports.claims import ledger as claims_ledger
 from reports.claims.statements import load_ledger
 from reports.load import load_study

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness import compilation
-from harness.compilation import check_compiler, compile_blocks, forward_gmacs, nominal_seconds, resolve_compile
 from harness.config import BudgetConfig, DataConfig, RunConfig, RuntimeConfig, training_digest
 from harness.errors import UserError
+from harness.training import compilation
+from harness.training.compilation import check_compiler, compile_blocks, forward_gmacs, nominal_seconds, resolve_compile
 from studies.settings import build_parser, comparison, parse
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")

@@ -19,14 +19,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import methods
-from harness import cost as costs
-from harness.autoencoder import AutoencoderRecipe, build_network
-from harness.cost import Passes, StepCost, cache_cost, cost_record, count, hollow, step_cost
-from harness.encoders import FrozenEncoder
+from harness.backbones.sit import SiT, parse_name
+from harness.cost import operations as costs
+from harness.cost.operations import Passes, StepCost, cache_cost, cost_record, count, hollow, step_cost
 from harness.errors import UserError
+from harness.frozen.autoencoder import AutoencoderRecipe, build_network
+from harness.frozen.encoders import FrozenEncoder
 from harness.method import BackboneShape, DataShape, Disclosure, Method, MethodDraws, Progress, StepView, Term
 from harness.rng import global_state_kept
-from harness.sit import SiT, parse_name
 
 FREQUENCIES = 256
 ENCODER_WIDTH = 768

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness import data
 from harness.config import DataConfig
-from harness.data import centre_crop, load_images, read_image, split, to_rgb
+from harness.data import file_digests, folders
+from harness.data import images as data
+from harness.data.image_set import split
+from harness.data.images import load_images
+from harness.data.pictures import centre_crop, read_image, to_rgb
 from harness.errors import UserError
 
 
@@ -211,8 +214,8 @@ def test_second_start_reads_no_file_again(folder: Path, tmp_path: Path, monkeypa
     def never(*args: object) -> None:
         raise AssertionError("read again")
 
-    monkeypatch.setattr(data, "file_digest", never)
-    monkeypatch.setattr(data, "read_image", never)
+    monkeypatch.setattr(file_digests, "file_digest", never)
+    monkeypatch.setattr(folders, "read_image", never)
     second = load_images(folder_config(folder), tmp_path / "cache")
     assert second.digest == first.digest
     assert (second.rows(np.arange(4)) == first.rows(np.arange(4))).all()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from records_factory import MAIN, edit_lines, edit_manifest, fail, run_folder, write_study
 
-from harness.records import RunFolder
+from harness.records.run_folder import RunFolder
 from reports.contrast import Contrast, contrast
 from reports.load import load_run
 from studies import cli

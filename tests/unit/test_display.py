@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from harness.config import BudgetConfig, DataConfig, RunConfig
-from harness.trainer import Event
+from harness.training.trainer import Event
 from studies import display
 from studies.display import Display, duration
 from studies.settings import Comparison

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.divergence import Divergence, Guard
+from harness.training.divergence import Divergence, Guard
 
 CPU = torch.device("cpu")
 

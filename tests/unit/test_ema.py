@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.backbones.sit import SiT
 from harness.config import EmaConfig
-from harness.ema import Ema
-from harness.sit import SiT
+from harness.training.ema import Ema
 
 
 def perturb(backbone: SiT, update: int) -> None:

@@ -13,10 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from harness import encoders
-from harness.data import centre_crop
-from harness.encoders import ENCODERS, FrozenEncoder, encoder_digest, encoder_width, family
+from harness.data.pictures import centre_crop
 from harness.errors import UserError
+from harness.frozen import encoders
+from harness.frozen.encoders import ENCODERS, FrozenEncoder, encoder_digest, encoder_width, family
 
 
 def noise_images(num: int, side: int) -> Tensor:

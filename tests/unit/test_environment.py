@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from harness import environment
 from harness.config import RuntimeConfig
 from harness.errors import UserError
+from harness.machine import environment
 
 CPU = torch.device("cpu")
 
@@ -97,7 +97,7 @@ def test_threads_and_tf32_are_applied(threads_kept: None) -> None:
 FAULTS = """
 import resource
 import torch
-from harness.environment import keep_freed_memory
+from harness.machine.environment import keep_freed_memory
 
 keep_freed_memory()
 torch.set_num_threads(1)
@@ -159,7 +159,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 def test_the_commit_of_the_source_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a checkout: commit and whether it is dirty. Inside another project's checkout, or outside any: nothing."""
-    inside = tmp_path / "checkout" / "harness" / "environment.py"
+    inside = tmp_path / "checkout" / "harness" / "machine" / "environment.py"
     inside.parent.mkdir(parents=True)
     monkeypatch.setattr(environment, "__file__", str(inside))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
@@ -174,7 +174,7 @@ def test_the_commit_of_the_source_tree(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "checkout" / "new.txt").touch()
     assert environment.git_state() == (commit, True)
 
-    installed = tmp_path / "checkout" / "site-packages" / "harness" / "environment.py"
+    installed = tmp_path / "checkout" / "site-packages" / "harness" / "machine" / "environment.py"
     monkeypatch.setattr(environment, "__file__", str(installed))
     installed.parent.mkdir(parents=True)
     assert environment.git_state() == ("", False)

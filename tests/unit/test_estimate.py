@@ -7,7 +7,7 @@ import pytest
 
 from harness.config import DataConfig
 from harness.errors import UserError
-from harness.memory import Part
+from harness.machine.ram import Part
 from studies import estimate as module
 from studies.estimate import Estimate, Planned, data_outline, estimate
 from studies.settings import build_parser, comparison, parse

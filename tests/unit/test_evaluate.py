@@ -9,20 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from harness import evaluate as evaluate_module
-from harness import fidelity, processes
-from harness.autoencoder import to_uint8
+from harness.backbones.sit import SiT
 from harness.config import EvaluationConfig, RuntimeConfig, SamplerConfig
-from harness.data import ImageSet
+from harness.data.image_set import ImageSet
+from harness.data.prepare import PreparedData
 from harness.errors import UserError
-from harness.evaluate import Evaluator, velocity_draws, velocity_errors
-from harness.fidelity import extract
-from harness.generate import Summary, generate_rounds
-from harness.prepare import PreparedData
-from harness.processes import in_thread, open_accelerator
-from harness.records import digest, file_digest, metric
+from harness.evaluation import evaluate as evaluate_module
+from harness.evaluation import fidelity
+from harness.evaluation.evaluate import Evaluator, velocity_draws, velocity_errors
+from harness.evaluation.fidelity import extract
+from harness.evaluation.generate import Summary, generate_rounds
+from harness.frozen.autoencoder import to_uint8
+from harness.machine import processes
+from harness.machine.processes import in_thread, open_accelerator
+from harness.records.files import digest, file_digest
+from harness.records.metrics import metric
 from harness.rng import global_state_kept, stream
-from harness.sit import SiT
 
 CPU = torch.device("cpu")
 NUM = 48

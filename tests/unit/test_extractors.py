@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from harness.encoders import FrozenEncoder
 from harness.errors import UserError
-from harness.extractors import describe, luminance, pixel_features, register_encoder, register_pixels, resize
+from harness.evaluation.extractors import describe, luminance, pixel_features, register_encoder, register_pixels, resize
+from harness.frozen.encoders import FrozenEncoder
 from harness.rng import stream
 
 

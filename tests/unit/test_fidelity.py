@@ -18,10 +18,11 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from harness import extractors, fidelity
+from harness.data.pictures import spread
 from harness.errors import UserError
-from harness.extractors import Extractor
-from harness.fidelity import Features, Pictures, Reference, extract, spread
+from harness.evaluation import extractors, fidelity
+from harness.evaluation.extractors import Extractor
+from harness.evaluation.fidelity import Features, Pictures, Reference, extract
 
 NAME = "test-red-green"
 CPU = torch.device("cpu")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from harness.backbones.sit import SiT
 from harness.config import EvaluationConfig, RuntimeConfig, SamplerConfig
-from harness.generate import (
+from harness.evaluation.generate import (
     Summary,
     chunk_bounds,
     generate,
@@ -16,9 +17,8 @@ from harness.generate import (
     inference,
     labels_for,
 )
-from harness.processes import open_accelerator
+from harness.machine.processes import open_accelerator
 from harness.rng import global_state_kept, stream
-from harness.sit import SiT
 
 CPU = torch.device("cpu")
 EULER = SamplerConfig(kind="ode-euler", num_steps=3)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from harness import hub
 from harness.errors import UserError
+from harness.frozen import hub
 from tests.unit.hub_factory import COMMIT, PATH, Server, running
 
 

@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from harness import cache, data, hub, parquet
 from harness.config import DataConfig
-from harness.data import ImageSet, load_images
+from harness.data import images as data
+from harness.data import parquet
+from harness.data.image_set import ImageSet
+from harness.data.images import load_images
 from harness.errors import UserError
+from harness.frozen import hub
+from harness.machine import progress
 from tests.unit.hub_factory import DATASET, Server, running
 from tests.unit.test_parquet import CLASSES, NAMES, features, picture, write
 
@@ -43,7 +47,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
-def load(path: str, tmp_path: Path, report: cache.Report | None = None) -> ImageSet:
+def load(path: str, tmp_path: Path, report: progress.Report | None = None) -> ImageSet:
     return load_images(DataConfig(name="parquet", path=path, image_size=16), tmp_path / "cache", report)
 
 

@@ -9,14 +9,16 @@ import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
-from harness import extractors, weights
 from harness.config import EvaluationConfig
-from harness.data import ImageSet
+from harness.data.image_set import ImageSet
 from harness.errors import UserError
-from harness.extractors import LOGITS, POOLED, SPATIAL
-from harness.fidelity import Pictures, extract
-from harness.records import file_digest, metric
-from harness.scoring import Place, Scorer, TrainingImages
+from harness.evaluation import extractors
+from harness.evaluation.extractors import LOGITS, POOLED, SPATIAL
+from harness.evaluation.fidelity import Pictures, extract
+from harness.evaluation.scoring import Place, Scorer, TrainingImages
+from harness.frozen import weights
+from harness.records.files import file_digest
+from harness.records.metrics import metric
 from tests.unit.inception_factory import SMALL_SIDE, save_inception
 
 CPU = torch.device("cpu")

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 import methods
-from harness import environment, memory
-from harness.batches import Batch
+from harness.backbones.sit import SiT
 from harness.config import RuntimeConfig
-from harness.encoders import FrozenEncoder
+from harness.data.batches import Batch
 from harness.errors import UserError
+from harness.frozen.encoders import FrozenEncoder
+from harness.machine import environment, ram
+from harness.machine.processes import open_accelerator
 from harness.method import Needs
-from harness.processes import open_accelerator
-from harness.sit import SiT
-from harness.trainer import Run, train_step
+from harness.training.step import Run, train_step
 from studies import measure
 from studies.measure import Case, Conditions, Progress, Ratio, Setting, Spread, Stand
 from studies.synthetic import prepared_data
@@ -353,10 +353,10 @@ def test_what_does_not_fit_is_refused(
     """Free: `share` times what the weights of one case need in a step."""
     group, conditions = [case(name) for name in names], replace(conditions, setting=setting)
     one = 20 * sum(p.numel() for p in conditions.run(group[0]).backbone.parameters() if p.requires_grad)
-    monkeypatch.setattr(memory, "free_ram", lambda: int(share * one))
+    monkeypatch.setattr(ram, "free_ram", lambda: int(share * one))
     with pytest.raises(UserError, match=f"^not enough memory: .*{message}$"):
         measure.check_memory(conditions, group)
-    monkeypatch.setattr(memory, "free_ram", lambda: 1000 * one)
+    monkeypatch.setattr(ram, "free_ram", lambda: 1000 * one)
     measure.check_memory(conditions, group)
 
 

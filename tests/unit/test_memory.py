@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 import methods
-from harness import memory
-from harness.batches import AHEAD, THREADS
+from harness.backbones.sit import SIZES, SiT, parse_name
 from harness.config import (
     DataConfig,
     EvaluationConfig,
@@ -21,11 +20,13 @@ from harness.config import (
     RuntimeConfig,
     SamplerConfig,
 )
+from harness.cost import memory
+from harness.data.batches import AHEAD, THREADS
 from harness.errors import UserError
-from harness.fidelity import BATCH
+from harness.evaluation.fidelity import BATCH
+from harness.machine import ram
 from harness.method import BackboneShape, DataShape, Method
 from harness.rng import global_state_kept
-from harness.sit import SIZES, SiT, parse_name
 
 CPU = torch.device("cpu")
 GB = 10**9
@@ -64,7 +65,7 @@ def bytes_of(parts: Any) -> dict[str, int]:
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """`free(n)`: from here on, n bytes of RAM are free."""
-    return lambda num_bytes: monkeypatch.setattr(memory, "free_ram", lambda: num_bytes)
+    return lambda num_bytes: monkeypatch.setattr(ram, "free_ram", lambda: num_bytes)
 
 
 # -- what is counted ------------------------------------------------------------------------------------------------
@@ -274,7 +275,7 @@ def test_what_fits_is_not_refused(free: Callable[[int], None]) -> None:
     """The embedded preset runs in 1.4 GB, libraries included."""
     free(GB)
     memory.check_run(run_of(), method_of(shape_of("SiT-nano/2")), 1, CPU)
-    memory.check_images(1797, 32)
+    ram.check_images(1797, 32)
 
 
 @pytest.mark.parametrize(
@@ -310,21 +311,21 @@ def test_what_does_not_fit_names_the_setting(
 
 def test_an_accelerator_has_a_memory_of_its_own(free: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
     free(2 * GB)
-    monkeypatch.setattr(memory, "free_on_device", lambda device: 3 * GB)
-    here = memory.Part(name="samples", num_bytes=2 * GB, way_out="lower a")
-    there = memory.Part(name="weights", num_bytes=3 * GB, way_out="lower b", on_device=True)
+    monkeypatch.setattr(ram, "free_on_device", lambda device: 3 * GB)
+    here = ram.Part(name="samples", num_bytes=2 * GB, way_out="lower a")
+    there = ram.Part(name="weights", num_bytes=3 * GB, way_out="lower b", on_device=True)
     device = torch.device("cuda")
-    memory.check([here, there], device)
+    ram.check([here, there], device)
     with pytest.raises(
         UserError, match=r"4\.0 GB of RAM are needed and 2\.0 GB are free; samples take 2\.0 GB: lower a$"
     ):
-        memory.check([here, here, there], device)
+        ram.check([here, here, there], device)
     with pytest.raises(
         UserError, match=r"6\.0 GB of cuda are needed and 3\.0 GB are free; weights take 3\.0 GB: lower b$"
     ):
-        memory.check([here, there, there], device)
+        ram.check([here, there, there], device)
     with pytest.raises(UserError, match=r"5\.0 GB of RAM are needed"):
-        memory.check([here, there], CPU)
+        ram.check([here, there], CPU)
 
 
 def test_heads_are_part_of_the_run(free: Callable[[int], None]) -> None:
@@ -361,7 +362,7 @@ def test_images_that_do_not_fit(free: Callable[[int], None]) -> None:
     with pytest.raises(
         UserError, match=r"30\.1 GB of RAM are needed and 23\.0 GB are free; .*: lower data\.image_size$"
     ):
-        memory.check_images(1797, 2048)
+        ram.check_images(1797, 2048)
 
 
 # -- what there is --------------------------------------------------------------------------------------------------
@@ -374,11 +375,11 @@ def write(path: Path, text: str) -> None:
 
 def test_without_a_limit_the_system_has_the_word(tmp_path: Path) -> None:
     write(tmp_path / "proc/meminfo", "MemTotal: 900 kB\nMemAvailable:   700 kB\n")
-    assert memory.free_ram(tmp_path) == 700 * 1024
+    assert ram.free_ram(tmp_path) == 700 * 1024
     write(tmp_path / "proc/self/cgroup", "0::/a\n")
     write(tmp_path / "sys/fs/cgroup/a/memory.max", "max\n")
     write(tmp_path / "sys/fs/cgroup/a/memory.current", "100\n")
-    assert memory.free_ram(tmp_path) == 700 * 1024
+    assert ram.free_ram(tmp_path) == 700 * 1024
 
 
 def test_the_tightest_group_counts_without_its_page_cache(tmp_path: Path) -> None:
@@ -388,7 +389,7 @@ def test_the_tightest_group_counts_without_its_page_cache(tmp_path: Path) -> Non
         write(tmp_path / f"sys/fs/cgroup/{group}/memory.max", f"{limit}\n")
         write(tmp_path / f"sys/fs/cgroup/{group}/memory.current", "5000\n")
         write(tmp_path / f"sys/fs/cgroup/{group}/memory.stat", "anon 3000\nfile 2000\n")
-    assert memory.free_ram(tmp_path) == 9000 - 5000 + 2000
+    assert ram.free_ram(tmp_path) == 9000 - 5000 + 2000
 
 
 def test_the_first_version_of_groups_mounted_in_a_container(tmp_path: Path) -> None:
@@ -397,8 +398,8 @@ def test_the_first_version_of_groups_mounted_in_a_container(tmp_path: Path) -> N
     write(tmp_path / "sys/fs/cgroup/memory/memory.limit_in_bytes", "8000\n")
     write(tmp_path / "sys/fs/cgroup/memory/memory.usage_in_bytes", "5000\n")
     write(tmp_path / "sys/fs/cgroup/memory/memory.stat", "cache 1\ntotal_cache 1000\n")
-    assert memory.free_ram(tmp_path) == 4000
+    assert ram.free_ram(tmp_path) == 4000
 
 
 def test_this_machine_has_memory() -> None:
-    assert 2**27 < memory.free_ram() < 2**50
+    assert 2**27 < ram.free_ram() < 2**50

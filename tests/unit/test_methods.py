@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import methods
+from harness.backbones.sit import SiT
 from harness.errors import UserError
 from harness.method import BackboneShape, DataShape, Method, MethodDraws, Progress, StepView
 from harness.rng import global_state_kept, stream
-from harness.sit import SiT
 from methods import load, names
 from methods._losses import REGRESSIONS, cosine, mean_over
 

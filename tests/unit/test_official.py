@@ -15,10 +15,10 @@ from torch import Tensor
 
 import methods
 from harness import official
+from harness.backbones.sit import parse_name
 from harness.errors import UserError, one_line
 from harness.method import BackboneShape, DataShape, Method
 from harness.rng import global_state_kept, stream
-from harness.sit import parse_name
 from tests.unit.official_factory import (
     CHANNELS,
     CLASSES,

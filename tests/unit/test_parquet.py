@@ -11,11 +11,13 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from harness import cache, data
 from harness.config import DataConfig
-from harness.data import ImageSet, load_images
+from harness.data import cache
+from harness.data import images as data
+from harness.data.image_set import ImageSet
+from harness.data.images import load_images
+from harness.data.parquet import open_table
 from harness.errors import UserError
-from harness.parquet import open_table
 
 CLASSES = [2, 0, 1, 1, 2, 0, 2]
 NAMES = ("ant", "bee", "cat")

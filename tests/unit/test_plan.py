@@ -8,7 +8,7 @@ import torch
 
 from harness.config import BudgetConfig, DataConfig, OutputConfig, RunConfig, RuntimeConfig
 from harness.errors import UserError
-from harness.records import RunFolder, run_path
+from harness.records.run_folder import RunFolder, run_path
 from studies import plan
 from studies.plan import Plan, check_group, in_group, make_plan, visible_gpus
 from studies.settings import Comparison

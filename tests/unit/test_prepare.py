@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from harness import cache as caches
-from harness import prepare as module
-from harness.autoencoder import Autoencoder
 from harness.config import AutoencoderConfig, DataConfig, ModelConfig, OutputConfig, RunConfig
-from harness.encoders import FrozenEncoder
+from harness.data import cache as caches
+from harness.data import prepare as module
+from harness.data.prepare import prepare
 from harness.errors import UserError
+from harness.frozen.autoencoder import Autoencoder
+from harness.frozen.encoders import FrozenEncoder
 from harness.method import Needs
-from harness.prepare import prepare
 
 ENCODER = "efficientnet_lite0"
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness import cache
+from harness.data import cache
 from harness.errors import UserError
+from harness.machine import disk
 from studies import cli
 from studies.commands import prepare as command
 
@@ -82,7 +83,7 @@ def test_a_disk_too_small_for_all_caches_is_refused_before_the_first_is_made(
 ) -> None:
     assert cli.main([*words[:-6], *words[-2:]]) == 0, "the images, and moments for a method without an encoder"
     encoded = NUM * 4 * 1280 * 2
-    monkeypatch.setattr(cache, "free_bytes", lambda folder: encoded + NUM * 8 * 4 * 4 * 4 - 1)
+    monkeypatch.setattr(disk, "free_bytes", lambda folder: encoded + NUM * 8 * 4 * 4 * 4 - 1)
     before = contents(tmp_path / "cache")
     assert cli.main([*words, "--data.flip", "true"]) == 2
     assert "make room or name another folder" in capsys.readouterr().err

@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness import data, preprocessed
-from harness.autoencoder import Autoencoder
 from harness.config import DataConfig, ModelConfig, OutputConfig, RunConfig
-from harness.data import ImageSet, load_images
+from harness.data import images as data
+from harness.data import preprocessed
+from harness.data.image_set import ImageSet
+from harness.data.images import load_images
+from harness.data.prepare import estimate, prepare
 from harness.errors import UserError
+from harness.frozen.autoencoder import Autoencoder
 from harness.method import Needs
-from harness.prepare import estimate, prepare
 
 NUM, SIDE = 7, 16
 CLASSES = [2, 0, 0, 4, 1, 2, 0]

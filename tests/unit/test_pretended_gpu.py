@@ -18,11 +18,12 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import methods
-from harness import sampler, trainer
-from harness.batches import Batch
-from harness.evaluate import velocity_errors
-from harness.generate import generate_latents
-from harness.trainer import Run, set_up, train_step
+from harness import sampler
+from harness.data.batches import Batch
+from harness.evaluation.evaluate import velocity_errors
+from harness.evaluation.generate import generate_latents
+from harness.training import step, trainer
+from harness.training.step import Run, set_up, train_step
 from studies.run import build_method
 from tests.bench_setting import Bench
 
@@ -52,7 +53,7 @@ def pretended_gpu(real: Run) -> Iterator[FakeTensorMode]:
     with pytest.MonkeyPatch.context() as patched, FakeTensorMode() as mode:
         patched.setattr(torch.cuda, "is_available", lambda: True)  # autocast asks
         patched.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
-        patched.setattr(trainer, "weights_digest", lambda backbone: real.initial_weights)
+        patched.setattr(step, "weights_digest", lambda backbone: real.initial_weights)
         patched.setattr(trainer, "step_cost", lambda passes, method: real.cost)
         patched.setattr(nn.Module, "to", moved)
         patched.setattr(torch.cuda, "synchronize", lambda device: None)

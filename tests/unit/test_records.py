@@ -13,34 +13,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness import records
 from harness.errors import StorageError, UserError
-from harness.records import RunFolder
+from harness.records import files, locks, metrics, run_folder
+from harness.records.run_folder import RunFolder
 
 
 def test_canonical_json_by_hand() -> None:
     value = {"b": (1, 2.5), "a": {"y": None, "x": True}, 3: Path("runs/x"), "é": "ü"}
-    assert records.canonical(value) == (r'{"3":"runs/x","a":{"x":true,"y":null},"b":[1,2.5],"\u00e9":"\u00fc"}')
+    assert files.canonical(value) == (r'{"3":"runs/x","a":{"x":true,"y":null},"b":[1,2.5],"\u00e9":"\u00fc"}')
 
 
 def test_canonical_does_not_depend_on_order_or_container() -> None:
-    assert records.canonical({"a": [1], "b": 2}) == records.canonical({"b": 2, "a": (1,)})
+    assert files.canonical({"a": [1], "b": 2}) == files.canonical({"b": 2, "a": (1,)})
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 def test_non_finite_numbers_travel_as_strings(value: float) -> None:
-    text = records.canonical({"x": [value]})
-    back = records.number(json.loads(text)["x"][0])
+    text = files.canonical({"x": [value]})
+    back = files.number(json.loads(text)["x"][0])
     assert back == value or (math.isnan(back) and math.isnan(value))
     assert text in ('{"x":["inf"]}', '{"x":["-inf"]}', '{"x":["nan"]}')
 
 
 def test_digests_are_sha256_of_the_text(tmp_path: Path) -> None:
-    assert records.digest({"b": 1, "a": [2]}) == hashlib.sha256(b'{"a":[2],"b":1}').hexdigest()
+    assert files.digest({"b": 1, "a": [2]}) == hashlib.sha256(b'{"a":[2],"b":1}').hexdigest()
     path = tmp_path / "file"
     path.write_bytes(b"abc")
     # FIPS 180-2, appendix B.1
-    assert records.file_digest(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert files.file_digest(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 @pytest.mark.parametrize(
@@ -64,20 +64,20 @@ def test_digests_are_sha256_of_the_text(tmp_path: Path) -> None:
     ],
 )
 def test_metric_families(name: str, title: str, direction: str) -> None:
-    found = records.metric(name)
+    found = metrics.metric(name)
     assert (found.title, found.direction) == (title, direction)
 
 
 def test_unknown_metric_is_refused() -> None:
     with pytest.raises(UserError, match=r"metric 'psnr' is not known: metrics begin with fid, kid"):
-        records.metric("psnr")
+        metrics.metric("psnr")
 
 
 @pytest.mark.parametrize(
     ("num", "name"), [(898, "898"), (999, "999"), (1000, "1k"), (1500, "1500"), (50_000, "50k"), (50_001, "50001")]
 )
 def test_count_name(num: int, name: str) -> None:
-    assert records.count_name(num) == name
+    assert metrics.count_name(num) == name
 
 
 # -- files ----------------------------------------------------------------------------------------------------------
@@ -89,8 +89,8 @@ def names_in(folder: Path) -> set[str]:
 
 def test_write_atomic_replaces_the_content(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    records.write_atomic(path, b"one, and longer")
-    records.write_atomic(path, b"two")
+    files.write_atomic(path, b"one, and longer")
+    files.write_atomic(path, b"two")
     assert path.read_bytes() == b"two"
     assert names_in(tmp_path) == {"file"}
 
@@ -100,14 +100,14 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     path = tmp_path / "file"
-    records.write_atomic(path, b"old")
+    files.write_atomic(path, b"old")
 
     def fail(*args: object) -> None:
         raise OSError("no space left on device")
 
     monkeypatch.setattr(os if broken == "fsync" else Path, broken, fail)
     with pytest.raises(OSError, match="no space left"):
-        records.write_atomic(path, b"new")
+        files.write_atomic(path, b"new")
     monkeypatch.undo()
     assert path.read_bytes() == b"old"
     assert names_in(tmp_path) == {"file"}
@@ -115,8 +115,8 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(
 
 def test_json_files_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    records.write_json(path, {"b": (1, 2), "a": math.nan})
-    assert records.read_json(path) == {"a": "nan", "b": [1, 2]}
+    files.write_json(path, {"b": (1, 2), "a": math.nan})
+    assert files.read_json(path) == {"a": "nan", "b": [1, 2]}
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_unreadable_json_names_the_file(tmp_path: Path, content: bytes | None, m
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
-        records.read_json(path)
+        files.read_json(path)
     assert str(path) in str(caught.value)
 
 
@@ -136,7 +136,7 @@ def test_unreadable_json_names_the_file(tmp_path: Path, content: bytes | None, m
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
-    folder = RunFolder(records.run_path(tmp_path, "study", "cell", 3))
+    folder = RunFolder(run_folder.run_path(tmp_path, "study", "cell", 3))
     folder.create()
     return folder
 
@@ -144,7 +144,7 @@ def run(tmp_path: Path) -> RunFolder:
 def test_run_folder_layout(tmp_path: Path, run: RunFolder) -> None:
     assert run.path == tmp_path / "study" / "cell" / "seed3"
     assert names_in(run.path) == {"checkpoints", "samples"}
-    assert records.seed_of(run) == 3
+    assert run_folder.seed_of(run) == 3
     run.create()  # making it again is harmless
 
 
@@ -229,12 +229,12 @@ def test_truncate_removes_half_written_files(run: RunFolder) -> None:
 
 def test_find_runs_sorts_by_cell_then_seed(tmp_path: Path) -> None:
     for cell, seed in (("b", 0), ("a", 10), ("a", 2)):
-        folder = RunFolder(records.run_path(tmp_path, "study", cell, seed))
+        folder = RunFolder(run_folder.run_path(tmp_path, "study", cell, seed))
         folder.create()
         folder.write_manifest({"status": "finished"})
-    RunFolder(records.run_path(tmp_path, "study", "c", 0)).create()  # no manifest: it has not begun
+    RunFolder(run_folder.run_path(tmp_path, "study", "c", 0)).create()  # no manifest: it has not begun
     (tmp_path / "study" / "report").mkdir()
-    found = [run.path.relative_to(tmp_path / "study").as_posix() for run in records.find_runs(tmp_path / "study")]
+    found = [run.path.relative_to(tmp_path / "study").as_posix() for run in run_folder.find_runs(tmp_path / "study")]
     assert found == ["a/seed2", "a/seed10", "b/seed0"]
 
 
@@ -243,12 +243,12 @@ def test_find_runs_passes_over_copies_that_are_no_run(tmp_path: Path) -> None:
         folder = RunFolder(tmp_path / "study" / "a" / name)
         folder.create()
         folder.write_manifest({"status": "finished"})
-    assert [run.path.name for run in records.find_runs(tmp_path / "study")] == ["seed0"]
+    assert [run.path.name for run in run_folder.find_runs(tmp_path / "study")] == ["seed0"]
 
 
 def test_a_study_without_runs_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no runs: name a study folder"):
-        records.find_runs(tmp_path)
+        run_folder.find_runs(tmp_path)
 
 
 # -- replacing a folder ---------------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_a_study_without_runs_is_a_user_error(tmp_path: Path) -> None:
 def test_replaced_makes_and_replaces_a_folder(tmp_path: Path) -> None:
     target = tmp_path / "target"
     for content in ("one", "two"):
-        with records.replaced(target) as fresh:
+        with files.replaced(target) as fresh:
             assert names_in(fresh) == set()
             (fresh / content).write_text(content)
         assert names_in(target) == {content}
@@ -266,11 +266,11 @@ def test_replaced_makes_and_replaces_a_folder(tmp_path: Path) -> None:
 
 def test_replaced_leaves_the_old_folder_when_the_block_fails(tmp_path: Path) -> None:
     target = tmp_path / "target"
-    with records.replaced(target) as fresh:
+    with files.replaced(target) as fresh:
         (fresh / "old").write_text("old")
 
     def interrupted() -> None:
-        with records.replaced(target) as fresh:
+        with files.replaced(target) as fresh:
             (fresh / "half").write_text("half")
             raise KeyboardInterrupt
 
@@ -282,7 +282,7 @@ def test_replaced_leaves_the_old_folder_when_the_block_fails(tmp_path: Path) -> 
 
 def test_replaced_puts_the_old_folder_back_when_the_swap_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "target"
-    with records.replaced(target) as fresh:
+    with files.replaced(target) as fresh:
         (fresh / "old").write_text("old")
     rename = Path.rename
 
@@ -292,7 +292,7 @@ def test_replaced_puts_the_old_folder_back_when_the_swap_fails(tmp_path: Path, m
         return rename(self, to)
 
     def swap() -> None:
-        with records.replaced(target) as fresh:
+        with files.replaced(target) as fresh:
             (fresh / "new").write_text("new")
             monkeypatch.setattr(Path, "rename", fail_into_place)
 
@@ -309,11 +309,11 @@ def test_a_swap_cut_off_between_its_renames_is_undone(tmp_path: Path, has_new: b
     (tmp_path / ".target.old" / "old").write_text("old")
     if has_new:
         (tmp_path / ".target.tmp").mkdir()
-    assert records.put_back(tmp_path / "target")
+    assert files.put_back(tmp_path / "target")
     assert names_in(tmp_path / "target") == {"old"}
-    assert not records.put_back(tmp_path / "target")
+    assert not files.put_back(tmp_path / "target")
 
-    with pytest.raises(KeyboardInterrupt), records.replaced(tmp_path / "target"):
+    with pytest.raises(KeyboardInterrupt), files.replaced(tmp_path / "target"):
         raise KeyboardInterrupt
     assert names_in(tmp_path) == {"target"} and names_in(tmp_path / "target") == {"old"}
 
@@ -322,14 +322,14 @@ def test_a_failing_block_puts_a_cut_off_swap_back_too(tmp_path: Path) -> None:
     (tmp_path / ".target.old").mkdir()
     (tmp_path / ".target.old" / "old").write_text("old")
     (tmp_path / ".target.lock").write_text("")
-    with pytest.raises(KeyboardInterrupt), records.replaced(tmp_path / "target"):
+    with pytest.raises(KeyboardInterrupt), files.replaced(tmp_path / "target"):
         raise KeyboardInterrupt
     assert names_in(tmp_path) == {"target"} and names_in(tmp_path / "target") == {"old"}
 
 
 def _replace_often(target: Path, writer: int, times: int) -> None:
     for number in range(times):
-        with records.replaced(target) as fresh:
+        with files.replaced(target) as fresh:
             for name in ("a", "b"):
                 (fresh / name).write_text(f"{writer} {number}")
 
@@ -350,7 +350,7 @@ def test_processes_that_replace_one_folder_at_once_take_turns(tmp_path: Path) ->
 
 def _count_up(counter: Path, times: int) -> None:
     for _ in range(times):
-        with records.locked(counter.with_name("lock")):
+        with locks.locked(counter.with_name("lock")):
             counter.write_text(str(int(counter.read_text()) + 1))
 
 
@@ -412,10 +412,10 @@ def test_a_full_disk_leaves_the_old_file(run: RunFolder) -> None:
 
 def test_a_full_disk_leaves_the_old_folder(tmp_path: Path) -> None:
     target = tmp_path / "target"
-    with records.replaced(target) as fresh:
+    with files.replaced(target) as fresh:
         (fresh / "old").write_text("old")
     refused = pytest.raises(StorageError, match=REFUSED.format(tmp_path, "target"))
-    with small_files(1000), refused, records.replaced(target) as fresh:
+    with small_files(1000), refused, files.replaced(target) as fresh:
         (fresh / "large").write_bytes(bytes(2000))
     assert names_in(tmp_path) == {"target"} and names_in(target) == {"old"}
 
@@ -423,15 +423,15 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path: Path) -> None:
 def test_a_write_protected_place_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file where a folder is wanted")
     for write in (
-        lambda path: records.write_atomic(path, b"x"),
+        lambda path: files.write_atomic(path, b"x"),
         lambda path: RunFolder(path.parent).append("eval", {}),
     ):
         with pytest.raises(StorageError, match=r"taken/\S+ \(Not a directory\)"):
             write(tmp_path / "taken" / "file")
-    with pytest.raises(StorageError, match="taken/in/target"), records.replaced(tmp_path / "taken" / "in" / "target"):
+    with pytest.raises(StorageError, match="taken/in/target"), files.replaced(tmp_path / "taken" / "in" / "target"):
         raise AssertionError("nothing may be written")
 
 
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), records.replaced(tmp_path / "target"):
+    with pytest.raises(FileNotFoundError), files.replaced(tmp_path / "target"):
         (tmp_path / "missing").read_text()

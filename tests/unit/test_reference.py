@@ -11,9 +11,9 @@ from PIL import Image
 
 from harness.config import EvaluationConfig
 from harness.errors import UserError
-from harness.extractors import Extractor
-from harness.reference import Source, open_reference
-from harness.scoring import Place, Scorer
+from harness.evaluation.extractors import Extractor
+from harness.evaluation.reference import Source, open_reference
+from harness.evaluation.scoring import Place, Scorer
 
 WIDTH = 5
 EXTRACTOR = Extractor(name="test", label="test", family="", width=WIDTH, spatial="map", spatial_width=3)
@@ -164,7 +164,7 @@ def test_contents_are_read_again_only_when_a_file_changed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = opened(folder, tmp_path).digest
-    monkeypatch.setattr("harness.reference.file_digest", None)
+    monkeypatch.setattr("harness.evaluation.reference.file_digest", None)
     assert opened(folder, tmp_path).digest == first
 
 

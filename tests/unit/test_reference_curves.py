@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from harness.records import RunFolder, UserError, point_share
+from harness.records.run_folder import RunFolder, UserError, point_share
 from reports.load import Run, load_run
 from reports.references import curves as reference_curves
 from reports.references.curves import Reference, band, check, made, matching, read, text

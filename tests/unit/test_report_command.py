@@ -6,7 +6,7 @@ import pytest
 from records_factory import MAIN, edit_manifest, run_folder, set_values, write_study
 
 from harness.errors import UserError
-from harness.records import digest
+from harness.records.files import digest
 from reports.page.figures import Picture
 from studies.commands import report
 

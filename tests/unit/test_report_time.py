@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from records_factory import MAIN, write_run
 
-from harness.records import RunFolder
+from harness.records.run_folder import RunFolder
 from reports.report import write_report
 
 CELLS, SEEDS, LOGGED, POINTS, EVERY = 20, 10, 5000, 50, 20

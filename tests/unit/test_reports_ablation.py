@@ -22,7 +22,8 @@ from records_factory import (
     write_study,
 )
 
-from harness.records import UserError, write_json
+from harness.records.files import write_json
+from harness.records.run_folder import UserError
 from reports import findings, tables
 from reports.ablation import findings as ablation_findings
 from reports.ablation import report as ablation_report

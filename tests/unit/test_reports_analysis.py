@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 from records_factory import run_folder, write_study
 
-from harness.records import UserError, digest, write_json
+from harness.records.files import digest, write_json
+from harness.records.run_folder import UserError
 from reports.analysis import figures as analysis_figures
 from reports.analysis import section as analysis
 from reports.analysis.section import analysed, block_frame, section

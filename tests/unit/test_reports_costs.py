@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from records_factory import edit_manifest, fail, run_folder, write_study
 
-from harness.records import write_json
+from harness.records.files import write_json
 from reports.costs import table as costs
 from reports.findings import notes
 from reports.load import load_study

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from records_factory import MAIN, diverge, fail, write_study
 
-from harness.records import RunFolder
+from harness.records.run_folder import RunFolder
 from reports.page.figures import Picture
 from reports.report import ReportPaths, write_report
 

@@ -23,7 +23,8 @@ from records_factory import (
     write_study,
 )
 
-from harness.records import UserError, digest
+from harness.records.files import digest
+from harness.records.run_folder import UserError
 from reports import tables
 from reports.contrast import contrast
 from reports.figures.labels import text_width

@@ -19,7 +19,7 @@ from records_factory import (
     write_study,
 )
 
-from harness.records import RunFolder, UserError
+from harness.records.run_folder import RunFolder, UserError
 from reports.costs import targets
 from reports.figures.curves import metric_curves, training_curves
 from reports.load import MOST_TRAINING_LINES, load_study

@@ -16,7 +16,7 @@ from page_reader import Page
 from PIL import Image
 from records_factory import MAIN, TILE, diverge, edit_lines, edit_manifest, fail, run_folder, tile_level, write_study
 
-from harness.records import UserError
+from harness.records.run_folder import UserError
 from reports.costs import targets
 from reports.figures import samples
 from reports.load import load_study

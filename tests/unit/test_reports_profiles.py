@@ -20,7 +20,8 @@ from records_factory import (
     write_study,
 )
 
-from harness.records import UserError, digest
+from harness.records.files import digest
+from harness.records.run_folder import UserError
 from reports.costs.targets_costs import cell_costs, final_target
 from reports.figures.style import Look, cell_styles
 from reports.joint import profiles

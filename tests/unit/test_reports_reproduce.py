@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from records_factory import edit_manifest, run_folder, write_study
 
-from harness.records import RunFolder, run_path
+from harness.records.run_folder import RunFolder, run_path
 from reports.load import load_study
 from reports.page.reproduce import CellCommand, cell_commands, configs_read, study_commands
 from studies.settings import as_plain, build_parser, comparison, nominal_shape, parse, resolve_sections, run_config

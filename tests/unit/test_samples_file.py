@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness import samples_file
 from harness.errors import StorageError, UserError
-from harness.samples_file import Destination, read_images
+from harness.evaluation import samples_file
+from harness.evaluation.samples_file import Destination, read_images
 
 NUM, SIDE, CHUNK = 10, 4, 4
 IMAGES = np.random.default_rng(0).integers(0, 256, (NUM, SIDE, SIDE, 3), dtype=np.uint8)

@@ -7,8 +7,8 @@ import pytest
 
 from harness.config import BudgetConfig, BudgetUnit, DataConfig, EvaluationConfig, OptimizerConfig, RunConfig
 from harness.errors import UserError
-from harness.records import Spacing
-from harness.schedule import Schedule, make_schedule
+from harness.records.run_folder import Spacing
+from harness.training.schedule import Schedule, make_schedule
 
 CONFIG = RunConfig(data=DataConfig(name="digits"), optimizer=OptimizerConfig(batch_size=16))
 

@@ -8,7 +8,7 @@ import pytest
 
 from harness.config import DataConfig, EvaluationConfig, OutputConfig, RuntimeConfig
 from harness.errors import UserError
-from harness.records import digest, file_digest
+from harness.records.files import digest, file_digest
 from studies.scored import Protocol, Scores, score_file
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import memory
 from harness.config import DataConfig, ModelConfig, OptimizerConfig, OutputConfig, RunConfig, RuntimeConfig
-from harness.records import RunFolder, run_path
+from harness.machine import ram
+from harness.records.run_folder import RunFolder, run_path
 from studies import side_by_side
 from studies.settings import Comparison
 from studies.side_by_side import Split, choose, cpu_name, fastest, images_per_s, split_words, table_words
@@ -106,7 +106,7 @@ def test_only_what_may_be_used_is_measured(
     assert measured == [(1, 6), (2, 3)], "there are two runs"
     choose(asked)
     assert measured == [(1, 6), (2, 3), (3, 2), (6, 1)], "what is known is not measured again"
-    monkeypatch.setattr(memory, "free_ram", lambda: 0)
+    monkeypatch.setattr(ram, "free_ram", lambda: 0)
     assert choose(asked).processes == 1, "the others have no room"
 
 

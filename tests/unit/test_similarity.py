@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.similarity import Kernel, cka, cknna, hsic, principal_components
+from harness.analysis.similarity import Kernel, cka, cknna, hsic, principal_components
 
 
 def draws(*shape: int, seed: int = 0) -> Tensor:

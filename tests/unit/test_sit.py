@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from harness.backbones.sit import PLAIN_TOKENS, SIZES, SiT, TimestepEmbedder, attend, parse_name, patchify, unpatchify
 from harness.errors import UserError
 from harness.rng import global_state_kept, stream
-from harness.sit import PLAIN_TOKENS, SIZES, SiT, TimestepEmbedder, attend, parse_name, patchify, unpatchify
 
 Array = NDArray[np.float64]
 

@@ -18,11 +18,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
-from harness import tracking
 from harness.config import OutputConfig
-from harness.recorder import Recorder
-from harness.records import RunFolder
-from harness.tracking import Session, Tracker, mark, metrics_of, open_parent, tracking_uri
+from harness.records.run_folder import RunFolder
+from harness.tracking import live as tracking
+from harness.tracking.live import Session, Tracker, mark, metrics_of, open_parent, tracking_uri
+from harness.training.recorder import Recorder
 
 TAGS = {"study": "digits", "cell": "repa+vae_repa", "method": "repa+vae_repa", "seed": "0"}
 
@@ -223,7 +223,7 @@ def test_the_same_point_from_two_sides_is_one_point(start: Callable[..., Tracker
 COLD = """
 import sys
 from harness.config import OutputConfig
-from harness.tracking import Tracker
+from harness.tracking.live import Tracker
 
 runs, number = sys.argv[1:]
 sys.stdin.readline()

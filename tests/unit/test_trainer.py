@@ -17,16 +17,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import checkpoint, trainer
-from harness.batches import Batch
 from harness.config import RunConfig
+from harness.data.batches import Batch
 from harness.errors import UserError
-from harness.evaluate import Evaluation, Evaluator
+from harness.evaluation.evaluate import Evaluation, Evaluator
 from harness.method import Term
-from harness.recorder import Recorder
-from harness.records import RunFolder
-from harness.tracking import Tracker
-from harness.trainer import Event, Run, gradient_norms, resume, step_views, train, train_step
+from harness.records.run_folder import RunFolder
+from harness.tracking.live import Tracker
+from harness.training import checkpoint, trainer
+from harness.training import step as training_step
+from harness.training.recorder import Recorder
+from harness.training.step import Run, gradient_norms, step_views, train_step
+from harness.training.trainer import Event, resume, train
 from tests.bench_setting import Bench
 
 TIMES = ("train_seconds", "evaluation_seconds", "io_seconds", "images_per_s", "evaluation_images_per_s")
@@ -224,13 +226,13 @@ def test_checkpointed_activations_change_no_bit(bench: Bench, name: str, precisi
 def test_accumulation_reduces_gradients_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     run = bench.start(bench.config("sit", "--optimizer.micro_batch", "5"))
     asked: list[bool] = []
-    reduced = trainer.gradients_reduced
+    reduced = training_step.gradients_reduced
 
     def counted(run: Run, last: bool) -> Any:
         asked.append(last)
         return reduced(run, last)
 
-    monkeypatch.setattr(trainer, "gradients_reduced", counted)
+    monkeypatch.setattr(training_step, "gradients_reduced", counted)
     train_step(run, bench.batch(run))
     assert asked == [False, False, False, True]
 
@@ -270,9 +272,9 @@ def test_heads_share_the_optimizers_settings(bench: Bench) -> None:
 
 def test_a_batch_that_processes_cannot_share_is_refused(bench: Bench) -> None:
     config = bench.config("sit")
-    trainer.check_split(config, 4)
+    training_step.check_split(config, 4)
     with pytest.raises(UserError, match=r"optimizer\.batch_size is 16: give a multiple of the 3 processes"):
-        trainer.check_split(config, 3)
+        training_step.check_split(config, 3)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -613,7 +615,7 @@ def test_the_optimiser_reads_the_flag_where_it_lies(stopped: float) -> None:
         optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
         for step in range(3):
             weight.grad = torch.cos(torch.arange(5.0) + step) if step < 2 or not stopped else torch.full((5,), math.nan)
-            trainer.update_weights(optimizer, flag if step == 2 else torch.zeros(()))
+            training_step.update_weights(optimizer, flag if step == 2 else torch.zeros(()))
             assert weight.grad is None
         states.append({"weight": weight.detach().clone(), **checkpoint.optimizer_tensors(optimizer)})
     assert_bitwise(*states)

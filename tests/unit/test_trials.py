@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from harness.errors import UserError
-from harness.trainer import Event
+from harness.training.trainer import Event
 from studies.ablation import RECORD, Ablation
 from studies.folders import folder_of, is_done, lease_of
 from studies.lease import claim

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from harness.errors import UserError
-from harness.records import write_json
+from harness.records.files import write_json
 from studies import axes
 from studies.ablation import Ablation, plan_record
 from studies.commands import compare

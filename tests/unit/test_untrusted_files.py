@@ -19,12 +19,16 @@ import torch
 import yaml
 from PIL import Image
 
-from harness import cache, checkpoint, data, records, weights
-from harness.autoencoder import ASSETS, WEIGHTS, Autoencoder
 from harness.config import DataConfig
-from harness.encoders import FrozenEncoder
+from harness.data import cache, pictures
+from harness.data import images as data
 from harness.errors import UserError
-from harness.records import file_digest, write_json
+from harness.frozen import weights
+from harness.frozen.autoencoder import ASSETS, WEIGHTS, Autoencoder
+from harness.frozen.encoders import FrozenEncoder
+from harness.records import run_folder
+from harness.records.files import file_digest, write_json
+from harness.training import checkpoint
 from studies import cli
 from tests.unit.test_architecture import calls
 
@@ -248,7 +252,7 @@ def folder_config(root: Path) -> DataConfig:
 
 def test_images(attack: Attack, tmp_path: Path) -> None:
     root = tmp_path / "images"
-    for number, suffix in enumerate(sorted(data.EXTENSIONS)):
+    for number, suffix in enumerate(sorted(pictures.EXTENSIONS)):
         path = root / "a" / f"x{suffix}"
         load = lambda number=number: data.load_images(folder_config(root), tmp_path / str(number))  # noqa: E731
         attack.refused(load, path, rf"cannot read image .*x\{suffix}")
@@ -325,7 +329,7 @@ def test_ema_backbones(attack: Attack, tmp_path: Path) -> None:
 
 
 def test_manifests(attack: Attack, tmp_path: Path) -> None:
-    run = records.RunFolder(tmp_path / "study" / "cell" / "seed0")
+    run = run_folder.RunFolder(tmp_path / "study" / "cell" / "seed0")
     attack.refused(run.manifest, run.manifest_path, r"manifest\.json is not valid JSON")
 
 

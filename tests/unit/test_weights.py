@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness import weights
 from harness.errors import UserError
+from harness.frozen import weights
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ import pytest
 
 from harness.config import DataConfig, OutputConfig, RunConfig
 from harness.errors import StorageError, UserError
-from harness.records import RunFolder
-from harness.trainer import Event
+from harness.records.run_folder import RunFolder
+from harness.training.trainer import Event
 from studies.agenda import Context
 from studies.compare import Board, Failure
 from studies.display import Display

@@ -1,0 +1,1 @@
+"""How well the hidden states of each block describe images."""

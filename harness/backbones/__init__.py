@@ -1,0 +1,1 @@
+"""Networks that predict the velocity: a noisy latent in, hidden states at taps out."""

@@ -1,0 +1,256 @@
+"""Everything a run reads, made once and cached: images, posterior moments, frozen-encoder tokens.
+
+Shapes: M images in all, C latent channels, h w latent height and width, T tokens, Z encoder width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from harness.backbones.sit import parse_name
+from harness.config import RunConfig
+from harness.data import cache as caches
+from harness.data import image_set
+from harness.data import images as data
+from harness.data.cache import Rows, Sharded
+from harness.data.image_set import ImageSet, Outline
+from harness.errors import UserError
+from harness.frozen.autoencoder import Autoencoder
+from harness.frozen.encoders import FrozenEncoder, encoder_digest, encoder_width
+from harness.machine import disk
+from harness.machine.progress import Report
+from harness.method import Needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """What the frozen networks make of every image, or of its mirror image: latents cannot be flipped, nor tokens."""
+
+    moments: Rows
+    """As `PreparedData.moments`."""
+    tokens: dict[str, Rows]
+    """As `PreparedData.tokens`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedData:
+    """What a run trains on and is evaluated with. Row i is the same image everywhere."""
+
+    images: ImageSet
+    train_rows: np.ndarray
+    """int64, sorted."""
+    holdout_rows: np.ndarray
+    """int64, sorted; never trained on."""
+    moments: Rows
+    """cat(mean, std) of the posterior, float32 [M, 2C, h, w]."""
+    tokens: dict[str, Rows]
+    """Tokens by encoder, float16 [M, T, Z]; only those a method needs."""
+    autoencoder: Autoencoder
+    digests: dict[str, str]
+    """Of `data`, `autoencoder` and `encoder/<name>`: what must agree between compared runs."""
+    mirrored: Encoded | None = None
+    """With `data.flip`."""
+
+    @property
+    def num_encoded(self) -> int:
+        """Images that each frozen network has to see."""
+        return len(self.images) * (2 if self.mirrored else 1)
+
+
+def prepare(config: RunConfig, needs: Needs, device: str | torch.device, report: Report | None = None) -> PreparedData:
+    """Make or open all caches of a run; a second call only opens them.
+
+    Raises:
+        UserError: for bad images, sizes that do not fit each other, missing weights, or a disk that is full.
+    """
+    cache, autoencoder = caches.cache_folder(config.output), Autoencoder.load(config.autoencoder.path, device)
+    grid = token_grid(config, autoencoder)
+    encoders = {name: encoder_digest(name, grid) for name in needs.encoders}
+    images = data.load_images(config.data, cache, report)
+    train_rows, holdout_rows = image_set.split(len(images), config.data.holdout, config.data.split_seed)
+    plain, *mirrored = _rows(_Maker(cache, images, autoencoder, grid, encoders, device), config, report)
+    return PreparedData(
+        images=images,
+        train_rows=train_rows,
+        holdout_rows=holdout_rows,
+        moments=plain.moments,
+        tokens=plain.tokens,
+        mirrored=mirrored[0] if mirrored else None,
+        autoencoder=autoencoder,
+        digests={
+            "data": images.digest,
+            "autoencoder": autoencoder.digest,
+            **{f"encoder/{name}": value for name, value in encoders.items()},
+        },
+    )
+
+
+def estimate(config: RunConfig, needs: Needs, report: Report | None = None) -> dict[str, int]:
+    """Bytes of every cache that a run reads, by its name, whether it is there or not. No image is read."""
+    autoencoder = Autoencoder.load(config.autoencoder.path, "cpu")
+    return cache_sizes(config, needs, autoencoder, data.outline(config.data, report))
+
+
+def cache_sizes(config: RunConfig, needs: Needs, autoencoder: Autoencoder, found: Outline) -> dict[str, int]:
+    """As `estimate`, of data that may not be there, and of an autoencoder whose shapes alone matter."""
+    grid, side = token_grid(config, autoencoder), config.data.image_size
+    of_one = {"images": 3 * side**2} if found.is_cached else {}
+    for mirror in _mirrors(config):
+        if mirror or not found.has_moments:
+            of_one[_kind("moments", mirror)] = 4 * int(np.prod(_moments_shape(autoencoder, side)))
+        for name in needs.encoders:
+            of_one[_kind(f"tokens-{name}", mirror)] = 2 * int(np.prod(_tokens_shape(name, grid)))
+    return {kind: found.num_images * num_bytes for kind, num_bytes in of_one.items()}
+
+
+def token_grid(config: RunConfig, autoencoder: Autoencoder) -> int:
+    """Tokens along one side of the backbone; `UserError` when image, autoencoder and patch sizes do not fit."""
+    patch = parse_name(config.model.name)["patch_size"]
+    side = autoencoder.latent_shape(config.data.image_size)[1]
+    if side % patch:
+        raise UserError(
+            f"data.image_size is {config.data.image_size}: its latent of {side} x {side} cannot be cut into the "
+            f"{patch} x {patch} patches of model.name {config.model.name}; give a multiple of "
+            f"{autoencoder.downsampling * patch}"
+        )
+    return side // patch
+
+
+# -- caches with one row for each image -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Cache:
+    """A cache to be opened, and made before where it is not there."""
+
+    folder: Path
+    key: dict[str, str]
+    shape: tuple[int, ...]
+    """[M, ...]."""
+    dtype: type[np.generic]
+    make_rows: Callable[[int, int], np.ndarray]
+
+    def missing_bytes(self) -> int:
+        return caches.missing_bytes(self.folder, self.key, self.shape[0], self.shape[1:], self.dtype)
+
+    def build(self, report: Report | None) -> Sharded:
+        shape = self.shape
+        return caches.build(self.folder, self.key, shape[0], shape[1:], self.dtype, self.make_rows, report)
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Knows how to make the rows of images and of their mirror images."""
+
+    root: Path
+    """Folder of all caches."""
+    images: ImageSet
+    autoencoder: Autoencoder
+    grid: int
+    encoders: dict[str, str]
+    """Digests by name."""
+    device: str | torch.device
+
+    def moments(self, image_size: int, mirror: bool) -> _Cache:
+        def make_rows(start: int, stop: int) -> np.ndarray:
+            return self.autoencoder.moments(self._pictures(start, stop, mirror)).numpy()
+
+        key = {"autoencoder": self.autoencoder.digest, "values": "mean, std"}
+        return self._cache("moments", mirror, key, _moments_shape(self.autoencoder, image_size), np.float32, make_rows)
+
+    def tokens(self, name: str, mirror: bool) -> _Cache:
+        """Tokens of the encoder `name`, which is built only when tokens are missing."""
+        loaded: list[FrozenEncoder] = []
+
+        def make_rows(start: int, stop: int) -> np.ndarray:
+            if not loaded:
+                loaded.append(FrozenEncoder.load(name, self.grid, self.device))
+            images_NCHW = torch.from_numpy(self._pictures(start, stop, mirror)).permute(0, 3, 1, 2)
+            return loaded[0].tokens(images_NCHW).half().cpu().numpy()
+
+        key, shape = {"encoder": self.encoders[name]}, _tokens_shape(name, self.grid)
+        return self._cache(f"tokens-{name}", mirror, key, shape, np.float16, make_rows)
+
+    def _pictures(self, start: int, stop: int, mirror: bool) -> np.ndarray:
+        """Images or their mirror images, uint8 [stop - start, H, W, 3]."""
+        images_NHWC = self.images.rows(np.arange(start, stop))
+        return np.ascontiguousarray(images_NHWC[:, :, ::-1]) if mirror else images_NHWC
+
+    def _cache(
+        self,
+        what: str,
+        mirror: bool,
+        key: dict[str, str],
+        row_shape: tuple[int, ...],
+        dtype: type[np.generic],
+        make_rows: Callable[[int, int], np.ndarray],
+    ) -> _Cache:
+        mirrored = {"mirror": "left to right"} if mirror else {}
+        key = {"data": self.images.digest, **key, **mirrored, "dtype": np.dtype(dtype).name}
+        folder = caches.entry(self.root, _kind(what, mirror), key)
+        return _Cache(folder, key, (len(self.images), *row_shape), dtype, make_rows)
+
+
+def _rows(maker: _Maker, config: RunConfig, report: Report | None) -> list[Encoded]:
+    """What images give, and with flips their mirror images. The disk is looked at before the first row is made."""
+    given, side, mirrors = maker.images.moments, config.data.image_size, _mirrors(config)
+    if given is not None:
+        _check_given(maker.images, given, maker.autoencoder, side)
+    moments = {mirror: maker.moments(side, mirror) for mirror in mirrors if mirror or given is None}
+    tokens = {(mirror, name): maker.tokens(name, mirror) for mirror in mirrors for name in maker.encoders}
+    disk.check_room(maker.root, sum(each.missing_bytes() for each in (*moments.values(), *tokens.values())))
+    return [
+        Encoded(
+            moments=given if given is not None and not mirror else moments[mirror].build(report),
+            tokens={name: tokens[mirror, name].build(report) for name in maker.encoders},
+        )
+        for mirror in mirrors
+    ]
+
+
+def _mirrors(config: RunConfig) -> tuple[bool, ...]:
+    """Images, and with flips their mirror images as well."""
+    return (False, True) if config.data.flip else (False,)
+
+
+def _kind(what: str, mirror: bool) -> str:
+    """Name of a cache; names of timm's encoders have a slash."""
+    return what.replace("/", "-") + ("-mirrored" if mirror else "")
+
+
+def _moments_shape(autoencoder: Autoencoder, image_size: int) -> tuple[int, int, int]:
+    channels, height, width = autoencoder.latent_shape(image_size)
+    return 2 * channels, height, width
+
+
+def _tokens_shape(name: str, grid: int) -> tuple[int, int]:
+    return grid**2, encoder_width(name)
+
+
+GIVEN_IMAGES = 3
+"""Images that are encoded to see whether given moments are those of this autoencoder and of these images."""
+GIVEN_TOLERANCE = 0.05
+"""Root mean square of the difference allowed, over that of the moments: TF32 and other devices stay below 0.01, pixels
+on the scale [0, 1], another autoencoder or another image lie far above."""
+
+
+def _check_given(images: ImageSet, moments: Rows, autoencoder: Autoencoder, image_size: int) -> None:
+    """Refuse moments of another shape, of other images, or of another encoder or range of pixels."""
+    row_shape = _moments_shape(autoencoder, image_size)
+    if moments.shape[1:] != row_shape:
+        raise UserError(
+            f"data.latents: moments are {moments.shape[1:]}, autoencoder.path makes {row_shape} of data.image_size: "
+            "name the autoencoder that made them"
+        )
+    rows = np.unique(np.linspace(0, len(images) - 1, GIVEN_IMAGES).astype(np.int64))
+    expected = autoencoder.moments(images.rows(rows)).numpy()
+    for row, given, own in zip(rows, moments.rows(rows), expected, strict=True):
+        apart = np.sqrt(np.square(given - own).mean() / np.square(own).mean())
+        if apart > GIVEN_TOLERANCE:
+            raise UserError(
+                f"data.latents: moments of image {row} are {apart:.0%} away from what autoencoder.path makes of it: "
+                "name the autoencoder that made them, with pixels from -1 to 1, or leave data.latents out and encode"
+            )

@@ -1,0 +1,1 @@
+"""From a backbone to its metrics: samples, features, distances."""

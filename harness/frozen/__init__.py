@@ -1,0 +1,1 @@
+"""Networks that never learn: the autoencoder and the encoders, with the loading of their weights."""

@@ -1,0 +1,1 @@
+"""The machine that runs all this: environment, processes, memory, disk, progress."""

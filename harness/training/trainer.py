@@ -1,0 +1,228 @@
+"""The trainer: set-up, loop and step of one run. No method changes any of it.
+
+`set_up` builds a run, `train` runs it to the end of its budget and yields what happened, `train_step` is one update.
+
+Shapes: N images, C channels, H W latent height and width.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from harness.config import RunConfig
+from harness.data.batches import Batch
+from harness.evaluation.evaluate import Evaluator
+from harness.machine.processes import from_main, main_first
+from harness.training import checkpoint
+from harness.training.checkpoint import Counters
+from harness.training.divergence import Divergence
+from harness.training.recorder import Recorder
+from harness.training.step import Run, diagnostics, gradient_norms, train_step
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened: `step` after every update, `train`, `eval` and `final` with their record, `end` with the
+    status."""
+
+    kind: str
+    step: int
+    record: Mapping[str, Any] = field(default_factory=dict)
+    share: float = 0.0
+    """Of the budget spent so far, 0 to 1."""
+
+
+# -- the loop -------------------------------------------------------------------------------------------------------
+
+
+def train(run: Run, evaluator: Evaluator, recorder: Recorder, final: Evaluator | None = None) -> Iterator[Event]:
+    """Train to the end of the budget, evaluating at its points; records, checkpoints and MLflow on the way.
+
+    A run that came to its end is evaluated once more by `final`, where that is given.
+
+    Yields an event after every update and record. Only training time counts as such.
+    """
+    config, schedule, logged = run.config, run.schedule, run.counters
+    chain = [logged.trace]
+    run.watch.start()
+    for batch in remaining_batches(run):
+        before = run.spent
+        train_step(run, batch)
+        chain.append(extend_chain(chain[-1], batch.digest))
+        step = batch.step + 1
+        run.counters = replace(run.counters, step=step, trace=chain[-1])
+        if schedule.by_clock:  # the clock of the main process decides, so every step waits for the device
+            run.counters = from_main(run.accelerator, run.watch.book(run.counters, "train"))
+        point, is_over = schedule.point(before, run.spent), schedule.is_over(run.spent)
+        yield Event("step", step, share=run.share)
+        if not (point or is_over or step % config.output.log_every == 0):
+            continue
+        if not schedule.by_clock:
+            run.counters = run.watch.book(run.counters, "train")
+        found = run.guard.found()
+        if found is not None:
+            good = replace(logged, step=found.step, trace=chain[found.step - step - 1])
+            yield stop_diverged(run, recorder, found, good)
+            return
+        yield log_training(run, recorder, batch, logged)
+        if point:
+            evaluated = log_evaluation(run, recorder, evaluator, batch, point)
+            yield evaluated
+            if evaluated.record["bad_images"]:
+                yield stop_diverged(run, recorder, Divergence(step, ("samples",)), run.counters)
+                return
+        if point or is_checkpoint_due(config, step, step - logged.step):
+            save_checkpoint(run, recorder)
+        run.counters = run.watch.book(run.counters, "io")
+        chain, logged = [chain[-1]], run.counters
+        if is_over:
+            break
+    if final and not recorder.folder.lines("final"):
+        evaluated = log_final(run, recorder, final)
+        yield evaluated
+        if evaluated.record["bad_images"]:
+            yield stop_diverged(run, recorder, Divergence(run.counters.step, ("samples",)), run.counters)
+            return
+    yield end_run(run, recorder, "finished", {})
+
+
+def remaining_batches(run: Run) -> Iterator[Batch]:
+    """Batches of the steps that the budget still pays for; without end where only the clock knows."""
+    if run.schedule.is_over(run.spent):
+        return iter(())
+    return run.batches.batches(run.counters.step, run.schedule.last_step)
+
+
+def is_checkpoint_due(config: RunConfig, step: int, steps: int) -> bool:
+    """Whether `checkpoint_every` was passed within the last `steps` steps."""
+    every = config.output.checkpoint_every
+    return bool(every) and step // every > (step - steps) // every
+
+
+def extend_chain(trace: str, digest: bytes) -> str:
+    """h_s = sha256(h_(s-1) + digest of step s), hex; the chain starts at the empty string."""
+    return hashlib.sha256(bytes.fromhex(trace) + digest).hexdigest()
+
+
+def clocks(run: Run) -> dict[str, float | int]:
+    """The four clocks at the current step, and the time that is not training."""
+    counters = run.counters
+    images = counters.step * run.config.optimizer.batch_size
+    return {
+        "step": counters.step,
+        "images": images,
+        "train_gflops": images * run.cost.train_gflops_per_image,
+        "train_seconds": counters.train_seconds,
+        "evaluation_seconds": counters.evaluation_seconds,
+        "io_seconds": counters.io_seconds,
+    }
+
+
+def log_training(run: Run, recorder: Recorder, batch: Batch, logged: Counters) -> Event:
+    """Write one line of `train.jsonl`: means since the last one, at `logged`."""
+    averages, counters = run.window.take(), run.counters
+    images = (counters.step - logged.step) * run.config.optimizer.batch_size
+    terms = {
+        name.removeprefix("terms/"): {"value": value, "weight": run.weights[name.removeprefix("terms/")]}
+        for name, value in averages.items()
+        if name.startswith("terms/")
+    }
+    record = {
+        **clocks(run),
+        "loss": averages["loss"],
+        "base": averages["base"],
+        "terms": terms,
+        "grad_norm": averages["grad_norm"],
+        "images_per_s": images / (counters.train_seconds - logged.train_seconds),
+        "trace": counters.trace,
+        "diagnostics": diagnostics(run, batch),
+    }
+    recorder.line("train", record)
+    return Event("train", counters.step, record, run.share)
+
+
+def log_evaluation(run: Run, recorder: Recorder, evaluator: Evaluator, batch: Batch, point: int) -> Event:
+    """Evaluate the EMA backbone and write one line of `eval.jsonl`, off the training clock."""
+    run.counters = run.watch.book(run.counters, "io")
+    evaluation = evaluator.evaluate(run.ema.backbone)
+    norms = gradient_norms(run, batch)
+    run.counters = run.watch.book(run.counters, "evaluation")
+    step = run.counters.step
+    recorder.ema(step, run.ema.backbone.state_dict())
+    record = {
+        **clocks(run),
+        "point": point,
+        "protocol": evaluator.digest,
+        "metrics": evaluation.metrics,
+        "bad_images": evaluation.bad_images,
+        "evaluation_images_per_s": evaluation.images_per_s,
+        "gradient_norms": norms,
+        "samples": recorder.picture(step, evaluation.grid),
+    }
+    recorder.line("eval", record)
+    return Event("eval", step, record, run.share)
+
+
+def log_final(run: Run, recorder: Recorder, final: Evaluator) -> Event:
+    """Evaluate the EMA backbone at the end of its budget and write the line of `final.jsonl`."""
+    run.watch.start()
+    evaluation = final.evaluate(run.ema.backbone)
+    run.counters = run.watch.book(run.counters, "evaluation")
+    step = run.counters.step
+    record = {
+        **clocks(run),
+        "point": run.config.evaluation.points,
+        "protocol": final.digest,
+        "metrics": evaluation.metrics,
+        "bad_images": evaluation.bad_images,
+        "evaluation_images_per_s": evaluation.images_per_s,
+        "samples": recorder.picture(step, evaluation.grid, "final"),
+    }
+    recorder.line("final", record)
+    return Event("final", step, record, run.share)
+
+
+# -- checkpoints and ends -------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(run: Run, recorder: Recorder, name: str = "", counters: Counters | None = None) -> str:
+    """Write all that continues the run from here, and drop older checkpoints; returns its path in the run folder."""
+    counters = counters or run.counters
+    tensors = {
+        "backbone": run.backbone.state_dict(),
+        "heads": run.method.heads.state_dict(),
+        "ema": run.ema.backbone.state_dict(),
+        "optimizer": checkpoint.optimizer_tensors(run.optimizer),
+        "method": run.method.state_dict(),
+    }
+    name = name or checkpoint.name_of(counters.step)
+    return recorder.checkpoint(name, tensors, counters, run.config.output.keep_checkpoints)
+
+
+def resume(run: Run, recorder: Recorder) -> int:
+    """Continue from the last undamaged checkpoint, dropping records after it; returns the step, 0 without one."""
+    with main_first(run.accelerator):
+        found = checkpoint.newest(recorder.folder.checkpoints)
+    run.counters, run.notices, tensors = found.counters, found.notices, found.tensors
+    if tensors is not None:
+        run.backbone.load_state_dict(tensors["backbone"])
+        run.method.heads.load_state_dict(tensors["heads"])
+        run.ema.backbone.load_state_dict(tensors["ema"])
+        checkpoint.restore_optimizer(run.optimizer, tensors["optimizer"])
+        run.method.load_state_dict(tensors["method"])
+    recorder.truncate(run.counters.step)
+    return run.counters.step
+
+
+def stop_diverged(run: Run, recorder: Recorder, found: Divergence, good: Counters) -> Event:
+    """End the run as diverged. The state that is kept, at the counters `good`, reproduces what was not finite."""
+    path = save_checkpoint(run, recorder, f"diverged_{found.step:08d}", good)
+    run.counters = good
+    return end_run(run, recorder, "diverged", {**asdict(found), "checkpoint": path})
+
+
+def end_run(run: Run, recorder: Recorder, status: str, detail: Mapping[str, Any]) -> Event:
+    """Write the status of a run that came to its end."""
+    recorder.end(status, detail)
+    return Event("end", run.counters.step, {"status": status, **detail}, run.share)
