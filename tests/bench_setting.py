@@ -15,8 +15,9 @@ from harness.data.prepare import prepare
 from harness.method import Method, Term
 from harness.training.step import Run, set_up, train_step
 from harness.training.trainer import extend_chain
-from studies.run import Lab, build_method, open_lab, resolve_run
-from studies.settings import build_parser, parse, run_config
+from studies.configs.cells import run_config
+from studies.configs.settings import build_parser, parse
+from studies.runs.lab import Lab, build_method, open_lab, resolve_run
 
 WORDS = ("--config", "digits", "--model.name", "SiT-pico/2", "--optimizer.batch_size", "16")
 CLIP_NORM = 0.01

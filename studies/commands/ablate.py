@@ -12,25 +12,19 @@ from harness.config import RunConfig, require
 from harness.errors import UserError
 from harness.machine import environment
 from harness.records.metrics import metric
-from studies import documents, dry_run
-from studies.commands.common import add_side_by_side, quiet_libraries
-from studies.settings import (
-    as_plain,
-    build_parser,
-    checked_seeds,
-    mapping,
-    nominal_shape,
-    parse,
-    resolve_sections,
-    run_config,
-    was_given,
-)
+from studies.commands.common import add_side_by_side
+from studies.configs import documents
+from studies.configs.cells import checked_seeds, run_config
+from studies.configs.sections import as_plain, nominal_shape, resolve_sections
+from studies.configs.settings import build_parser, mapping, parse, was_given
+from studies.costs import dry_run
+from studies.terminal.quiet import quiet_libraries
 
 if TYPE_CHECKING:
-    from studies.ablation import Ablation
-    from studies.compare import Failure
-    from studies.plan import Jobs
-    from studies.trials import AblationAgenda
+    from studies.ablation.plan import Ablation
+    from studies.ablation.trials import AblationAgenda
+    from studies.dispatch.board import Failure
+    from studies.dispatch.plan import Jobs
 
 HOW = "give a grid, such as --grid.block 1,2,3, or a search, such as --search tpe --trials 40"
 MOST_TRIALS = 10_000
@@ -48,12 +42,12 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if dry_run.is_asked(namespace):
         return dry_run.show(planned_cells(ablation), namespace)
-    from studies.ablation import refuse_other_study
+    from studies.ablation.commands import finish, prepare, withdraw
+    from studies.ablation.plan import refuse_other_study
     from studies.commands.report import end_study
-    from studies.lease import clear_away
-    from studies.plan import in_group
-    from studies.tables import console
-    from studies.trials import finish, prepare, withdraw
+    from studies.dispatch.leases import clear_away
+    from studies.dispatch.plan import in_group
+    from studies.terminal.tables import console
 
     require(not in_group(), "ablate runs under no launcher: start it alone, with --workers N for N runs side by side")
     environment.resolve_device(ablation.control.runtime.device)
@@ -135,8 +129,8 @@ def plan(parser: ArgumentParser, namespace: Namespace, words: Sequence[str], gri
     Raises:
         UserError: for options that make no sense together, and for axes, values and methods that are not there.
     """
-    from studies import axes
-    from studies.ablation import Ablation
+    from studies.ablation import axes
+    from studies.ablation.plan import Ablation
 
     asked = {**_flat(namespace.grid), **grid}
     _check_options(namespace, words, asked)
@@ -261,7 +255,7 @@ def summary(ablation: "Ablation", agenda: "AblationAgenda | None" = None) -> str
 
 def _left(agenda: "AblationAgenda") -> int:
     """Runs that are neither over nor found to be needless."""
-    from studies.folders import folder_of, is_done
+    from studies.runs.folders import folder_of, is_done
 
     runs = [agenda.run(number) for number in range(1, agenda.total + 1) if not agenda.settled(number)]
     return sum(run is None or not is_done(folder_of(run)) for run in runs)
@@ -294,11 +288,11 @@ def print_plan(ablation: "Ablation") -> None:
 
 def run(agenda: "AblationAgenda", workers: "Jobs", waits: bool) -> "list[Failure]":
     """Run what is missing, in workers."""
-    from studies.fork_server import start_server
-    from studies.plan import make_plan
+    from studies.children import start_server
+    from studies.dispatch.plan import make_plan
 
     agenda, plan = make_plan(agenda, workers, 1, "--workers")
     start_server()
-    from studies.compare import run_in_workers
+    from studies.dispatch.execute import run_in_workers
 
     return run_in_workers(agenda, replace(plan, waits=waits))

@@ -7,7 +7,8 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.records.files import number
-from studies.commands.common import Parser, is_main_process, quiet_libraries
+from studies.commands.common import Parser, is_main_process
+from studies.terminal.quiet import quiet_libraries
 
 DESCRIPTION = (
     "Analyse what the blocks of EMA backbones represent: alignment with a frozen encoder and with the latents, linear "
@@ -37,9 +38,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _analyse_runs(argv: Sequence[str]) -> tuple[dict[str, Any], str]:
     """The records of runs and of files in their checkpoints, by the place of each, and the format."""
-    from studies import released, saved
-    from studies.analyze import Analyst, require_weights, study_encoder
-    from studies.display import Display
+    from studies.runs import released, saved
+    from studies.runs.analyze import Analyst, require_weights, study_encoder
+    from studies.terminal.display import Display
 
     parser = Parser(prog="ditbench analyze", description=DESCRIPTION)
     parser.add_argument("checkpoints", nargs="+", help="run folders (their last EMA weights), or files in checkpoints/")
@@ -65,9 +66,9 @@ def _analyse_runs(argv: Sequence[str]) -> tuple[dict[str, Any], str]:
 
 def _analyse_released(argv: Sequence[str]) -> tuple[dict[str, Any], str]:
     """The record of a released checkpoint, by its file, and the format."""
-    from studies import released
-    from studies.analyze import PACKAGED, Analyst
-    from studies.display import Display
+    from studies.runs import released
+    from studies.runs.analyze import PACKAGED, Analyst
+    from studies.terminal.display import Display
 
     parser = released.build_parser("analyze", DESCRIPTION)
     _add_options(parser)
@@ -93,7 +94,7 @@ WHOLE = {
 def _add_options(parser: Any) -> None:
     """What is analysed, for both kinds of checkpoints; defaults are those of `AnalysisConfig`."""
     from harness.analysis.blocks import AnalysisConfig
-    from studies.analyze import PACKAGED
+    from studies.runs.analyze import PACKAGED
 
     encoder = f"frozen encoder to compare with (default: what the study's methods aligned with, else {PACKAGED})"
     parser.add_argument("--encoder", type=str, default="", help=encoder)
@@ -133,7 +134,7 @@ def _numbers(options: Mapping[str, Any], name: str, kind: type, example: str) ->
 
 def _show(found: Mapping[str, Any], form: str) -> None:
     """Print the records as a JSON object by checkpoint, or a line for every time and block of each."""
-    from studies.tables import console, print_table
+    from studies.terminal.tables import console, print_table
 
     if form == "json":
         print(json.dumps(found, indent=1))

@@ -74,7 +74,7 @@ def _plain(run: "Run", found: "Verdict") -> dict[str, object]:
 
 
 def _print(run: "Run", found: "Verdict") -> None:
-    from studies.tables import console, print_table
+    from studies.terminal.tables import console, print_table
 
     console().print(f"{run.folder} against {found.reference.name}, {len(found.reference.seeds)} seeds")
     rows = [

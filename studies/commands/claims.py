@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     from reports.claims import ledger
-    from studies.tables import console, print_fields
+    from studies.terminal.tables import console, print_fields
 
     judged = ledger.judge_paths(arguments.studies)
     paths = ledger.write(judged, arguments.out)

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser
 
 from harness.config import require
-from studies import dry_run
-from studies.commands.common import add_side_by_side, is_main_process, print_config, quiet_libraries
-from studies.settings import Comparison, build_parser, comparison, parse
+from studies.commands.common import add_side_by_side, is_main_process, print_config
+from studies.configs.cells import Comparison, comparison
+from studies.configs.settings import build_parser, parse
+from studies.costs import dry_run
+from studies.terminal.quiet import quiet_libraries
 
 if TYPE_CHECKING:
-    from studies.compare import Failure
-    from studies.plan import Jobs
+    from studies.dispatch.board import Failure
+    from studies.dispatch.plan import Jobs
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,7 +55,7 @@ def command_parser() -> ArgumentParser:
 
 def tuned(parser: ArgumentParser, words: Sequence[str], folder: Path) -> Comparison:
     """The winners of a study of trials, under its shared settings where the command gives no others."""
-    from studies.tuned import open_tuning, set_defaults, tuned_comparison
+    from studies.ablation.tuned import open_tuning, set_defaults, tuned_comparison
 
     tuning = open_tuning(folder)
     set_defaults(parser, tuning)
@@ -62,7 +64,7 @@ def tuned(parser: ArgumentParser, words: Sequence[str], folder: Path) -> Compari
 
 def refuse_ablation(study: Path) -> None:
     """Refuse a folder of trials: its report would take the cells of a comparison for settings."""
-    from studies.ablation import RECORD
+    from studies.ablation.plan import RECORD
 
     require(
         not (study / RECORD).exists(),
@@ -72,16 +74,16 @@ def refuse_ablation(study: Path) -> None:
 
 def run(asked: Comparison, jobs: "Jobs", gpus_per_cell: int, waits: bool) -> "list[Failure]":
     """Run what is missing, in workers or in the process group that a launcher started."""
-    from studies.fork_server import start_server
-    from studies.plan import check_group, in_group, make_plan
+    from studies.children import start_server
+    from studies.dispatch.plan import check_group, in_group, make_plan
 
     if in_group():
         check_group(jobs, gpus_per_cell)
-        from studies.compare import run_here
+        from studies.dispatch.execute import run_here
 
         return run_here(asked, waits)
     asked, plan = make_plan(asked, jobs, gpus_per_cell)
     start_server()
-    from studies.compare import run_in_workers
+    from studies.dispatch.execute import run_in_workers
 
     return run_in_workers(asked, replace(plan, waits=waits))

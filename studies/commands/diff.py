@@ -39,7 +39,7 @@ def _plain(paths: Sequence[Path], found: "Contrast") -> dict[str, Any]:
 
 
 def _print(paths: Sequence[Path], found: "Contrast") -> None:
-    from studies.tables import console, print_table
+    from studies.terminal.tables import console, print_table
 
     lines = [f"{letter}  {path}" for letter, path in zip("AB", paths, strict=True)]
     console().print("\n".join(lines))

@@ -4,7 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from studies.commands.common import Parser, quiet_libraries
+from studies.commands.common import Parser
+from studies.terminal.quiet import quiet_libraries
 
 
 def main(argv: Sequence[str]) -> int:
@@ -17,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.format == "json":
         print(json.dumps(facts, indent=1))
         return 0
-    from studies.tables import print_table
+    from studies.terminal.tables import print_table
 
     machine = {key: value for key, value in facts.items() if key not in ("packages", "weights")}
     print_table([{"machine": key, "value": str(value)} for key, value in machine.items()], "left")

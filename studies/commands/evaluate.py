@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from harness.config import require
 from harness.records.files import number, write_json
 from harness.records.run_folder import RunFolder
-from studies.commands.common import is_main_process, quiet_libraries
+from studies.commands.common import is_main_process
+from studies.terminal.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from studies.saved import Opened
-    from studies.scored import Protocol
+    from studies.runs.saved import Opened
+    from studies.runs.scored import Protocol
 
 DESCRIPTION = (
     "Evaluate a run's EMA backbone, under its own protocol or another. For a released checkpoint give --checkpoint "
@@ -39,8 +40,8 @@ def _add_options(parser: "ArgumentParser") -> "ArgumentParser":
 
 def evaluate_weights(argv: Sequence[str]) -> int:
     """Evaluate the backbone of a run or of a released checkpoint; of several processes the main one scores."""
-    from studies import released, saved
-    from studies.settings import whole_numbers
+    from studies.configs.settings import whole_numbers
+    from studies.runs import released, saved
 
     is_released, words = released.route(argv)
     source = released if is_released else saved
@@ -53,7 +54,7 @@ def evaluate_weights(argv: Sequence[str]) -> int:
         parser.add_argument("--seeds", type=whole_numbers, default=[], help=several)
     namespace, opening = source.parse_to_open(parser, words)
     given = any(word.partition("=")[0] == "--seeds" for word in words)
-    from studies.display import Display
+    from studies.terminal.display import Display
 
     with Display() as display:
         opened = opening(display.report)
@@ -64,7 +65,7 @@ def evaluate_weights(argv: Sequence[str]) -> int:
 def evaluate_backbone(opened: "Opened", seeds: Sequence[int], form: str) -> None:
     """Evaluate under every evaluation seed, store the records and print them."""
     from harness.machine.processes import is_main
-    from studies.saved import evaluators
+    from studies.runs.saved import evaluators
 
     lab, records = opened.lab, []
     for evaluator in evaluators(lab, seeds):
@@ -88,8 +89,8 @@ def evaluate_file(argv: Sequence[str], has_config: bool) -> int:
     """Score the images of a file."""
     if not is_main_process():
         return 0
-    from studies.display import Display
-    from studies.scored import score_file
+    from studies.runs.scored import score_file
+    from studies.terminal.display import Display
 
     samples, form, protocol, folder = _parse_with_config(argv) if has_config else _parse_with_run(argv)
     with Display(stderr=True) as display:
@@ -102,18 +103,18 @@ def evaluate_file(argv: Sequence[str], has_config: bool) -> int:
 
 def _parse_with_config(argv: Sequence[str]) -> "tuple[str, str, Protocol, RunFolder | None]":
     """The file, the format and the protocol of a config; nothing is stored."""
-    from studies import settings
-    from studies.scored import Protocol
+    from studies.configs import cells, settings
+    from studies.runs.scored import Protocol
 
     parser = _add_options(settings.build_parser("evaluate", DESCRIPTION))
     namespace = settings.parse(parser, argv)
-    return namespace.samples, namespace.format, Protocol.of(settings.run_config(parser, namespace)), None
+    return namespace.samples, namespace.format, Protocol.of(cells.run_config(parser, namespace)), None
 
 
 def _parse_with_run(argv: Sequence[str]) -> "tuple[str, str, Protocol, RunFolder | None]":
     """The file, the format, and the protocol of a run, whose folder takes the record; without a run, of the options."""
-    from studies import saved
-    from studies.scored import Protocol
+    from studies.runs import saved
+    from studies.runs.scored import Protocol
 
     parser = _add_options(saved.build_parser("evaluate", DESCRIPTION, run_needed=False))
     asked = saved.parse_words(parser, argv)
@@ -141,7 +142,7 @@ def _show(
     record: Mapping[str, Any], title: str, lines: Mapping[str, Mapping[str, float]], warnings: Sequence[str], form: str
 ) -> None:
     """Print a record as JSON, or as a table with the floor and the reconstructions where they have the metric."""
-    from studies.tables import console, print_table
+    from studies.terminal.tables import console, print_table
 
     if form == "json":
         print(json.dumps(record, indent=1))
@@ -157,7 +158,7 @@ def _show(
 
 def _show_speed(images_per_s: Mapping[str, float]) -> None:
     """Print how fast the images of an evaluation were made and read."""
-    from studies.tables import console
+    from studies.terminal.tables import console
 
     parts = ", ".join(f"{what} {speed:.4g}" for what, speed in images_per_s.items())
     console().print(f"images/s: {parts}")
@@ -165,7 +166,7 @@ def _show_speed(images_per_s: Mapping[str, float]) -> None:
 
 def _show_seeds(records: Sequence[Mapping[str, Any]], seeds: Sequence[int], warnings: Sequence[str], form: str) -> None:
     """Print several records as a JSON list, or as a table with mean and standard deviation over the seeds."""
-    from studies.tables import console, print_table
+    from studies.terminal.tables import console, print_table
 
     if form == "json":
         print(json.dumps(records, indent=1))

@@ -3,7 +3,8 @@
 import json
 from collections.abc import Sequence
 
-from studies.commands.common import Parser, quiet_libraries
+from studies.commands.common import Parser
+from studies.terminal.quiet import quiet_libraries
 
 
 def main(argv: Sequence[str]) -> int:
@@ -13,7 +14,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     quiet_libraries()
     import methods
-    from studies.tables import print_table
+    from studies.terminal.tables import print_table
 
     rows = []
     for name in methods.names():

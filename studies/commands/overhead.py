@@ -9,11 +9,11 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 import methods
 from harness.config import RuntimeConfig
-from studies.commands.common import quiet_libraries
-from studies.settings import comma_list, parse
+from studies.configs.settings import comma_list, parse
+from studies.terminal.quiet import quiet_libraries
 
 if TYPE_CHECKING:
-    from studies.overhead import Request
+    from studies.costs.overhead import Request
 
 MODELS = ("SiT-S/2", "SiT-B/2", "SiT-L/2", "SiT-XL/2")
 MEASURED = ("SiT-S/2",)
@@ -25,8 +25,8 @@ def main(argv: Sequence[str]) -> int:
     parser = command_parser()
     namespace = parse(parser, argv)
     from reports.costs.overhead import Overhead, check_folder, write
-    from studies.display import Display
-    from studies.overhead import counted_rows, measured_rows
+    from studies.costs.overhead import counted_rows, measured_rows
+    from studies.terminal.display import Display
 
     made = parser.instantiate(namespace)
     asked = request(namespace, made)
@@ -85,7 +85,7 @@ def command_parser() -> ArgumentParser:
 
 def request(namespace: Namespace, made: Namespace) -> "Request":
     """What is to be counted, with the sections of `made`; `UserError` for unknown names and sizes that do not fit."""
-    from studies.overhead import Request
+    from studies.costs.overhead import Request
 
     models = namespace.models or (MEASURED if namespace.measure else MODELS)
     for name in namespace.methods:
@@ -105,7 +105,7 @@ def plain(overhead: Any, paths: Sequence[Path]) -> dict[str, Any]:
 def show(overhead: Any, folder: Path) -> None:
     """Print the tables with what one needs to read them, then where the files are."""
     from reports.costs.overhead import sections
-    from studies.tables import console, print_table
+    from studies.terminal.tables import console, print_table
 
     for section in sections(overhead):
         console().print(section.title)

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.config import RunConfig, require
-from studies.commands.common import quiet_libraries
-from studies.settings import build_parser, comparison, nominal_shape, parse, resolve_sections, run_config, section_of
+from studies.configs.cells import comparison, run_config
+from studies.configs.sections import nominal_shape, resolve_sections, section_of
+from studies.configs.settings import build_parser, parse
+from studies.terminal.quiet import quiet_libraries
 
 CONTEXT = multiprocessing.get_context("spawn")
 """Makes the helpers: threads and CUDA do not survive a fork."""
@@ -54,8 +56,8 @@ def _build_caches(cells: Sequence[RunConfig], jobs: int, verify: bool) -> int:
     from harness.machine import environment
     from harness.machine.disk import free_bytes, size_in_words
     from harness.method import Needs
-    from studies.display import Display
-    from studies.tables import console
+    from studies.terminal.display import Display
+    from studies.terminal.tables import console
 
     runtime = environment.resolve_runtime(cells[0].runtime)
     group = _Group.of(runtime.device, jobs)
@@ -194,7 +196,7 @@ class _Stage:
 
     def left(self, total: int) -> str:
         """Time that the rest takes at this speed."""
-        from studies.display import duration
+        from studies.terminal.display import duration
 
         return duration((self.now - self.start) / (self.done - self.before) * (total - self.done))
 
@@ -230,8 +232,8 @@ def _train_autoencoder(config, recipe, out: Path) -> int:
     from harness.machine import environment
     from harness.records.files import read_json
     from harness.training.autoencoder import train_autoencoder
-    from studies.display import Display
-    from studies.tables import console
+    from studies.terminal.display import Display
+    from studies.terminal.tables import console
 
     runtime = environment.resolve_runtime(config.runtime)
     environment.apply_runtime(runtime)

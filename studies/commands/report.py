@@ -16,7 +16,7 @@ from studies.commands.common import Parser
 if TYPE_CHECKING:
     from reports.load import Published, Study
     from reports.report import ReportPaths
-    from studies.compare import Failure
+    from studies.dispatch.board import Failure
 
 
 def main(argv: Sequence[str]) -> int:
@@ -135,7 +135,7 @@ def show(paths: "ReportPaths") -> None:
     from reports.final import protocol as final_protocol
     from reports.tables import marks, means_rows, terminal_rows
     from reports.verify import compact
-    from studies.tables import console, print_table
+    from studies.terminal.tables import console, print_table
 
     found = paths.study
     print(f"{found.main_metrics[0]} {found.after}")
@@ -161,7 +161,7 @@ def show(paths: "ReportPaths") -> None:
 def show_joint(studies: "Sequence[Study]", page: Path) -> None:
     """Print what the studies say together, then the path of the page."""
     from reports.joint import profiles
-    from studies.tables import console, print_table
+    from studies.terminal.tables import console, print_table
 
     for sentence in profiles.headline(studies):
         console().print(sentence)
@@ -175,8 +175,9 @@ def end_study(study: Path, failures: "Sequence[Failure]", is_over: bool = True) 
 
     After a failure, or where others may still be at runs (not `is_over`), it is no further error that there is none.
     """
-    from studies.lease import held, study_lock
-    from studies.tables import console
+    from studies.dispatch.leases import held
+    from studies.runs.folders import study_lock
+    from studies.terminal.tables import console
 
     for failure in failures:
         console(stderr=True).print(f"failed: {failure.run}: {failure.message}")

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.config import require
-from studies.commands.common import is_main_process, quiet_libraries
+from studies.commands.common import is_main_process
+from studies.terminal.quiet import quiet_libraries
 
 DESCRIPTION = (
     "Generate images; image i depends on --evaluation.seed and on i alone. For a released checkpoint give --checkpoint "
@@ -15,7 +16,7 @@ DESCRIPTION = (
 def main(argv: Sequence[str]) -> int:
     """Write images as PNG files, or as one .npz as ADM's evaluator reads it; the same command again goes on."""
     quiet_libraries()
-    from studies import released, saved
+    from studies.runs import released, saved
 
     is_released, words = released.route(argv)
     source = released if is_released else saved
@@ -30,8 +31,8 @@ def main(argv: Sequence[str]) -> int:
     require(namespace.num >= 1, f"--num is {namespace.num}: give 1 or more images")
     out = Path(namespace.npz or namespace.out)
     require(not out.exists(), f"--out {out} exists already: name another place")
-    from studies.display import Display
-    from studies.tables import console
+    from studies.terminal.display import Display
+    from studies.terminal.tables import console
 
     with Display() as display:
         opened = opening(display.report)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from studies.commands.common import Parser, quiet_libraries
+from studies.commands.common import Parser
+from studies.terminal.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from harness.config import OutputConfig
@@ -28,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.format == "json":
         print(json.dumps(rows, indent=1, ensure_ascii=False))
     else:
-        from studies.tables import print_table
+        from studies.terminal.tables import print_table
 
         print_table([{k: str(v) for k, v in row.items() if not k.startswith("mlflow")} for row in rows])
         for uri in dict.fromkeys(row["mlflow_uri"] for row in rows):
@@ -40,7 +41,8 @@ def sync_study(study: Path, mlflow_uri: str) -> list[dict[str, Any]]:
     """Sync every run, after waiting for another sync of the study; returns a row for each."""
     from harness.config import OutputConfig
     from harness.records.run_folder import find_runs
-    from studies.lease import held, study_lock
+    from studies.dispatch.leases import held
+    from studies.runs.folders import study_lock
 
     study = study.absolute()
     mirrors: dict[OutputConfig, Mirror] = {}
@@ -56,7 +58,8 @@ def sync_run(folder: "RunFolder", output: "OutputConfig", mirrors: "dict[OutputC
     """Sync one run and note in its manifest where it is; a run that another process trains keeps its manifest."""
     from harness.tracking.live import tracking_uri
     from harness.tracking.mirror import place_of
-    from studies.lease import claim, lease_path
+    from studies.dispatch.leases import claim
+    from studies.runs.folders import lease_path
 
     place = place_of(folder)
     lease = claim(lease_path(output.runs, place["study"], place["cell"], int(place["seed"])))

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
-from studies import dry_run
-from studies.commands.common import is_main_process, print_config, quiet_libraries
-from studies.settings import Comparison, build_parser, parse, run_config
+from studies.commands.common import is_main_process, print_config
+from studies.configs.cells import Comparison, run_config
+from studies.configs.settings import build_parser, parse
+from studies.costs import dry_run
+from studies.terminal.quiet import quiet_libraries
 
 
 def main(argv: Sequence[str]) -> int:
@@ -18,8 +20,8 @@ def main(argv: Sequence[str]) -> int:
         return print_config([config])
     if dry_run.is_asked(namespace):
         return dry_run.show([(config, 1)], namespace)
-    from studies.compare import run_here
-    from studies.tables import console
+    from studies.dispatch.execute import run_here
+    from studies.terminal.tables import console
 
     failures = run_here(Comparison(cells=(config,), seeds=(config.seed,), baseline=""))
     for failure in failures if is_main_process() else ():

@@ -23,7 +23,7 @@ from harness.evaluation.generate import generate_latents
 from harness.frozen.autoencoder import Autoencoder
 from harness.frozen.encoders import FrozenEncoder
 from harness.machine import environment
-from studies.fork_server import CONTEXT, start_server
+from studies.children import CONTEXT, start_server
 from tests.benchmarks.evaluation import make_backbone
 
 TITLE = "networks with freed memory kept, against glibc's default"

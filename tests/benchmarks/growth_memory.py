@@ -17,7 +17,8 @@ from harness.config import RuntimeConfig
 from harness.cost import memory
 from harness.machine import environment
 from harness.training.step import synchronize, train_step
-from studies.measure import in_own_process, most_bytes
+from studies.children import in_own_process
+from studies.costs.peaks import most_bytes
 from tests.benchmarks.growth import Size
 from tests.benchmarks.runs import build_run
 

@@ -29,8 +29,8 @@ from harness.machine.processes import open_accelerator
 from harness.method import DataShape, Needs
 from harness.rng import stream
 from harness.training.step import train_step
-from studies.settings import resolve_sections
-from studies.synthetic import backbone_shape, prepared_data, synthetic_run
+from studies.configs.sections import resolve_sections
+from studies.costs.synthetic import backbone_shape, prepared_data, synthetic_run
 
 TITLE = "batches of 256 from caches of SiT-B/2 at 256 pixels"
 NUM_IMAGES, BATCH, COUNT = 12288, 256, 24

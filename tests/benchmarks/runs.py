@@ -14,8 +14,8 @@ from harness.frozen.encoders import encoder_width
 from harness.machine.processes import open_accelerator
 from harness.method import DataShape
 from harness.training.step import Run
-from studies.settings import resolve_sections
-from studies.synthetic import backbone_shape, synthetic_run
+from studies.configs.sections import resolve_sections
+from studies.costs.synthetic import backbone_shape, synthetic_run
 
 CLASSES = 1000
 

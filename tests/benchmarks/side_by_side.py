@@ -13,9 +13,9 @@ import torch
 
 from harness.config import DataConfig, ModelConfig, OptimizerConfig, OutputConfig, RunConfig, RuntimeConfig
 from harness.method import BackboneShape
-from studies import side_by_side
-from studies.fork_server import CONTEXT
-from studies.side_by_side import control_run, divisors, images_per_s, split_words
+from studies.children import CONTEXT
+from studies.dispatch import side_by_side
+from studies.dispatch.side_by_side import control_run, divisors, images_per_s, split_words
 
 TITLE = "images a second of cells side by side, threads divided"
 ROUNDS = 3

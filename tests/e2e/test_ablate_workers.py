@@ -14,8 +14,9 @@ from harness.tracking.live import PARENT_TAG, STATUS_TAG
 from harness.training.trainer import Event
 from studies.commands import report
 from studies.commands.compare import command_parser
-from studies.compare import run_here
-from studies.settings import Comparison, comparison, parse
+from studies.configs.cells import Comparison, comparison
+from studies.configs.settings import parse
+from studies.dispatch.execute import run_here
 from tests.e2e.conftest import STUDY, Faults, Place
 from tests.e2e.test_jobs import Start, begins, is_gone, same_records, start, until  # noqa: F401 - a fixture
 

@@ -20,7 +20,7 @@ import pytest
 from harness.errors import StorageError
 from harness.records.run_folder import RunFolder
 from harness.training import checkpoint
-from studies.work import logged
+from studies.dispatch.logs import logged
 from tests.e2e.conftest import TIMES, Place, contents, run_process, say
 
 TRAIN = (
@@ -33,7 +33,7 @@ RUN = Path("runs") / "small" / "vae_repa" / "seed0"
 MOUNTED = """
 import os, shutil, subprocess, sys
 from pathlib import Path
-import studies.worker  # the libraries of both commands, once
+import studies.dispatch.worker  # the libraries of both commands, once
 from studies.cli import main
 
 def attempt(name):

@@ -32,7 +32,7 @@ from harness.config import RunConfig
 from harness.machine import ram
 from harness.records.files import read_json
 from studies import cli
-from studies.settings import SECTIONS
+from studies.configs.sections import SECTIONS
 
 FULL = os.environ.get("DITBENCH_FULL") == "1"
 CASES = 500 if FULL else 12

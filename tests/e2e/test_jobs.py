@@ -16,13 +16,15 @@ from typing import Any
 import pytest
 
 from harness.records.run_folder import RunFolder
-from studies import cli, lease
+from studies import cli
+from studies.children import CONTEXT, start_server
 from studies.commands import report
 from studies.commands.compare import command_parser
-from studies.compare import run_in_workers
-from studies.fork_server import CONTEXT, start_server
-from studies.plan import Plan
-from studies.settings import comparison, parse
+from studies.configs.cells import comparison
+from studies.configs.settings import parse
+from studies.dispatch import leases
+from studies.dispatch.execute import run_in_workers
+from studies.dispatch.plan import Plan
 from tests.e2e.conftest import ROOT, STUDY, TIMES, Faults, FinishedStudy, Place, draw_nothing, run_process
 
 Ditbench = Callable[..., tuple[int, str, str]]
@@ -248,10 +250,10 @@ ONE = (
 def test_a_run_that_had_company_on_its_device_stays_marked(
     place: Place, faults: Faults, ditbench: Ditbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "registry", lambda: place.folder / "devices")
+    monkeypatch.setattr(leases, "registry", lambda: place.folder / "devices")
     words = place.words("train", "--runtime.device", "cpu", *ONE)
     faults.are("raise")
-    with lease.presence("cpu", "another run"):
+    with leases.presence("cpu", "another run"):
         status, _, err = ditbench(*words, "faulty")
     assert (status, err) == (1, "failed: faulty/seed0: RuntimeError: no space [left] on the device\n")
     run, alone = (RunFolder(place.runs / "one" / cell / "seed0") for cell in ("faulty", "sit"))

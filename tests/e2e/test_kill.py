@@ -22,7 +22,7 @@ from mlflow import MlflowClient
 from harness.records.run_folder import RunFolder
 from harness.training import checkpoint
 from studies import cli
-from studies.fork_server import CONTEXT, start_server
+from studies.children import CONTEXT, start_server
 from tests.e2e.conftest import ROOT, STUDY, TIMES, FinishedStudy, Place
 
 

@@ -22,7 +22,8 @@ from harness.records.run_folder import RunFolder
 from harness.tracking import live
 from harness.tracking.mirror import recorded_points, stored
 from harness.training.trainer import Event
-from studies import cli, run
+from studies import cli
+from studies.runs import run
 from tests.e2e.conftest import TIMES, Place
 
 STUDY = "fragile"

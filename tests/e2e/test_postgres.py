@@ -19,7 +19,7 @@ import optuna
 import pytest
 
 from harness.records.run_folder import RunFolder
-from studies.trials import prepare
+from studies.ablation.commands import prepare
 from tests.e2e.conftest import Faults, Place, contents
 from tests.e2e.test_jobs import Start, begins, same_records, start, until  # noqa: F401 - a fixture
 from tests.unit.ablation_factory import grid, with_study

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from harness.records.run_folder import RunFolder
 from harness.training import checkpoint
-from studies import cli, compare
+from studies import cli
+from studies.children import CONTEXT, start_server
 from studies.commands import report
-from studies.fork_server import CONTEXT, start_server
+from studies.dispatch import execute
 from tests.e2e.conftest import STUDY, TIMES, FinishedStudy, Place, contents
 
 
@@ -29,7 +30,7 @@ def killed_within_a_checkpoint(words: Sequence[str]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         write_json(path, value)
 
-    compare.run_in_workers = lambda comparison, plan: compare.run_here(comparison)
+    execute.run_in_workers = lambda comparison, plan: execute.run_here(comparison)
     checkpoint.write_json = killing
     cli.main(list(words))
 

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from harness.records.run_folder import RunFolder
-from studies import cli, saved
+from studies import cli
+from studies.runs import saved
 from tests.e2e.conftest import FinishedStudy, contents, run_process
 
 Ditbench = Callable[..., tuple[int, str, str]]

@@ -16,7 +16,8 @@ import pytest
 
 from harness.records.run_folder import RunFolder
 from studies.commands.compare import command_parser
-from studies.settings import comparison, parse
+from studies.configs.cells import comparison
+from studies.configs.settings import parse
 from tests.e2e.conftest import ROOT, STUDY, FinishedStudy, Place
 from tests.e2e.test_jobs import TOGETHER, assert_trained_together, begins
 

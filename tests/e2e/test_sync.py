@@ -18,7 +18,8 @@ from harness.config import OutputConfig
 from harness.records.run_folder import RunFolder
 from harness.tracking.live import Tracker, prepare_store, tracking_uri
 from harness.tracking.mirror import recorded_points
-from studies.lease import claim, lease_path
+from studies.dispatch.leases import claim
+from studies.runs.folders import lease_path
 from tests.e2e.conftest import ROOT, contents, run_process
 from tests.unit.records_factory import edit_lines, edit_manifest, fail, write_study
 

@@ -8,10 +8,10 @@ from typing import Any
 from harness.config import BudgetConfig, DataConfig, EvaluationConfig, ModelConfig, OutputConfig, RunConfig
 from harness.records.run_folder import RunFolder
 from methods.vae_repa import VaeRepaConfig
-from studies.ablation import Ablation, Subject
-from studies.axes import grid_settings, grid_subject, search_subject
-from studies.folders import folder_of
-from studies.settings import nominal_shape, resolve_sections
+from studies.ablation.axes import grid_settings, grid_subject, search_subject
+from studies.ablation.plan import Ablation, Subject
+from studies.configs.sections import nominal_shape, resolve_sections
+from studies.runs.folders import folder_of
 
 POINTS = 3
 BUDGET = 6

@@ -23,7 +23,7 @@ from harness.training import step as training_step
 from harness.training.recorder import Recorder
 from harness.training.step import Run, train_step
 from harness.training.trainer import train
-from studies.saved import write_samples
+from studies.runs.saved import write_samples
 from tests.bench_setting import Bench, open_bench
 
 STEPS = 5

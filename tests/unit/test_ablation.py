@@ -13,8 +13,8 @@ import methods
 from harness.config import RunConfig
 from harness.errors import UserError
 from harness.records.files import read_json, write_json
-from studies import axes
-from studies.ablation import (
+from studies.ablation import axes
+from studies.ablation.plan import (
     LONGEST_LABEL,
     Ablation,
     Subject,
@@ -25,7 +25,9 @@ from studies.ablation import (
     refusal,
     text_of,
 )
-from studies.settings import build_parser, nominal_shape, parse, resolve_sections, run_config
+from studies.configs.cells import run_config
+from studies.configs.sections import nominal_shape, resolve_sections
+from studies.configs.settings import build_parser, parse
 
 Cell = Callable[..., RunConfig]
 

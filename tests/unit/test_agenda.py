@@ -12,16 +12,17 @@ from harness.config import DataConfig, OutputConfig, RunConfig
 from harness.errors import UserError
 from harness.training.trainer import Event
 from studies.agenda import Agenda, Context
-from studies.compare import Board, Failure
-from studies.display import Display
-from studies.folders import folder_of, lease_of
-from studies.lease import claim
-from studies.messages import Begins, Failed, Happened, Left, Message, Over
-from studies.plan import Plan, make_plan
-from studies.run import may_be_stopped
-from studies.settings import Comparison
-from studies.work import ALL_OVER, WAIT, Task, Turns, noted_end
-from studies.workers import Crew
+from studies.configs.cells import Comparison
+from studies.dispatch.board import Board, Failure
+from studies.dispatch.crew import Crew
+from studies.dispatch.leases import claim
+from studies.dispatch.messages import Begins, Failed, Happened, Left, Message, Over
+from studies.dispatch.plan import Plan, make_plan
+from studies.dispatch.turns import ALL_OVER, WAIT, Task, Turns
+from studies.dispatch.work import noted_end
+from studies.runs.folders import folder_of, lease_of
+from studies.runs.run import may_be_stopped
+from studies.terminal.display import Display
 from tests.unit.ablation_factory import start
 
 

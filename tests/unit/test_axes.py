@@ -11,8 +11,9 @@ import methods
 from harness.config import RunConfig
 from harness.errors import UserError
 from harness.method import Disclosure, Method
-from studies import axes
-from studies.settings import build_parser, parse, run_config
+from studies.ablation import axes
+from studies.configs.cells import run_config
+from studies.configs.settings import build_parser, parse
 
 SUM = "repa+vae_repa"
 Cells = Callable[[str], RunConfig]

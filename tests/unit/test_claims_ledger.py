@@ -266,7 +266,7 @@ def test_a_terminal_of_100_columns_is_wide_enough(
 ) -> None:
     assert cli.main(["claims", str(study)]) == 0
     wide = capsys.readouterr().out
-    monkeypatch.setattr("studies.tables.PIPE_WIDTH", 100)
+    monkeypatch.setattr("studies.terminal.tables.PIPE_WIDTH", 100)
     assert cli.main(["claims", str(study)]) == 0
     folded = capsys.readouterr().out
     assert max(map(len, wide.splitlines())) > 100 >= max(map(len, folded.splitlines()))

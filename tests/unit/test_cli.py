@@ -13,7 +13,7 @@ import yaml
 
 from harness.errors import UserError
 from studies import cli
-from studies.commands import common
+from studies.terminal import quiet
 
 ROOT = Path(__file__).parents[2]
 
@@ -230,10 +230,10 @@ def test_printing_refuses_what_running_would(capsys: pytest.CaptureFixture[str])
 
 
 def test_what_the_environment_says_to_libraries_stands(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in common.LIBRARY_SETTINGS:
+    for name in quiet.LIBRARY_SETTINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
-    common.quiet_libraries()
+    quiet.quiet_libraries()
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "3"
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 

@@ -7,15 +7,16 @@ from typing import Any, cast
 import pytest
 
 from harness.config import DataConfig, OutputConfig, RunConfig, RuntimeConfig
-from studies import compare, fork_server
+from studies import children
 from studies.commands import ablate
 from studies.commands import compare as command
-from studies.compare import Board
-from studies.display import Display
-from studies.plan import Plan
-from studies.settings import Comparison
-from studies.work import Task
-from studies.workers import Crew
+from studies.configs.cells import Comparison
+from studies.dispatch import execute
+from studies.dispatch.board import Board
+from studies.dispatch.crew import Crew
+from studies.dispatch.plan import Plan
+from studies.dispatch.turns import Task
+from studies.terminal.display import Display
 
 
 @pytest.fixture
@@ -33,8 +34,8 @@ def test_workers_wait_for_others_unless_that_is_refused(
     asked: Comparison, waits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plans: list[Plan] = []
-    monkeypatch.setattr(fork_server, "start_server", lambda: None)
-    monkeypatch.setattr(compare, "run_in_workers", lambda agenda, plan: plans.append(plan) or [])
+    monkeypatch.setattr(children, "start_server", lambda: None)
+    monkeypatch.setattr(execute, "run_in_workers", lambda agenda, plan: plans.append(plan) or [])
     assert command.run(asked, 2, 1, waits=waits) == []
     assert ablate.run(cast(Any, asked), 2, waits=waits) == []
     assert plans == [Plan(workers=2, shares_device=True, waits=waits)] * 2
@@ -47,7 +48,7 @@ def test_workers_wait_for_others_unless_that_is_refused(
 def test_the_choice_of_auto_is_printed_once(
     asked: Comparison, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("studies.workers.Crew.run", lambda self: None)
+    monkeypatch.setattr("studies.dispatch.crew.Crew.run", lambda self: None)
     plan = Plan(workers=1, reason="--jobs auto: 1 process of 2 threads, as there is nothing to divide")
-    assert compare.run_in_workers(asked, plan) == []
+    assert execute.run_in_workers(asked, plan) == []
     assert capsys.readouterr().out.splitlines() == [plan.reason]

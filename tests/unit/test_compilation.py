@@ -9,7 +9,8 @@ from harness.config import BudgetConfig, DataConfig, RunConfig, RuntimeConfig, t
 from harness.errors import UserError
 from harness.training import compilation
 from harness.training.compilation import check_compiler, compile_blocks, forward_gmacs, nominal_seconds, resolve_compile
-from studies.settings import build_parser, comparison, parse
+from studies.configs.cells import comparison
+from studies.configs.settings import build_parser, parse
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 LONG = BudgetConfig(amount=400_000)

@@ -9,9 +9,9 @@ import pytest
 
 from harness.config import BudgetConfig, DataConfig, RunConfig
 from harness.training.trainer import Event
-from studies import display
-from studies.display import Display, duration
-from studies.settings import Comparison
+from studies.configs.cells import Comparison
+from studies.terminal import display
+from studies.terminal.display import Display, duration
 
 BUDGET = 100
 CONFIG = RunConfig(data=DataConfig(name="digits"), method="sit", budget=BudgetConfig(amount=BUDGET))

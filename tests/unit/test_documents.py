@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from studies.documents import DEEPEST, MOST_VALUES, check_file, check_word
+from studies.configs.documents import DEEPEST, MOST_VALUES, check_file, check_word
 
 LAUGHS = "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30))])
 """9 ** 29 values in 30 lines."""

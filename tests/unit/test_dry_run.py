@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from studies import cli
-from studies.dry_run import table
-from studies.estimate import CellCost, Estimate, Rate
+from studies.costs.dry_run import table
+from studies.costs.estimate import CellCost, Estimate, Rate
 
 DIGITS = ("--config", "digits", "--dry_run", "--tflops", "0.5")
 

@@ -6,7 +6,7 @@ import pytest
 
 from harness.errors import UserError
 from studies.commands.report import end_study
-from studies.compare import Failure
+from studies.dispatch.board import Failure
 
 
 def test_a_study_without_runs_has_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,9 +8,10 @@ import pytest
 from harness.config import DataConfig
 from harness.errors import UserError
 from harness.machine.ram import Part
-from studies import estimate as module
-from studies.estimate import Estimate, Planned, data_outline, estimate
-from studies.settings import build_parser, comparison, parse
+from studies.configs.cells import comparison
+from studies.configs.settings import build_parser, parse
+from studies.costs import estimate as module
+from studies.costs.estimate import Estimate, Planned, data_outline, estimate
 
 S_GMACS = 6.05
 """Of a forward pass: methods.md section 9."""

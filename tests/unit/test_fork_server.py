@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 CODE = """
 import os
-from studies.commands.common import quiet_libraries
+from studies.terminal.quiet import quiet_libraries
 
 quiet_libraries()
 import torch
@@ -18,7 +18,7 @@ asked = []
 torch.cuda._device_count_nvml = lambda: 1  # as on a machine with a GPU
 torch._C._cuda_getDeviceCount = lambda: asked.append("the CUDA runtime") or 1
 
-import studies.worker
+import studies.dispatch.worker
 
 assert torch.cuda.is_available(), "the stand-in for a GPU is not seen"
 assert not asked and not torch.cuda.is_initialized()

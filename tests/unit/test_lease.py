@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from studies import lease
-from studies.lease import claim, clear_away, held, holder, lease_path, presence, study_lock
+from studies.dispatch import leases
+from studies.dispatch.leases import claim, clear_away, held, holder, presence
+from studies.runs.folders import lease_path, study_lock
 
 ROOT = Path(__file__).parents[2]
 
-HEAD = "import sys; from pathlib import Path; from studies.lease import *\n"
+HEAD = "import sys; from pathlib import Path; from studies.dispatch.leases import *\n"
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -32,7 +33,7 @@ def start() -> Iterator[Start]:
             [
                 sys.executable,
                 "-c",
-                f"import sys\nfrom pathlib import Path\nfrom studies.lease import *\n{code}",
+                f"import sys\nfrom pathlib import Path\nfrom studies.dispatch.leases import *\n{code}",
                 *words,
             ],
             stdin=subprocess.PIPE,
@@ -68,9 +69,9 @@ def end(process: "subprocess.Popen[str]", how: signal.Signals | None = None) -> 
 def devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A registry of devices of this test's own, for other processes too."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(lease.tempfile, "tempdir", None)
-    assert lease.registry().parent == tmp_path
-    return lease.registry()
+    monkeypatch.setattr(leases.tempfile, "tempdir", None)
+    assert leases.registry().parent == tmp_path
+    return leases.registry()
 
 
 # -- runs -----------------------------------------------------------------------------------------------------------

@@ -25,9 +25,13 @@ from harness.machine import environment, ram
 from harness.machine.processes import open_accelerator
 from harness.method import Needs
 from harness.training.step import Run, train_step
-from studies import measure
-from studies.measure import Case, Conditions, Progress, Ratio, Setting, Spread, Stand
-from studies.synthetic import prepared_data
+from studies import children
+from studies.costs import measure, timing
+from studies.costs import peaks as costs_peaks
+from studies.costs import stands as costs_stands
+from studies.costs.stands import Case, Conditions, Setting, Stand
+from studies.costs.synthetic import prepared_data
+from studies.costs.timing import Progress, Ratio, Spread
 
 SMALL = Setting(batch_size=4, rounds=6, warmup=1, input_size=4, num_classes=5, image_size=32)
 ENCODER = "dinov2_vits14"
@@ -97,28 +101,28 @@ def test_cases_take_turns_and_warm_up_rounds_do_not_count() -> None:
         FakeStand("B", [97, 96, 2, 6, 3, 8, 10, 3], clock, log),
         FakeStand("C", [95, 94, 7, 7, 7, 7, 7, 7], clock, log),
     ]
-    times = measure.time_rounds(stands, replace(SMALL, warmup=2, rounds=6), clock, no_progress())
+    times = timing.time_rounds(stands, replace(SMALL, warmup=2, rounds=6), clock, no_progress())
     assert log == [f"{name}{number}" for number in range(8) for name in "ABC"]
     assert [own.steps for own in times] == [[1, 2, 3, 4, 5, 6], [2, 6, 3, 8, 10, 3], [7] * 6]
     assert times[2].forwards == pytest.approx([0.7] * 6) and times[0].forwards[5] == pytest.approx(0.6)
     # Rounds of B over A: 2, 3, 1, 2, 2, 0.5. Six of them are enclosed by the least and the most.
-    assert measure.paired_ratio(times[1].steps, times[0].steps) == Ratio(2, 0.5, 3)
-    assert measure.paired_ratio(times[0].steps, times[0].steps) == Ratio(1, 1, 1)
-    assert measure.spread(times[1].steps) == Spread(4500, 2000, 10000)  # 2 3 3 6 8 10
+    assert timing.paired_ratio(times[1].steps, times[0].steps) == Ratio(2, 0.5, 3)
+    assert timing.paired_ratio(times[0].steps, times[0].steps) == Ratio(1, 1, 1)
+    assert timing.spread(times[1].steps) == Spread(4500, 2000, 10000)  # 2 3 3 6 8 10
 
 
 def test_a_slow_phase_of_the_machine_leaves_paired_ratios_alone() -> None:
     clock, slow = FakeClock(), [1.0, 1.0, 1.0, 5.0, 20.0, 5.0, 1.0]
     stands = [FakeStand(name, [own * s for s in slow], clock, []) for name, own in (("A", 2.0), ("B", 3.0))]
-    a, b = measure.time_rounds(stands, SMALL, clock, no_progress())
-    assert measure.paired_ratio(b.steps, a.steps) == Ratio(1.5, 1.5, 1.5)
+    a, b = timing.time_rounds(stands, SMALL, clock, no_progress())
+    assert timing.paired_ratio(b.steps, a.steps) == Ratio(1.5, 1.5, 1.5)
 
 
 def test_the_clock_is_read_after_the_device_has_finished(monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[Any] = []
     monkeypatch.setattr(measure, "synchronize", lambda device: log.append(device))
     monkeypatch.setattr(measure.time, "perf_counter", lambda: log.append("read") or 7.0)
-    assert measure.synced_clock(torch.device("cuda:1"))() == 7.0
+    assert timing.synced_clock(torch.device("cuda:1"))() == 7.0
     assert log == [torch.device("cuda:1"), "read"]
 
 
@@ -126,7 +130,7 @@ def test_the_clock_is_read_after_the_device_has_finished(monkeypatch: pytest.Mon
 def test_ranks_of_the_interval_are_those_of_the_tables(n: int, rank: int) -> None:
     """95% ranks for a median, as in tables of the sign test (n = 20: 6th and 15th; 50: 18th and 33rd)."""
     values = np.random.default_rng(n).permutation(n).tolist()
-    assert measure.median_interval(values) == (rank - 1, n - rank)
+    assert timing.median_interval(values) == (rank - 1, n - rank)
 
 
 @pytest.mark.parametrize(("n", "misses"), [(6, 2), (9, 20), (10, 22)])
@@ -134,7 +138,7 @@ def test_the_interval_holds_the_median_as_often_as_it_says(n: int, misses: int) 
     """Over all 2^n ways in which n values can lie below and above a median of 0."""
     missed = 0
     for signs in itertools.product((-1, 1), repeat=n):
-        low, high = measure.median_interval([sign * (index + 1) for index, sign in enumerate(signs)])
+        low, high = timing.median_interval([sign * (index + 1) for index, sign in enumerate(signs)])
         missed += not low <= 0 <= high
     assert missed == misses and misses / 2**n <= 0.05
 
@@ -301,7 +305,7 @@ def test_a_model_without_its_control_is_refused_before_anything_runs(monkeypatch
 
 def test_a_row_adds_weights_and_moments_of_its_heads_alone(conditions: Conditions) -> None:
     """Bytes of all that three rows hold between steps, against those of one row and the heads of the others."""
-    stands = measure.stands_of(conditions, [case("sit"), case("repa", encoders=ENCODER), case("vae_repa")])
+    stands = costs_stands.stands_of(conditions, [case("sit"), case("repa", encoders=ENCODER), case("vae_repa")])
     for stand in stands:
         stand.step(stand.batch(1))
 
@@ -312,13 +316,13 @@ def test_a_row_adds_weights_and_moments_of_its_heads_alone(conditions: Condition
 
     runs = [stand.run for stand in stands]
     counters = 4 * sum(len(list(run.method.heads.parameters())) for run in runs)  # AdamW's step of each tensor
-    heads = sum(measure.heads_bytes(run.method) for run in runs)
+    heads = sum(costs_peaks.heads_bytes(run.method) for run in runs)
     assert heads > 0 and held(*runs) == held(runs[0]) + heads + counters
 
 
 def test_rows_of_a_model_train_its_one_backbone_in_turns(conditions: Conditions) -> None:
     """One step of the first, then of the second, as if the second had been loaded with what the first left."""
-    first, second = measure.stands_of(conditions, [case("sit"), case("vae_repa")])
+    first, second = costs_stands.stands_of(conditions, [case("sit"), case("vae_repa")])
     alone, loaded = conditions.run(case("sit")), conditions.run(case("vae_repa"))
     train_step(alone, alone.batches.batch(0))
     assert all(torch.equal(value, state_of(alone)[key]) for key, value in state_of(first.run).items())
@@ -355,20 +359,20 @@ def test_what_does_not_fit_is_refused(
     one = 20 * sum(p.numel() for p in conditions.run(group[0]).backbone.parameters() if p.requires_grad)
     monkeypatch.setattr(ram, "free_ram", lambda: int(share * one))
     with pytest.raises(UserError, match=f"^not enough memory: .*{message}$"):
-        measure.check_memory(conditions, group)
+        costs_peaks.check_memory(conditions, group)
     monkeypatch.setattr(ram, "free_ram", lambda: 1000 * one)
-    measure.check_memory(conditions, group)
+    costs_peaks.check_memory(conditions, group)
 
 
 def allocate(num_bytes: int) -> int:
     """How far this process's peak rises when it fills an array that is then dropped."""
-    before = measure.most_bytes(torch.device("cpu"))
+    before = costs_peaks.most_bytes(torch.device("cpu"))
     np.ones(num_bytes, dtype=np.uint8)
-    return measure.most_bytes(torch.device("cpu")) - before
+    return costs_peaks.most_bytes(torch.device("cpu")) - before
 
 
 def test_memory_of_a_known_allocation() -> None:
-    assert measure.in_own_process(allocate, 300_000_000) == pytest.approx(300_000_000, rel=0.02)
+    assert children.in_own_process(allocate, 300_000_000) == pytest.approx(300_000_000, rel=0.02)
 
 
 def test_memory_of_a_case_grows_by_what_its_head_needs(conditions: Conditions) -> None:
@@ -376,7 +380,7 @@ def test_memory_of_a_case_grows_by_what_its_head_needs(conditions: Conditions) -
     peaks = []
     for width in (64, 4000):
         asked = case("vae_repa", head_layers=3, head_width=width)
-        peaks.append(measure.peak_bytes(conditions, asked))
+        peaks.append(costs_peaks.peak_bytes(conditions, asked))
     weights = {width: (64 + 1) * width + (width + 1) * width + (width + 1) * 16 for width in (64, 4000)}
     expected = 16 * (weights[4000] - weights[64])
     assert expected > 250_000_000
@@ -395,12 +399,12 @@ def test_memory_on_cuda_is_read_from_its_counters(conditions: Conditions, monkey
     accelerator = type("OnCuda", (), {"device": torch.device("cuda")})()
     monkeypatch.setattr(measure, "open_accelerator", lambda runtime: accelerator)
     monkeypatch.setattr(
-        measure, "train_some", lambda conditions, case: log.append(f"{case.model}: {conditions.setting.batch_size}")
+        costs_peaks, "train_some", lambda conditions, case: log.append(f"{case.model}: {conditions.setting.batch_size}")
     )
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: log.append("reset"))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", peak)
     on_cuda = replace(conditions, accelerator=accelerator)
-    assert measure.peak_bytes(on_cuda, case("sra", model="SiT-S/4")) == 5000
+    assert costs_peaks.peak_bytes(on_cuda, case("sra", model="SiT-S/4")) == 5000
     assert log == ["SiT-pico/4: 1", "reset", "read", "SiT-S/4: 4", "read"]
 
 
@@ -417,7 +421,7 @@ def die() -> None:
 )
 def test_what_goes_wrong_in_the_other_process_is_told(function: Callable[[], None], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        measure.in_own_process(function)
+        children.in_own_process(function)
 
 
 class Interrupted:
@@ -438,5 +442,5 @@ def test_an_interrupt_ends_the_other_process(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(measure.CONTEXT, "Process", process)
     monkeypatch.setattr(measure.CONTEXT, "Pipe", lambda duplex: (Interrupted(), pipe(duplex=duplex)[1]))
     with pytest.raises(KeyboardInterrupt):
-        measure.in_own_process(signal.pause)
+        children.in_own_process(signal.pause)
     assert started[0].exitcode == -signal.SIGTERM

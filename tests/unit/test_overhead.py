@@ -16,8 +16,8 @@ from harness.errors import UserError
 from harness.method import Disclosure, Method, StepView, Term
 from reports.costs import overhead as rendering
 from reports.costs.overhead import Overhead, figure, published_rows, sections, write
-from studies import overhead as studies_overhead
-from studies.overhead import Request, counted_rows, variants
+from studies.costs import overhead as studies_overhead
+from studies.costs.overhead import Request, counted_rows, variants
 
 SMALL = {"input_size": 8, "num_classes": 10}
 
@@ -137,7 +137,7 @@ def test_wrong_requests(fields: dict[str, Any], message: str) -> None:
 
 def test_measured_rows_are_the_counted_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     from harness.config import RuntimeConfig
-    from studies import measure
+    from studies.costs import measure
 
     seen: list[Any] = []
     monkeypatch.setattr(measure, "measure", lambda *given: seen.append(given) or [])

@@ -9,10 +9,10 @@ import torch
 from harness.config import BudgetConfig, DataConfig, OutputConfig, RunConfig, RuntimeConfig
 from harness.errors import UserError
 from harness.records.run_folder import RunFolder, run_path
-from studies import plan
-from studies.plan import Plan, check_group, in_group, make_plan, visible_gpus
-from studies.settings import Comparison
-from studies.side_by_side import Choice
+from studies.configs.cells import Comparison
+from studies.dispatch import plan
+from studies.dispatch.plan import Plan, check_group, in_group, make_plan, visible_gpus
+from studies.dispatch.side_by_side import Choice
 
 
 @pytest.fixture

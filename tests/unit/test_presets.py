@@ -8,7 +8,9 @@ import yaml
 
 from harness.config import RunConfig
 from studies import cli
-from studies.settings import PRESETS, build_parser, comparison, nominal_shape, parse, resolve_sections
+from studies.configs.cells import comparison
+from studies.configs.sections import nominal_shape, resolve_sections
+from studies.configs.settings import PRESETS, build_parser, parse
 
 NAMES = ("imagenet256-b2", "imagenet256-l2", "imagenet256-xl2", "imagenet256-xl2-cfg")
 XL = {"repa": (8, 0.5), "sra": (8, 20, 0.2), "vae_repa": (8, 1.0)}

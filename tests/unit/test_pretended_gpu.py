@@ -24,7 +24,7 @@ from harness.evaluation.evaluate import velocity_errors
 from harness.evaluation.generate import generate_latents
 from harness.training import step, trainer
 from harness.training.step import Run, set_up, train_step
-from studies.run import build_method
+from studies.runs.lab import build_method
 from tests.bench_setting import Bench
 
 GPU = torch.device("cuda", 0)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from studies.fork_server import CONTEXT, start_server
-from studies.workers import free_port
+from studies.children import CONTEXT, start_server
+from studies.dispatch.crew import free_port
 from tests.unit import processes_worker
 
 METHODS = ("repa+vae_repa", "sra")

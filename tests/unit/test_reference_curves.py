@@ -14,7 +14,7 @@ from reports.load import Run, load_run
 from reports.references import curves as reference_curves
 from reports.references.curves import Reference, band, check, made, matching, read, text
 from studies import cli
-from studies.settings import PRESETS
+from studies.configs.settings import PRESETS
 from tests.unit.records_factory import MAIN, STEPS, write_study
 
 SEEDS = (0, 1, 2, 3)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from studies import released
+from studies.runs import released
 
 
 @pytest.fixture

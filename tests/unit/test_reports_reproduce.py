@@ -9,7 +9,9 @@ from records_factory import edit_manifest, run_folder, write_study
 from harness.records.run_folder import RunFolder, run_path
 from reports.load import load_study
 from reports.page.reproduce import CellCommand, cell_commands, configs_read, study_commands
-from studies.settings import as_plain, build_parser, comparison, nominal_shape, parse, resolve_sections, run_config
+from studies.configs.cells import comparison, run_config
+from studies.configs.sections import as_plain, nominal_shape, resolve_sections
+from studies.configs.settings import build_parser, parse
 
 CELLS = "{'a, b': {method: repa+vae_repa, vae_repa: {t_max: 0.5}}, '-x': {method: sra}, '1e3': {method: sit}}"
 COMPARE = (

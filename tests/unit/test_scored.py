@@ -9,7 +9,7 @@ import pytest
 from harness.config import DataConfig, EvaluationConfig, OutputConfig, RuntimeConfig
 from harness.errors import UserError
 from harness.records.files import digest, file_digest
-from studies.scored import Protocol, Scores, score_file
+from studies.runs.scored import Protocol, Scores, score_file
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
 DIGITS = DataConfig(name="digits", image_size=32, holdout=0.97)

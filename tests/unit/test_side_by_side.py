@@ -12,9 +12,9 @@ import torch
 from harness.config import DataConfig, ModelConfig, OptimizerConfig, OutputConfig, RunConfig, RuntimeConfig
 from harness.machine import ram
 from harness.records.run_folder import RunFolder, run_path
-from studies import side_by_side
-from studies.settings import Comparison
-from studies.side_by_side import Split, choose, cpu_name, fastest, images_per_s, split_words, table_words
+from studies.configs.cells import Comparison
+from studies.dispatch import side_by_side
+from studies.dispatch.side_by_side import Split, choose, cpu_name, fastest, images_per_s, split_words, table_words
 
 SIX = {1: 20.0, 2: 24.0, 3: 25.0, 6: 21.0}
 """Images a second of as many processes on six threads."""

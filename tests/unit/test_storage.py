@@ -14,10 +14,9 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
 from harness.errors import StorageError, UserError
-from studies import storage
-from studies.ablation import Axis
-from studies.recorded_command import recorded_command, without_passwords
-from studies.storage import (
+from studies.ablation import storage
+from studies.ablation.plan import Axis
+from studies.ablation.storage import (
     OWNER,
     KernelLock,
     as_choice,
@@ -29,6 +28,7 @@ from studies.storage import (
     reaching,
     sampler_seed,
 )
+from studies.configs.recorded_command import recorded_command, without_passwords
 from tests.unit.ablation_factory import grid, search
 
 

@@ -15,11 +15,13 @@ from sqlalchemy.exc import OperationalError
 
 from harness.errors import UserError
 from harness.training.trainer import Event
-from studies.ablation import RECORD, Ablation
-from studies.folders import folder_of, is_done, lease_of
-from studies.lease import claim
-from studies.storage import Ledger, connect
-from studies.trials import AblationAgenda, finish, full_name, prepare
+from studies.ablation.book import full_name
+from studies.ablation.commands import finish, prepare
+from studies.ablation.plan import RECORD, Ablation
+from studies.ablation.storage import Ledger, connect
+from studies.ablation.trials import AblationAgenda
+from studies.dispatch.leases import claim
+from studies.runs.folders import folder_of, is_done, lease_of
 from tests.unit.ablation_factory import METRIC, end, evaluate, grid, search, start, with_study
 
 

@@ -9,10 +9,12 @@ import pytest
 
 from harness.errors import UserError
 from harness.records.files import write_json
-from studies import axes
-from studies.ablation import Ablation, plan_record
+from studies.ablation import axes
+from studies.ablation.plan import Ablation, plan_record
 from studies.commands import compare
-from studies.settings import Comparison, build_parser, nominal_shape, parse, resolve_sections, run_config
+from studies.configs.cells import Comparison, run_config
+from studies.configs.sections import nominal_shape, resolve_sections
+from studies.configs.settings import build_parser, parse
 
 WORDS = ("--config", "digits", "--optimizer.lr", "0.01", "--evaluation.sampler.num_steps", "9", "--study", "s")
 SUM = "repa+vae_repa"

@@ -15,15 +15,16 @@ from harness.errors import StorageError, UserError
 from harness.records.run_folder import RunFolder
 from harness.training.trainer import Event
 from studies.agenda import Context
-from studies.compare import Board, Failure
-from studies.display import Display
-from studies.folders import folder_of, lease_of
-from studies.lease import claim, holder
-from studies.messages import Begins, Failed, Happened, Message, Over, Waits
-from studies.run import first_manifest
-from studies.settings import Comparison
-from studies.work import ALL_OVER, WAIT, Task, Turns, logged, one_line, record_failure
-from studies.workers import describe
+from studies.children import describe
+from studies.configs.cells import Comparison
+from studies.dispatch.board import Board, Failure
+from studies.dispatch.leases import claim, holder
+from studies.dispatch.logs import logged, one_line, record_failure
+from studies.dispatch.messages import Begins, Failed, Happened, Message, Over, Waits
+from studies.dispatch.turns import ALL_OVER, WAIT, Task, Turns
+from studies.runs.folders import folder_of, lease_of
+from studies.runs.manifest import first_manifest
+from studies.terminal.display import Display
 
 NOW = datetime.now(UTC)
 
@@ -159,7 +160,7 @@ def test_a_run_that_ends_between_look_and_claim_is_not_trained(
         record(asked.runs()[0], status="finished")
         return claim(path)
 
-    monkeypatch.setattr("studies.work.claim", late)
+    monkeypatch.setattr("studies.dispatch.turns.claim", late)
     assert turns(over=(2, 3)).take() == ALL_OVER
     assert told == [Over(1, "finished")]
     lease = claim(lease_of(asked.runs()[0]))

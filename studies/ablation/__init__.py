@@ -1,0 +1,1 @@
+"""Ablations: which settings are tried, their trials and their record."""

@@ -1,0 +1,136 @@
+"""`compare --tuned STUDY`: the best setting of each method of an ablation, on seeds that it was not chosen on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+import methods
+from harness.config import require
+from harness.records.files import read_json
+from studies.ablation.plan import RECORD
+from studies.configs.cells import Comparison, comparison
+from studies.configs.settings import was_given
+
+Trial = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """A study of trials, and the best of each method."""
+
+    folder: Path
+    record: Mapping[str, Any]
+    winners: Mapping[str, Trial]
+    """By method."""
+
+    def cells(self) -> dict[str, dict[str, Any]]:
+        """The control and the winners, as `compare --cells` takes them."""
+        control = {self.record["control"]: {"method": self.record["control"]}}
+        return control | {trial["cell"]: self._cell(method, trial) for method, trial in self.winners.items()}
+
+    def _cell(self, method: str, trial: Trial) -> dict[str, Any]:
+        section = self.record["methods"][method]["section"]
+        sections = section if "+" in method else {method: section}
+        changed = {part: dict(fields) for part, fields in sections.items()}
+        for axis, value in trial["setting"].items():
+            part, dot, key = axis.rpartition(".")
+            changed[part if dot else method][key if dot else axis] = value
+        return {"method": method, **changed}
+
+    def notes(self) -> dict[str, dict[str, Any]]:
+        """What the manifests of a winner's runs say of its tuning, by cell."""
+        return {trial["cell"]: {"tuning": self._note(method, trial)} for method, trial in self.winners.items()}
+
+    def _note(self, method: str, trial: Trial) -> dict[str, Any]:
+        shared = {key: self.record[key] for key in ("study", "id", "kind", "objective", "seeds")}
+        own = {key: trial[key] for key in ("setting", "value")}
+        return {**shared, **own, "trials": len(trials_of(self.record, method))}
+
+
+def open_tuning(folder: Path) -> Tuning:
+    """The tuning of a study.
+
+    Raises:
+        UserError: for a folder without trials, and for one whose best trials are not known yet.
+    """
+    path = folder / RECORD
+    require(path.is_file(), f"--tuned {folder}: there is no {RECORD}; name a study of `ditbench ablate`")
+    record = read_json(path)
+    return Tuning(
+        folder=folder, record=record, winners={name: _winner(folder, record, name) for name in record["methods"]}
+    )
+
+
+def trials_of(record: Mapping[str, Any], method: str) -> list[Trial]:
+    """The trials of a method."""
+    return [trial for trial in record["trial_list"] if trial["method"] == method]
+
+
+def _winner(folder: Path, record: Mapping[str, Any], method: str) -> Trial:
+    """The best completed trial of a method, the first of equals."""
+    trials = trials_of(record, method)
+    unfinished = sum(trial["state"] in ("waiting", "running") for trial in trials)
+    missing = unfinished + max(0, record["trials"] - len(trials))
+    require(
+        not missing,
+        f"--tuned {folder}: unfinished trials of {method}: {missing}, so its best is not known; "
+        "run the same `ditbench ablate` again first",
+    )
+    completed = [trial for trial in trials if trial["state"] == "complete"]
+    require(bool(completed), f"--tuned {folder}: no trial of {method} came to its end, so there is no best one")
+    sign = 1 if record["direction"] == "lower" else -1
+    return min(completed, key=lambda trial: sign * trial["value"])
+
+
+def set_defaults(parser: ArgumentParser, tuning: Tuning) -> None:
+    """Let the shared settings of the study stand wherever the command gives no others."""
+    values = dict(_leaves(tuning.record["base"]))
+    strange = sorted(values.keys() - {action.dest for action in parser._actions})
+    require(
+        not strange, f"--tuned {tuning.folder} has {', '.join(strange)} on record, which this version does not know"
+    )
+    parser.set_defaults(values)
+    parser.set_defaults({"output.runs": str(tuning.folder.parent)})
+
+
+def _leaves(values: Mapping[str, Any], front: str = "") -> Sequence[tuple[str, Any]]:
+    """Dotted keys of nested values."""
+    found: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        found += _leaves(value, f"{front}{key}.") if isinstance(value, Mapping) else [(f"{front}{key}", value)]
+    return found
+
+
+def tuned_comparison(parser: ArgumentParser, namespace: Namespace, argv: Sequence[str], tuning: Tuning) -> Comparison:
+    """The control and the winners at the seeds that were asked for.
+
+    Raises:
+        UserError: for seeds that the winners were chosen on, and for options that would change what was tuned.
+    """
+    for name in ("methods", "cells"):
+        require(not was_given(argv, name), f"--{name} with --tuned: the study says what is compared; leave it out")
+    own = next((word for word in argv if word.startswith(tuple(f"--{name}." for name in methods.names()))), "")
+    require(not own, f"{own} with --tuned: the study says how its methods are set; leave it out")
+    used = sorted(set(namespace.seeds) & set(tuning.record["seeds"]))
+    require(
+        not used,
+        f"seeds {_listed(used)} were used for tuning in {tuning.folder}: give others, such as --seeds {_free(tuning)}",
+    )
+    changed = namespace.clone()
+    changed.cells = tuning.cells()
+    if not was_given(argv, "study"):
+        changed.study = f"{tuning.record['study']}-tuned"
+    return replace(comparison(parser, changed), notes=tuning.notes())
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ",".join(map(str, seeds))
+
+
+def _free(tuning: Tuning) -> str:
+    """As many seeds as were used, above them."""
+    used = tuning.record["seeds"]
+    return _listed(range(max(used) + 1, max(used) + 1 + len(used)))

@@ -1,0 +1,1 @@
+"""What methods would cost: estimated, rehearsed without data, or measured."""

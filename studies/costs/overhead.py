@@ -1,0 +1,190 @@
+"""What methods cost: rows of counted costs for any backbones and methods, without weights and without training."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import methods
+from harness.backbones.sit import SiT, parse_name
+from harness.config import RuntimeConfig, require
+from harness.cost.operations import CacheCost, Passes, StepCost, cache_cost, cost_record, hollow, step_cost
+from harness.frozen.autoencoder import SD_RECIPE, build_network
+from harness.frozen.encoders import encoder_width
+from harness.machine.progress import Report
+from harness.method import BackboneShape, DataShape, Method
+from harness.rng import global_state_kept
+
+MOST_SIDE = 256
+"""Of latents: those of 2048 pixels, the largest images that a config allows."""
+DOWNSAMPLING = 2 ** (len(SD_RECIPE.block_channels) - 1)
+"""Pixels along one side of a latent's number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be counted."""
+
+    models: tuple[str, ...]
+    methods: tuple[str, ...]
+    sections: Mapping[str, Any]
+    """The section of every method that is named, alone or in a sum, as that method's Config."""
+    input_size: int = 32
+    in_channels: int = 4
+    num_classes: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("models", "methods"):
+            values = getattr(self, name)
+            require(bool(values), f"{name} is empty: name at least one")
+            require(len(set(values)) == len(values), f"{name} {', '.join(values)} name one twice: name each once")
+        require(1 <= self.input_size <= MOST_SIDE, f"input_size is {self.input_size}: give latents of 1 to {MOST_SIDE}")
+        for name in ("in_channels", "num_classes"):
+            value = getattr(self, name)
+            require(1 <= value <= 10**6, f"{name} is {value}: give 1 to 1000000")
+        for model in self.models:
+            patch = parse_name(model)["patch_size"]
+            require(
+                self.input_size % patch == 0,
+                f"input_size is {self.input_size}: {model} cuts latents into {patch} x {patch} patches, "
+                f"so give a multiple of {patch}",
+            )
+
+    @property
+    def image_size(self) -> int:
+        """Pixels, with an autoencoder of Stable Diffusion's shapes."""
+        return DOWNSAMPLING * self.input_size
+
+    @property
+    def data(self) -> DataShape:
+        return DataShape(image_size=self.image_size, num_classes=self.num_classes, encoder_width=encoder_width)
+
+    def shape(self, model: str) -> BackboneShape:
+        """The shape of a named backbone."""
+        return BackboneShape(
+            size=model.removeprefix("SiT-").split("/")[0],
+            input_size=self.input_size,
+            in_channels=self.in_channels,
+            num_classes=self.num_classes,
+            **parse_name(model),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A method with its sections: as configured, or as one of its `cost_variants`."""
+
+    method: str
+    label: str
+    sections: Mapping[str, Any]
+
+
+def control_first(names: Sequence[str]) -> tuple[str, ...]:
+    """The methods, with the control in front: every other row is compared with it."""
+    control = methods.control()
+    return (control, *(name for name in names if name != control))
+
+
+def variants(request: Request) -> Iterator[Variant]:
+    """The rows of a model, but for their targets."""
+    for name in control_first(request.methods):
+        own = {part: request.sections[part] for part in name.split("+")}
+        yield Variant(method=name, label=name, sections=own)
+        for part, section in own.items():
+            for label, fields in methods.load(part).cost_variants.items():
+                changed = replace(section, **fields)
+                if changed != section:
+                    yield Variant(method=name, label=f"{name}, {label}", sections={**own, part: changed})
+
+
+def build(variant: Variant, shape: BackboneShape, data: DataShape) -> Method:
+    """The method of a variant for this backbone."""
+    with global_state_kept():
+        return methods.load(variant.method)(resolve(variant, shape), shape, data)
+
+
+def resolve(variant: Variant, shape: BackboneShape) -> Any:
+    """What the method's class takes: its section, or those of a sum's parts, with size defaults filled in."""
+    section = dict(variant.sections) if "+" in variant.method else variant.sections[variant.method]
+    return methods.load(variant.method).resolve(section, shape)
+
+
+# -- counted --------------------------------------------------------------------------------------------------------
+
+
+def counted_rows(request: Request, report: Report | None = None) -> list[dict[str, Any]]:
+    """One record a model, method, variant and kind of targets: what `cost.json` holds of a run, and who it is.
+
+    Raises:
+        UserError: for wrong settings of a method, and for products that have no count.
+    """
+    vae = hollow(lambda: build_network(replace(SD_RECIPE, latent_channels=request.in_channels)))
+    own, rows = list(variants(request)), []
+    for model, variant in itertools.product(request.models, own):
+        resolve(variant, request.shape(model))  # refuses wrong settings before minutes of counting
+    for model in request.models:
+        shape = request.shape(model)
+        arguments = {key: value for key, value in vars(shape).items() if key != "size"}
+        passes = Passes(hollow(partial(SiT, **arguments)))
+        for variant in own:
+            method = build(variant, shape, request.data)
+            rows += rows_of(variant, model, method, step_cost(passes, method), cache_cost(vae, method))
+            if report is not None:
+                done = own.index(variant) + 1 + request.models.index(model) * len(own)
+                report(f"counted {model} {variant.label}", done, len(request.models) * len(own))
+    return with_change(rows)
+
+
+def rows_of(variant: Variant, model: str, method: Method, step: StepCost, cache: CacheCost) -> list[dict[str, Any]]:
+    """A row with cached targets, and one with online targets where the method reads tokens of encoders."""
+    record = cost_record(step, cache)
+    cached, online = (record.pop(f"train_gflops_per_image{end}") for end in ("", "_online"))
+    who = {"model": model, "method": variant.method, "is_control": method.is_control, "note": method.disclosure.note}
+    settings = {part: dataclasses.asdict(section) for part, section in resolved(method).items()}
+    return [
+        {**who, "label": label, "targets": targets, **record, "train_gflops_per_image": total, "settings": settings}
+        for (label, targets), total in zip(labels(variant, method), (cached, online), strict=False)
+    ]
+
+
+def labels(variant: Variant, method: Method) -> list[tuple[str, Literal["cached", "online"]]]:
+    """Label and targets of a variant's rows."""
+    if not method.needs().encoders:
+        return [(variant.label, "cached")]
+    return [(f"{variant.label}, cached targets", "cached"), (f"{variant.label}, online targets", "online")]
+
+
+def resolved(method: Method) -> dict[str, Any]:
+    """Resolved sections by the name of the part."""
+    return dict(method.config) if "+" in method.name else {method.name: method.config}
+
+
+def with_change(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with their change in training GFLOPs against the control of their model, in percent."""
+    controls = {row["model"]: row["train_gflops_per_image"] for row in rows if row["is_control"]}
+    return [
+        {**row, "change_percent": 100 * (row["train_gflops_per_image"] / controls[row["model"]] - 1)} for row in rows
+    ]
+
+
+# -- measured -------------------------------------------------------------------------------------------------------
+
+
+def measured_rows(
+    request: Request, runtime: RuntimeConfig, report: Report, batch_size: int = 0, rounds: int = 0
+) -> list[dict[str, Any]]:
+    """The same rows, timed on this machine; 0 leaves batch and rounds to the kind of device."""
+    from studies.costs.measure import measure
+    from studies.costs.stands import Case, Setting
+
+    cases = [
+        Case(model=model, label=label, method=variant.method, sections=variant.sections, targets=targets)
+        for model in request.models
+        for variant in variants(request)
+        for label, targets in labels(variant, build(variant, request.shape(model), request.data))
+    ]
+    shapes = {name: getattr(request, name) for name in ("input_size", "in_channels", "num_classes", "image_size")}
+    setting = Setting(batch_size=batch_size, rounds=rounds, **shapes)
+    return [dataclasses.asdict(row) for row in measure(cases, runtime, report, setting)]

@@ -1,0 +1,119 @@
+"""Runs on made-up data of real shapes, where only time and memory matter: nothing is read, and nothing is learnt.
+
+Shapes: M images in all, C latent channels, h w latent height and width, T tokens, Z encoder width.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+import methods
+from harness.backbones.sit import parse_name
+from harness.config import RunConfig
+from harness.data.prepare import PreparedData
+from harness.method import BackboneShape, DataShape, Method, Needs
+from harness.rng import global_state_kept, stream
+from harness.training.step import Run, set_up
+from studies.configs.sections import section_of, size_of
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An array in memory that is read as a cache is."""
+
+    values: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        return self.values[indices]
+
+
+@dataclass(frozen=True)
+class Images:
+    """uint8 images [M, H, W, 3] and their labels."""
+
+    pixels: Rows
+    labels: np.ndarray
+    num_classes: int
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        return self.pixels.rows(indices)
+
+
+class Unscaled:
+    """What the trainer asks of an autoencoder: latents from cat(mean, std), with a scale of 1."""
+
+    def latents(self, moments: Tensor, noise: Tensor) -> Tensor:
+        mean, std = moments.chunk(2, dim=1)
+        return mean + std * noise
+
+    def latent_means(self, moments: Tensor) -> Tensor:
+        return moments.chunk(2, dim=1)[0]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """The part of `PreparedData` that a trainer reads."""
+
+    moments: Rows
+    images: Images
+    tokens: dict[str, Rows]
+    train_rows: np.ndarray
+    autoencoder: Unscaled
+    mirrored: None = None
+
+
+def backbone_shape(config: RunConfig, input_size: int, in_channels: int, num_classes: int) -> BackboneShape:
+    """The shape of the config's model on latents of `in_channels` x `input_size` x `input_size`."""
+    sizes = parse_name(config.model.name)
+    return BackboneShape(
+        size=size_of(config), input_size=input_size, in_channels=in_channels, num_classes=num_classes, **sizes
+    )
+
+
+def build_method(config: RunConfig, shape: BackboneShape, data: DataShape) -> Method:
+    """The method of a config whose sections are resolved; no weights are drawn yet."""
+    with global_state_kept():
+        return methods.load(config.method)(section_of(config), shape, data)
+
+
+def prepared_data(shape: BackboneShape, data: DataShape, needs: Needs, num_images: int) -> PreparedData:
+    """Random moments (float32 [M, 2C, h, w]), tokens (float16 [M, T, Z]) and images; the same at every call."""
+    generator = stream(0, "data")
+
+    def uniform(*size: int) -> Tensor:
+        return torch.rand((num_images, *size), generator=generator)
+
+    moments = uniform(2 * shape.in_channels, shape.input_size, shape.input_size)
+    widths = {name: data.encoder_width(name) for name in needs.encoders}
+    tokens = {name: Rows(uniform(shape.num_tokens, width).half().numpy()) for name, width in widths.items()}
+    side = data.image_size if needs.images else 0
+    made = _Prepared(
+        moments=Rows(moments.numpy()),
+        images=Images(random_images(num_images, side), np.arange(num_images) % shape.num_classes, shape.num_classes),
+        tokens=tokens,
+        train_rows=np.arange(num_images),
+        autoencoder=Unscaled(),
+    )
+    return cast(PreparedData, made)
+
+
+def random_images(num: int, side: int) -> Rows:
+    """Noise, uint8 [num, side, side, 3]."""
+    size = (num, side, side, 3)
+    return Rows(torch.randint(256, size, dtype=torch.uint8, generator=stream(0, "data", 1)).numpy())
+
+
+def synthetic_run(
+    config: RunConfig, shape: BackboneShape, data: DataShape, accelerator: Accelerator, num_images: int
+) -> Run:
+    """A run at step 0, as the trainer sets it up. `config` is resolved."""
+    method = build_method(config, shape, data)
+    return set_up(config, method, prepared_data(shape, data, method.needs(), num_images), accelerator)

@@ -1,0 +1,1 @@
+"""Many runs: who runs which, side by side, and what is shown meanwhile."""

@@ -1,0 +1,207 @@
+"""The workers of one command: started, heard, replaced when a cell spoils or kills them, ended with the command.
+
+What one cell does to its process is gone with it.
+"""
+
+import contextlib
+import os
+import socket
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from typing import Any
+
+from harness.errors import StorageError, UserError
+from studies.agenda import Agenda
+from studies.children import CONTEXT, describe, start_server
+from studies.dispatch.board import Board
+from studies.dispatch.leases import claim
+from studies.dispatch.logs import record_failure
+from studies.dispatch.messages import Begins, Broke, Failed, Happened, Left, Ready, Refused
+from studies.dispatch.plan import Plan
+from studies.dispatch.turns import known
+from studies.dispatch.worker import DONE, SPENT, Order, serve
+from studies.runs.folders import lease_of
+
+GRACE_SECONDS = 5
+"""Between asking a worker to end and killing it."""
+
+
+class WorkerError(Exception):
+    """Workers ended outside of any cell, and none was left."""
+
+
+@dataclass(eq=False)
+class Worker:
+    """The processes that train one cell at a time together, one of them as a rule."""
+
+    place: int
+    """Counted from 0; decides its devices."""
+    processes: dict[Connection, ForkServerProcess] = field(default_factory=dict)
+    """By the connection on which each is heard."""
+    number: int = 0
+    """The run that it is at; 0 between runs."""
+    error: UserError | StorageError | WorkerError | None = None
+    """Why it ended outside of any cell."""
+
+
+class Crew:
+    """All workers of a command."""
+
+    def __init__(self, agenda: Agenda, plan: Plan, board: Board, started: datetime) -> None:
+        self._agenda, self._plan, self._board, self._started = agenda, plan, board, started
+        self._workers: list[Worker] = []
+        self._deaths: Counter[int] = Counter()
+        """Of processes, by the run they were at."""
+        self._is_ready = False
+        self._error: UserError | StorageError | WorkerError | None = None
+
+    def run(self) -> None:
+        """Run until all is over. The first worker makes the caches and checks every cell before the others start.
+
+        Raises:
+            UserError, StorageError: what is wrong with a cell or with what all cells share. As a rule the first worker
+                finds it, before any cell trains.
+            WorkerError: no worker is left, and none of them died of a cell.
+        """
+        start_server()
+        try:
+            self._start(0)
+            while self._workers:
+                self._listen()
+        finally:
+            self._stop(self._workers)
+        if self._error is not None and not self._board.all_over:
+            raise self._error
+
+    # -- starting and ending ----------------------------------------------------------------------------------------
+
+    def _start(self, place: int) -> None:
+        """Start the processes of a worker."""
+        worker = Worker(place)
+        self._workers.append(worker)
+        for environment in self._environments(place):
+            order = Order(environment=environment, checks=not self._is_ready, task=self._task())
+            heard, told = CONTEXT.Pipe(duplex=False)
+            process = CONTEXT.Process(target=serve, args=(order, told))
+            process.start()
+            told.close()  # so that the end of the process is the end of what is heard
+            worker.processes[heard] = process
+
+    def _task(self) -> Mapping[str, Any]:
+        return {
+            "agenda": self._agenda,
+            "started": self._started,
+            "over": tuple(self._board.over),
+            "captured": True,
+            "shares_device": self._plan.shares_device,
+            "waits": self._plan.waits,
+        }
+
+    def _environments(self, place: int) -> Iterator[Mapping[str, str]]:
+        """The environment of each process of a worker: its devices, and its rank where there are several."""
+        shared, size = {**os.environ, **self._plan.devices(place)}, self._plan.processes
+        if size == 1:
+            yield shared
+            return
+        group = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        for rank in range(size):
+            yield {**shared, **group, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+
+    def _stop(self, workers: list[Worker]) -> None:
+        """End processes, whatever they do, and wait until they are gone."""
+        processes = [process for worker in workers for process in worker.processes.values()]
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join(GRACE_SECONDS)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    # -- hearing ----------------------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        """Hear what any worker says next, or that it ended."""
+        heard = {connection: worker for worker in self._workers for connection in worker.processes}
+        for connection in wait(list(heard)):
+            assert isinstance(connection, Connection)
+            worker = heard[connection]
+            if worker not in self._workers:
+                continue  # ended with another process of its group, heard just before
+            try:
+                self._hear(worker, connection.recv())
+            except EOFError:
+                self._end_process(worker, connection)
+
+    def _hear(self, worker: Worker, message: Any) -> None:
+        match message:
+            case Ready() if not self._is_ready:
+                self._is_ready = True
+                for place in range(1, self._plan.workers):
+                    self._start(place)
+            case Refused(error):
+                worker.error = error
+            case Broke(trace):
+                worker.error = WorkerError(f"a worker ended outside of any cell:\n{trace}")
+            case Begins(number):
+                worker.number = number
+            case Failed(number) if number == worker.number:
+                worker.number = 0
+            case Happened(number, event) if event.kind == "end":
+                worker.number = 0
+        self._board.hear(message)
+
+    def _end_process(self, worker: Worker, connection: Connection) -> None:
+        """A process ended: one that did not finish takes the others of its group with it."""
+        process = worker.processes.pop(connection)
+        process.join()
+        if process.exitcode == DONE:
+            if not worker.processes:
+                self._workers.remove(worker)
+            return
+        self._stop([worker])
+        for other in worker.processes:
+            with contextlib.suppress(EOFError):
+                while other.poll():
+                    self._hear(worker, other.recv())
+        self._workers.remove(worker)
+        self._end_worker(worker, process.exitcode or 0)
+
+    def _end_worker(self, worker: Worker, status: int) -> None:
+        """Replace a worker that ended in a cell; one that ended outside of any would only end again."""
+        if worker.number:
+            self._record_death(worker.number, describe(status))
+        elif status != SPENT:
+            self._error = worker.error or WorkerError(f"a worker ended outside of any cell: {describe(status)}")
+            return
+        if not self._board.all_over:
+            self._start(worker.place)
+
+    def _record_death(self, number: int, message: str) -> None:
+        """Put on record that a run's process died, unless the run is to be taken up again or has been already."""
+        self._deaths[number] += 1
+        if self._deaths[number] <= self._agenda.retakes:
+            self._board.hear(Left(number, message))
+            return
+        config = known(self._agenda, number)
+        try:
+            lease = claim(lease_of(config))
+        except UserError:
+            self._board.hear(Failed(number, message))
+            return
+        if lease is not None:
+            record_failure(config, message, "", datetime.now(UTC))
+            lease.release()
+            self._board.hear(Failed(number, message))
+
+
+def free_port() -> int:
+    """A TCP port that is free on this machine at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
