@@ -10,7 +10,6 @@ import pandas as pd
 
 from harness.records.files import replaced, write_json
 from harness.records.metrics import metric
-from reports import tables
 from reports.ablation import report as ablation_report
 from reports.ablation.trials import Ablation, load_ablation
 from reports.analysis import section as analysis
@@ -22,18 +21,19 @@ from reports.figures.curves import clock_curves, gradient_curves, metric_curves,
 from reports.figures.differences import difference_frame, differences_figure
 from reports.figures.evolution import evolution_plan
 from reports.figures.lines import BAND_SEEDS, clocks_figure, metric_figure, panels_figure
+from reports.figures.plans import Plan
 from reports.figures.style import Look, cell_styles
 from reports.final import protocol as final_protocol
-from reports.load import Published, Study, load_study
 from reports.page import render as page
 from reports.page.figures import write_figures
-from reports.plans import Plan
 from reports.published import marks as published_marks
+from reports.result import improvement
 from reports.sections import Section, saved_tables
-from reports.statistics import improvement
-from reports.units import UNITS
-from reports.verify import Check, verify
-from reports.words import listed
+from reports.study.load import Published, Study, load_study
+from reports.study.units import UNITS
+from reports.study.verify import Check, verify
+from reports.study.words import listed
+from reports.tables import results
 
 CHOSEN = "the control, the default, and the best and worst setting; of several methods, each one's default and best"
 """Which cells of an ablation have lines."""
@@ -108,7 +108,7 @@ def _save_tables(study: Study, ablation: Ablation | None, sections: Sequence[Sec
     """The result, the result at equal cost, the costs, and those of ablation and sections: CSV, Markdown and LaTeX."""
     equal = equal_cost.equal_costs(study)
     saved = {
-        "final": (tables.final_table(study), tables.markdown(study), tables.latex(study)),
+        "final": (results.final_table(study), results.markdown(study), results.latex(study)),
         "cost": (costs.cost_table(study), costs.markdown(study), costs.latex(study)),
     }
     if equal:
@@ -139,7 +139,7 @@ def _plans(study: Study, shown: Study) -> list[Plan]:
     curves = published_marks.with_marks(metric_curves(shown, main), shown, main)
     plans = [_main_plan(shown, main, curves), *_others_plans(shown, others)]
     plans.append(_clocks_plan(shown, main))
-    differences = difference_frame([row for row in tables.results(study) if row.cell in shown.cells], main)
+    differences = difference_frame([row for row in results.results(study) if row.cell in shown.cells], main)
     if len(differences):
         plans.append(_difference_plan(study, differences))
     plans += [*_training_plans(shown), *_gradients_plans(shown)]

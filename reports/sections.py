@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from reports.formats import Row, latex_table, markdown_table, markdown_text
-from reports.plans import Plan
+from reports.figures.plans import Plan
+from reports.tables.formats import Row, latex_table, markdown_table, markdown_text
 
 
 @dataclass(frozen=True)

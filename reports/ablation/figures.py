@@ -22,7 +22,7 @@ from reports.figures.labels import shorten, text_width
 from reports.figures.lines import LOG_RANGE
 from reports.figures.style import Look, rc
 from reports.statistics.intervals import t_interval
-from reports.tables import shared_digits_of
+from reports.tables.results import shared_digits_of
 
 ROOM = 0.6
 """Part of the range of the values by which an axis goes beyond them; intervals are cut off there."""

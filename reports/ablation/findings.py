@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from harness.records.metrics import metric
 from reports.ablation.tables import Level, levels, search_remarks
 from reports.ablation.trials import Ablation, Axis, Subject, level_text, num_runs
-from reports.tables import MetricResult, difference_text, seeds_text
-from reports.units import number_text
-from reports.words import be, count, listed
+from reports.study.units import number_text
+from reports.study.words import be, count, listed
+from reports.tables.results import MetricResult, difference_text, seeds_text
 
 NUM_AXES = 4
 """Axes that have a sentence at the top of the page; the others have theirs beside their tables."""

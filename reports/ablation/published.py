@@ -18,8 +18,8 @@ from harness.records.metrics import metric
 from reports.ablation.tables import Level, levels
 from reports.ablation.trials import Ablation, Axis, Subject, level_text
 from reports.sections import Table
-from reports.tables import MINUS, MISSING
-from reports.words import listed
+from reports.study.words import listed
+from reports.tables.results import MINUS, MISSING
 
 FOLDER = Path(__file__).parents[1] / "published"
 

@@ -12,9 +12,9 @@ from reports.ablation import published as published_ablation
 from reports.ablation.findings import NUM_AXES, axis_sentence
 from reports.ablation.tables import tables, trial_numbers
 from reports.ablation.trials import Ablation, Subject
-from reports.plans import Plan
+from reports.figures.plans import Plan
 from reports.sections import Block
-from reports.words import listed
+from reports.study.words import listed
 
 
 def blocks(ablation: Ablation) -> list[Block]:

@@ -15,11 +15,11 @@ from typing import Any
 from harness.records.metrics import metric
 from harness.records.run_folder import UserError
 from reports.ablation.trials import Ablation, Axis, Subject, Trial, duplicates, level_text, load_ablation
-from reports.load import load_study
 from reports.sections import Table
-from reports.tables import MISSING, MetricResult, difference_text, marks, mean_text, seeds_values
-from reports.units import rounded_text
-from reports.words import count, listed
+from reports.study.load import load_study
+from reports.study.units import rounded_text
+from reports.study.words import count, listed
+from reports.tables.results import MISSING, MetricResult, difference_text, marks, mean_text, seeds_values
 
 NUM_SHOWN = 20
 """Trials of a search that the page shows; the CSV holds all."""

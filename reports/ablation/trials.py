@@ -14,9 +14,9 @@ from typing import Any
 from harness.records.files import read_json
 from harness.records.metrics import metric
 from harness.records.run_folder import ABLATION_RECORD, FORMAT, UserError
-from reports.load import Study
 from reports.statistics.intervals import Direction, paired_difference
-from reports.tables import Digits, MetricResult, absences, is_favoured, shared_digits
+from reports.study.load import Study
+from reports.tables.results import Digits, MetricResult, absences, is_favoured, shared_digits
 
 RECORD = ABLATION_RECORD
 """Name of the record, in the study's folder."""

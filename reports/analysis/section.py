@@ -19,13 +19,13 @@ import pandas as pd
 from harness.records.files import canonical, file_digest, number
 from harness.records.run_folder import FORMAT, UserError
 from reports.analysis import figures as analysis_figures
-from reports.load import Run, Study
-from reports.plans import Plan
+from reports.figures.plans import Plan
 from reports.sections import Block, Section, Table
 from reports.statistics.intervals import paired_difference
-from reports.tables import MINUS, MISSING
-from reports.verify import flatten, short_text
-from reports.words import be, count, listed
+from reports.study.load import Run, Study
+from reports.study.verify import flatten, short_text
+from reports.study.words import be, count, listed
+from reports.tables.results import MINUS, MISSING
 
 FOLDER = "analysis"
 """In the folder of a run."""

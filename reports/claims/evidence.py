@@ -18,14 +18,14 @@ from reports.claims.pairs import Candidate, Pair, cells_of, gaps, pairs, rows_of
 from reports.claims.runs import PairedRuns, compared_lines, paired_runs, unequal_steps
 from reports.claims.scale import Place, place_of_count, place_of_runs
 from reports.claims.statements import Claim, Ledger
-from reports.contrast import contrast
 from reports.costs.equal_cost import unequal_timing
 from reports.costs.targets_costs import Target
-from reports.load import Run, Study, final_study
 from reports.statistics.intervals import Interval, t_interval
-from reports.tables import is_favoured
-from reports.units import UNITS
-from reports.words import count, listed
+from reports.study.contrast import contrast
+from reports.study.load import Run, Study, final_study
+from reports.study.units import UNITS
+from reports.study.words import count, listed
+from reports.tables.results import is_favoured
 
 LEAST_SEEDS = 3
 """Pairs below which nothing is decided."""

@@ -14,11 +14,11 @@ from harness.records.files import canonical, read_json, storing, write_atomic
 from harness.records.run_folder import UserError
 from reports.claims.evidence import LEAST_SEEDS, CountedRows, Evidence, Judged, Source, judge
 from reports.claims.statements import Claim, Ledger, load_ledger
-from reports.formats import Row, latex_table, markdown_table, markdown_text
-from reports.load import Study, load_study
 from reports.sections import Block, Section, Table
-from reports.tables import BIAS_MARK, MINUS, MISSING, Digits, shared_digits_of
-from reports.words import count, listed
+from reports.study.load import Study, load_study
+from reports.study.words import count, listed
+from reports.tables.formats import Row, latex_table, markdown_table, markdown_text
+from reports.tables.results import BIAS_MARK, MINUS, MISSING, Digits, shared_digits_of
 
 OVERHEAD = "overhead.json"
 

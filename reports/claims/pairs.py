@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from reports.claims.statements import Claim, Setting
-from reports.load import Study
-from reports.verify import flatten
-from reports.words import listed
+from reports.study.load import Study
+from reports.study.verify import flatten
+from reports.study.words import listed
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reports.contrast import contrast
-from reports.load import Run, Study
-from reports.words import listed
+from reports.study.contrast import contrast
+from reports.study.load import Run, Study
+from reports.study.words import listed
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from reports.claims.statements import Claim, PaperScale
-from reports.load import Run, Study
+from reports.study.load import Run, Study
 
 LATENT_SIDE = 32
 """Of the papers' latents: those of 256 pixels."""

@@ -18,7 +18,7 @@ import yaml
 from harness.records.metrics import metric
 from harness.records.run_folder import UserError
 from reports.ablation.published import DEPTHS
-from reports.units import short_number
+from reports.study.units import short_number
 
 CLAIMS = Path(__file__).parents[1] / "claims.yaml"
 

@@ -14,12 +14,12 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from reports.costs.equal_cost import seconds_remarks, unequal_timing
 from reports.figures.labels import label_width, shorten, text_width
+from reports.figures.plans import Plan
 from reports.figures.style import Look, rc
-from reports.load import Study
-from reports.plans import Plan
 from reports.statistics.intervals import t_interval
-from reports.tables import MINUS
-from reports.units import UNITS
+from reports.study.load import Study
+from reports.study.units import UNITS
+from reports.tables.results import MINUS
 
 COLUMNS = ["quantity", "series", "cell", "seed", "value", "low", "high"]
 """Of the frame. Values are percent over the baseline's; `mean` is over the seeds, with its 95% Student-t interval."""

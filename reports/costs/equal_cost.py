@@ -16,13 +16,14 @@ import pandas as pd
 
 from harness.records.files import number
 from harness.records.metrics import metric
-from reports import formats, tables
-from reports.load import Run, Study
 from reports.statistics.intervals import paired_difference
-from reports.tables import MISSING, MetricResult
-from reports.units import UNITS, Unit, rounded_text
-from reports.verify import environment
-from reports.words import be, listed
+from reports.study.load import Run, Study
+from reports.study.units import UNITS, Unit, rounded_text
+from reports.study.verify import environment
+from reports.study.words import be, listed
+from reports.tables import formats
+from reports.tables import results as tables
+from reports.tables.results import MISSING, MetricResult
 
 COSTS = (UNITS["train_gflops"], UNITS["seconds"])
 """The clocks that count a cost."""

@@ -18,12 +18,12 @@ from matplotlib.patches import Patch
 
 from harness.records.files import read_json, storing, write_atomic, write_json
 from harness.records.run_folder import UserError
-from reports.endings import one_line
 from reports.figures.files import png
 from reports.figures.style import LIGHT, rc
-from reports.formats import Row, latex_table, markdown_table, markdown_text
-from reports.tables import MINUS, MISSING
-from reports.units import rounded_text
+from reports.study.endings import one_line
+from reports.study.units import rounded_text
+from reports.tables.formats import Row, latex_table, markdown_table, markdown_text
+from reports.tables.results import MINUS, MISSING
 
 PUBLISHED = Path(__file__).parents[1] / "published" / "published_costs.csv"
 

@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 
 from harness.records.files import number
-from reports import formats
 from reports.costs.equal_cost import unequal_remarks
 from reports.costs.overhead import GFLOPS_NOTE
-from reports.load import Study
-from reports.tables import MINUS, MISSING, SHARED_MARK, marks
-from reports.units import UNITS, rounded_text
+from reports.study.load import Study
+from reports.study.units import UNITS, rounded_text
+from reports.tables import formats
+from reports.tables.results import MINUS, MISSING, SHARED_MARK, marks
 
 PARAMETERS = {
     "backbone parameters": "backbone_parameters",

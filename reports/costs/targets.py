@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.records.metrics import metric
-from reports import tables
 from reports.costs import equal_cost
 from reports.costs.targets_costs import CellCost, ClockCost, Target, cell_costs, final_target, targets
 from reports.costs.targets_figure import cost_frame, costs_figure
-from reports.load import Study
-from reports.plans import Plan
+from reports.figures.plans import Plan
 from reports.sections import Block, Section, Table
 from reports.statistics.intervals import Interval
-from reports.tables import MISSING
-from reports.units import Unit, number_text
-from reports.words import count, listed
+from reports.study.load import Study
+from reports.study.units import Unit, number_text
+from reports.study.words import count, listed
+from reports.tables import results
+from reports.tables.results import MISSING
 
 MOST_SENTENCES = 6
 """Cells that are spoken of one by one."""
@@ -72,7 +72,7 @@ def _sentence(study: Study, target: Target, cost: CellCost) -> str:
 
 def _name(study: Study, target: Target) -> str:
     """`sit's final fd_pixels_898 (14.20)`, or `fd_pixels_898 14.20`."""
-    value = tables.shared_digits_of([target.value])(target.value)
+    value = results.shared_digits_of([target.value])(target.value)
     return f"{study.baseline}'s final {target.metric} ({value})" if target.is_final else f"{target.metric} {value}"
 
 
@@ -124,7 +124,7 @@ def _about(study: Study, target: Target, costs: Sequence[CellCost]) -> str:
     """What the target is, and how the baseline itself stands to it."""
     if not target.is_final:
         return "Each target is a value that was asked for."
-    value = tables.shared_digits_of([target.value])(target.value)
+    value = results.shared_digits_of([target.value])(target.value)
     seeds = count(target.num_medians, "seed")
     source = f"the median of {study.baseline} over {seeds}" if target.num_medians > 1 else f"that of {study.baseline}"
     own = next(cost for cost in costs if cost.cell == study.baseline)
@@ -243,7 +243,7 @@ def notes(study: Study, costs: Sequence[CellCost]) -> list[str]:
             f"of {study.baseline}'s. Paired by seed: {study.baseline}'s own cost at each seed in its place, where both "
             "reached the target at every seed. Above 1 is faster."
         )
-    return [*found, *equal_cost.seconds_remarks(study), *tables.marks(study, study.main_metrics[:1])]
+    return [*found, *equal_cost.seconds_remarks(study), *results.marks(study, study.main_metrics[:1])]
 
 
 def _spacing(study: Study) -> str:

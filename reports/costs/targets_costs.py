@@ -23,10 +23,10 @@ from typing import Any, Literal
 from harness.records.files import number
 from harness.records.metrics import metric
 from reports.costs import equal_cost
-from reports.load import Run, Study
 from reports.statistics.intervals import Interval, t_interval
-from reports.units import UNITS, Unit, number_text
-from reports.words import count, listed
+from reports.study.load import Run, Study
+from reports.study.units import UNITS, Unit, number_text
+from reports.study.words import count, listed
 
 NAN = Interval(0, math.nan, math.nan, math.nan)
 

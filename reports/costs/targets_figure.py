@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from reports.costs.targets_costs import CellCost
 from reports.figures.labels import shorten, text_width
 from reports.figures.style import Look, rc
-from reports.units import UNITS, short_number
+from reports.study.units import UNITS, short_number
 
 COLUMNS = ["metric", "target", "unit", "cell", "series", "seed", "outcome", "cost", "low", "high", "spent"]
 """Of the frame. A `seed` has its outcome and, where it reached the target, its cost; `mean` is the geometric mean over

@@ -14,10 +14,10 @@ from typing import Any
 import pandas as pd
 
 from harness.records.files import number
-from reports.endings import stopped_at
-from reports.load import CLOCKS, Run, Study
 from reports.statistics.intervals import half_width
-from reports.units import UNITS, Unit
+from reports.study.endings import stopped_at
+from reports.study.load import CLOCKS, Run, Study
+from reports.study.units import UNITS, Unit
 
 CURVE_COLUMNS = [
     *("quantity", "series", "cell", "seed", "point", *CLOCKS),

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from harness.records.metrics import metric
 from reports.figures.labels import label_width, shorten, text_width
 from reports.figures.style import Look, rc
-from reports.tables import CellResult
+from reports.tables.results import CellResult
 
 
 def difference_frame(rows: Sequence[CellResult], name: str) -> pd.DataFrame:

@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from PIL.Image import Image
 
 from reports.figures.labels import shorten
+from reports.figures.plans import Plan
 from reports.figures.samples import kept_lines, scaled_tiles
 from reports.figures.style import Look, rc
-from reports.load import Run, Study
-from reports.plans import Plan
+from reports.study.load import Run, Study
 
 SIDE = 2
 """Images of one run at one evaluation: so many in a row, and so many rows."""

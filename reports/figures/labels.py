@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.font_manager import findfont, get_font
 
-from reports.endings import one_line
 from reports.figures.style import FONT, FONT_SIZE, Look
+from reports.study.endings import one_line
 
 CONNECTOR = {"arrowstyle": "-", "linewidth": 0.6, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 0}
 """How a direct label is joined to its line."""

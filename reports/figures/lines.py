@@ -20,7 +20,7 @@ from harness.records.metrics import METRICS, metric
 from reports.figures.labels import cell_ends, label_ends, label_lines, label_width, line_ends, shorten, text_width
 from reports.figures.marks import mark_key, plot_marks
 from reports.figures.style import Look, rc
-from reports.units import UNITS, short_number
+from reports.study.units import UNITS, short_number
 
 LOG_RANGE = 10
 """A positive quantity, shares apart, whose largest value is this many times its smallest has a logarithmic axis."""

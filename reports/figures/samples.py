@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from harness.records.run_folder import UserError
-from reports.load import Run, Study
+from reports.study.load import Run, Study
 
 NUM_IMAGES = 10
 """Images shown of every run."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reports.units import STEPS, Unit
+from reports.study.units import STEPS, Unit
 
 
 @dataclass(frozen=True)

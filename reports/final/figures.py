@@ -15,10 +15,10 @@ from reports.figures.labels import End, label_ends, label_width, line_ends, shor
 from reports.figures.lines import LOG_RANGE, metric_title, scale_values
 from reports.figures.marks import in_points, mark_key, plot_marks
 from reports.figures.style import Look, rc
-from reports.load import Study
 from reports.statistics.intervals import t_interval
-from reports.tables import CellResult
-from reports.units import short_number
+from reports.study.load import Study
+from reports.study.units import short_number
+from reports.tables.results import CellResult
 
 VALUE_COLUMNS = ["quantity", "series", "cell", "seed", "images", "value", "low", "high"]
 """Columns of a value frame."""

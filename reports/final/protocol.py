@@ -8,15 +8,16 @@ from typing import Any
 import pandas as pd
 
 from harness.records.metrics import metric
-from reports import findings, tables
 from reports.figures.differences import difference_frame, differences_figure
+from reports.figures.plans import Plan
 from reports.final import figures as final_figures
-from reports.formats import Row
-from reports.load import Study, final_study
-from reports.plans import Plan
 from reports.published import marks as published_marks
+from reports.result import findings
 from reports.sections import Block, Section, Table
-from reports.words import be, count, listed
+from reports.study.load import Study, final_study
+from reports.study.words import be, count, listed
+from reports.tables import results
+from reports.tables.formats import Row
 
 KINDS = {"sde-euler-maruyama": "SDE Euler-Maruyama", "ode-euler": "ODE Euler", "ode-heun": "ODE Heun"}
 """Integrators, in words."""
@@ -30,7 +31,7 @@ def section(study: Study) -> Section | None:
     final = final_study(study)
     if final is None:
         return None
-    rows = tables.results(final)
+    rows = results.results(final)
     blocks = [Block(_main_table(final)), *map(Block, _other_tables(final, rows))]
     if marks := published_marks.table(final, final.main_metrics):
         blocks.append(Block(marks))
@@ -49,14 +50,14 @@ def terminal_tables(study: Study) -> list[tuple[str, list[dict[str, str]]]]:
     if final is None:
         return []
     title = f"final evaluation, {protocol_words(_protocol(final))}: {final.main_metrics[0]} {final.after}"
-    others = [("all metrics of the final evaluation", tables.means_rows(final))] if len(final.main_metrics) > 1 else []
-    return [(title, tables.terminal_rows(final)), *others]
+    others = [("all metrics of the final evaluation", results.means_rows(final))] if len(final.main_metrics) > 1 else []
+    return [(title, results.terminal_rows(final)), *others]
 
 
 def final_rows(study: Study) -> list[dict[str, Any]]:
     """The numbers of the final table, JSON-like, a row per cell; none where there is no final evaluation."""
     final = final_study(study)
-    return [] if final is None else json.loads(tables.final_table(final).to_json(orient="records"))
+    return [] if final is None else json.loads(results.final_table(final).to_json(orient="records"))
 
 
 # -- words ----------------------------------------------------------------------------------------------------------
@@ -88,7 +89,7 @@ def guidance_words(sampler: Mapping[str, Any]) -> str:
     return f"guidance {sampler['cfg_scale']:g}{interval}"
 
 
-def _sentences(study: Study, final: Study, rows: Sequence[tables.CellResult]) -> list[str]:
+def _sentences(study: Study, final: Study, rows: Sequence[results.CellResult]) -> list[str]:
     protocol = _protocol(final)
     found = [
         f"The EMA weights at the end of each run, evaluated once more: {protocol_words(protocol)}, "
@@ -109,17 +110,17 @@ def _sentences(study: Study, final: Study, rows: Sequence[tables.CellResult]) ->
 def _main_table(final: Study) -> Table:
     """The main metric, a row per cell; its numbers are those of every metric."""
     name = final.main_metrics[0]
-    numbers = tables.final_table(final).to_dict("records")
+    numbers = results.final_table(final).to_dict("records")
     return Table(
         stem=STEM,
         title=f"{name} {final.after}",
-        rows=tables.terminal_rows(final),
+        rows=results.terminal_rows(final),
         numbers=[{str(key): value for key, value in row.items()} for row in numbers],
-        notes=tables.footnotes(final, [name]),
+        notes=results.footnotes(final, [name]),
     )
 
 
-def _other_tables(final: Study, rows: Sequence[tables.CellResult]) -> list[Table]:
+def _other_tables(final: Study, rows: Sequence[results.CellResult]) -> list[Table]:
     """The other main metrics, a row per metric and cell."""
     names = final.main_metrics[1:]
     if not names:
@@ -131,37 +132,37 @@ def _other_tables(final: Study, rows: Sequence[tables.CellResult]) -> list[Table
         numbers=[
             {"metric": name, "cell": row.cell, **_numbers(name, row.metrics[name])} for name in names for row in rows
         ],
-        notes=tables.footnotes(final, names),
+        notes=results.footnotes(final, names),
     )
     return [table]
 
 
-def _other_row(final: Study, rows: Sequence[tables.CellResult], row: tables.CellResult, name: str) -> Row:
-    result, show = row.metrics[name], tables.digits(rows, name)
+def _other_row(final: Study, rows: Sequence[results.CellResult], row: results.CellResult, name: str) -> Row:
+    result, show = row.metrics[name], results.digits(rows, name)
     texts = {
         "cell": row.cell,
         "metric": name,
-        "mean": tables.mean_text(result, show),
-        "every seed": tables.values_text(result, show),
+        "mean": results.mean_text(result, show),
+        "every seed": results.values_text(result, show),
     }
     if final.baseline:
-        texts[f"minus {final.baseline} [95%]"] = tables.difference_text(result.difference, show)
+        texts[f"minus {final.baseline} [95%]"] = results.difference_text(result.difference, show)
         texts["reading"] = result.difference.reading if result.difference else "baseline"
     return texts
 
 
-def _numbers(name: str, result: tables.MetricResult) -> dict[str, Any]:
+def _numbers(name: str, result: results.MetricResult) -> dict[str, Any]:
     """The columns of a metric, without its name in them."""
     return {
         "mean" if key == name else key.removeprefix(f"{name}_"): value
-        for key, value in tables.metric_numbers(name, result).items()
+        for key, value in results.metric_numbers(name, result).items()
     }
 
 
 # -- figures --------------------------------------------------------------------------------------------------------
 
 
-def _value_plans(final: Study, rows: Sequence[tables.CellResult]) -> list[Plan]:
+def _value_plans(final: Study, rows: Sequence[results.CellResult]) -> list[Plan]:
     """The main metric of every cell, and its paired differences."""
     name = final.main_metrics[0]
     frame = final_figures.value_frame(final, rows, name)
@@ -190,13 +191,13 @@ def _difference_plan(final: Study, frame: pd.DataFrame) -> Plan:
     return Plan(f"{STEM}_differences", frame, draw, alt, caption)
 
 
-def _mark_plans(final: Study, rows: Sequence[tables.CellResult]) -> list[Plan]:
+def _mark_plans(final: Study, rows: Sequence[results.CellResult]) -> list[Plan]:
     """Every metric of which fitting values are published, against images seen."""
     found = [(name, published_marks.mark_rows(final, name)) for name in final.main_metrics]
     return [_mark_plan(final, rows, name, marks) for name, marks in found if marks]
 
 
-def _mark_plan(final: Study, rows: Sequence[tables.CellResult], name: str, marks: Sequence[Mapping[str, Any]]) -> Plan:
+def _mark_plan(final: Study, rows: Sequence[results.CellResult], name: str, marks: Sequence[Mapping[str, Any]]) -> Plan:
     ours = final_figures.value_frame(final, rows, name)
     published = pd.DataFrame(marks).drop(columns="step").astype({"mark": "Int64"})
     frame = pd.concat([ours[ours["series"] != "line"], published], ignore_index=True)

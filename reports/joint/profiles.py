@@ -15,18 +15,18 @@ import pandas as pd
 
 from harness.records.metrics import metric
 from harness.records.run_folder import UserError
-from reports import tables
 from reports.costs.targets_costs import CellCost, cell_costs, final_target
+from reports.figures.plans import Plan
 from reports.joint.profiles_figure import profiles_figure
-from reports.load import Study
-from reports.plans import Plan
+from reports.result.improvement import cell_values
 from reports.sections import Block, Section, Table
-from reports.statistics.improvement import cell_values
 from reports.statistics.intervals import MIN_SEEDS, MIN_SETTINGS, MIN_VALUES, Interval, over_settings, wins
-from reports.tables import MISSING, CellResult
-from reports.units import UNITS
-from reports.verify import RULES, flatten, short_text
-from reports.words import count, listed
+from reports.study.load import Study
+from reports.study.units import UNITS
+from reports.study.verify import RULES, flatten, short_text
+from reports.study.words import count, listed
+from reports.tables import results
+from reports.tables.results import MISSING, CellResult
 
 BOOTSTRAP_SEED = 0
 """Of the resamples: equal records give equal intervals."""
@@ -260,7 +260,7 @@ def _percent_text(change: Interval) -> str:
     """`−4.2% [−6.0, −2.5]`."""
     if not math.isfinite(change.mean):
         return MISSING
-    show = tables.Digits(1)
+    show = results.Digits(1)
     bounds = f" [{show(change.low, True)}, {show(change.high, True)}]" if math.isfinite(change.low) else ""
     return f"{show(change.mean, True)}%{bounds}"
 
@@ -278,7 +278,7 @@ def _share_text(share: Interval) -> str:
 def _difference_table(studies: Sequence[Study]) -> Table:
     rows, numbers, names = [], [], {study.main_metrics[0] for study in studies}
     for study in studies:
-        found = tables.results(study)
+        found = results.results(study)
         name = study.main_metrics[0]
         for row in found:
             if row.cell != study.baseline:
@@ -289,11 +289,11 @@ def _difference_table(studies: Sequence[Study]) -> Table:
                     | {"baseline_mean": _control(study, found).metrics[name].mean}
                     | {
                         key.replace(name, "value", 1): value
-                        for key, value in tables.metric_numbers(name, row.metrics[name]).items()
+                        for key, value in results.metric_numbers(name, row.metrics[name]).items()
                     }
                 )
-    notes = tables.footnotes(studies[0], [])[1:]
-    marks = [mark for study in studies for mark in tables.marks(study, study.main_metrics[:1])]
+    notes = results.footnotes(studies[0], [])[1:]
+    marks = [mark for study in studies for mark in results.marks(study, study.main_metrics[:1])]
     title = f"{kind_of(studies[0].main_metrics[0])}: each setting's differences to {studies[0].baseline}"
     return Table("differences", title, rows, numbers, [*notes, *dict.fromkeys(marks)])
 
@@ -304,16 +304,16 @@ def _control(study: Study, rows: Sequence[CellResult]) -> CellResult:
 
 def _difference_texts(study: Study, rows: Sequence[CellResult], row: CellResult) -> dict[str, str]:
     name = study.main_metrics[0]
-    show, result = tables.digits(rows, name), row.metrics[name]
+    show, result = results.digits(rows, name), row.metrics[name]
     return {
         "cell": row.cell,
         "study": study.name,
         "metric": name,
         f"{study.baseline}, mean": show(_control(study, rows).metrics[name].mean),
-        "mean": tables.mean_text(result, show),
-        "every seed": tables.values_text(result, show),
-        f"minus {study.baseline} [95%]": tables.difference_text(result.difference, show),
-        "reading": tables.reading_text(result.difference),
+        "mean": results.mean_text(result, show),
+        "every seed": results.values_text(result, show),
+        f"minus {study.baseline} [95%]": results.difference_text(result.difference, show),
+        "reading": results.reading_text(result.difference),
     }
 
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from reports.figures.labels import label_width, shorten, text_width
 from reports.figures.style import Look, rc
-from reports.units import UNITS
+from reports.study.units import UNITS
 
 LINE = 0.22
 """Height of a line of the key, in inches."""

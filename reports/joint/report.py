@@ -11,11 +11,11 @@ from harness.records.files import replaced, write_json
 from harness.records.run_folder import UserError
 from reports.figures.style import DARK, LIGHT, Look, cell_styles
 from reports.joint import profiles
-from reports.load import Study
 from reports.page import render as page
 from reports.page.figures import ShownFigure, write_figures
 from reports.sections import Section, saved_tables
-from reports.words import listed
+from reports.study.load import Study
+from reports.study.words import listed
 
 MARK = "joint.json"
 """What the report was made from. A folder that holds it may be replaced by a joint report."""

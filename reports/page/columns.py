@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reports.formats import Row
+from reports.tables.formats import Row
 
 NUMBER = re.compile(r"[+−-]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:e[+-]?\d+)?")
 """A number as tables print it, with a true or a plain minus and separators of thousands."""

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reports.load import Study
-from reports.verify import flatten, short_text
+from reports.study.load import Study
+from reports.study.verify import flatten, short_text
 
 NOT_SETTINGS = ("study", "cell", "method", "seed", "output.")
 """Names and places: they make no difference to a result."""

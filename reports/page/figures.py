@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from reports.figures import files
+from reports.figures.plans import Plan
 from reports.figures.style import DARK, LIGHT, Look, Theme
-from reports.plans import Plan
 
 SCHEME = {"dark": "(prefers-color-scheme: dark)", "light": "(prefers-color-scheme: light)"}
 NARROW = "(max-width: 640px)"

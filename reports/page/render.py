@@ -13,23 +13,24 @@ import jinja2
 import markupsafe
 
 from harness.records.metrics import metric
-from reports import findings, tables
 from reports.ablation import findings as ablation_findings
 from reports.ablation import report as ablation_report
 from reports.ablation.trials import Ablation
 from reports.costs import equal_cost, targets
 from reports.costs import table as costs
-from reports.endings import endings
 from reports.figures import samples
 from reports.figures.style import DARK, LIGHT, CellStyle
-from reports.load import Study
 from reports.page.columns import columns, sort_key
 from reports.page.differing import differing_settings
 from reports.page.figures import ShownFigure, data_uri
 from reports.page.reproduce import PLACES, cell_commands, configs_read, study_commands
+from reports.result import findings, methods
 from reports.sections import Section
-from reports.verify import Check, Setting, environment, flatten, short_text
-from reports.words import listed
+from reports.study.endings import endings
+from reports.study.load import Study
+from reports.study.verify import Check, Setting, environment, flatten, short_text
+from reports.study.words import listed
+from reports.tables import results
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -66,7 +67,7 @@ def render(content: Content) -> str:
     """The page as text. Every label goes through the template's escaping."""
     script = TEMPLATES.joinpath("page.js").read_text()
     study, shown = content.study, content.shown
-    rows, settings = tables.results(study), environment(study)
+    rows, settings = results.results(study), environment(study)
     shown_rows = [row for row in rows if row.cell in shown.cells]
     template = templates().get_template("page.html")
     return template.render(
@@ -80,9 +81,9 @@ def render(content: Content) -> str:
         shows_steps=study.unit.name in ("train_gflops", "seconds"),
         final=_main_table(study, rows),
         others=_other_table(study, shown_rows),
-        footnotes=tables.footnotes(study, study.main_metrics[:1]),
+        footnotes=results.footnotes(study, study.main_metrics[:1]),
         grids=[_grid(grid) for grid in samples.grids(shown)],
-        methods=tables.methods_table(shown),
+        methods=methods.methods_table(shown),
         equal=[_equal_table(shown, equal) for equal in equal_cost.equal_costs(study)],
         equal_notes=equal_cost.notes(study),
         counted=costs.counted_rows(shown),
@@ -105,7 +106,7 @@ def render(content: Content) -> str:
     )
 
 
-def _heading(content: Content, rows: Sequence[tables.CellResult], settings: Sequence[Setting]) -> dict[str, Any]:
+def _heading(content: Content, rows: Sequence[results.CellResult], settings: Sequence[Setting]) -> dict[str, Any]:
     """The first sentences and notes, and what comes before the result of all cells: an ablation's own part."""
     notes = findings.notes(content.study, rows, settings)
     if content.ablation is None:
@@ -153,17 +154,17 @@ def _link(study: Study, file: str) -> str:
     return urllib.parse.quote(f"../{file}") if file and (study.path / file).exists() else ""
 
 
-def _main_table(study: Study, rows: Sequence[tables.CellResult]) -> list[dict[str, str]]:
+def _main_table(study: Study, rows: Sequence[results.CellResult]) -> list[dict[str, str]]:
     """The main metric and what stands beside it, a row per cell."""
     name = study.main_metrics[0]
-    show = tables.digits(rows, name)
+    show = results.digits(rows, name)
     return [
         {
             "cell": row.cell,
             **_metric_texts(row.metrics[name], show),
-            "heads": tables.MISSING if row.head_parameters is None else f"{row.head_parameters:,}",
-            "steps": tables.whole_text(row.step),
-            "gflops": tables.whole_text(row.train_gflops),
+            "heads": results.MISSING if row.head_parameters is None else f"{row.head_parameters:,}",
+            "steps": results.whole_text(row.step),
+            "gflops": results.whole_text(row.train_gflops),
             "status": row.status,
         }
         for row in rows
@@ -172,7 +173,7 @@ def _main_table(study: Study, rows: Sequence[tables.CellResult]) -> list[dict[st
 
 def _equal_table(study: Study, equal: equal_cost.EqualCost) -> dict[str, Any]:
     """The main metric at one amount of a clock, a row per shown cell."""
-    show = tables.shared_digits(equal.results.values())
+    show = results.shared_digits(equal.results.values())
     rows = [
         {"cell": cell, **_metric_texts(result, show), "steps": equal.steps_text(cell)}
         for cell, result in equal.results.items()
@@ -181,39 +182,39 @@ def _equal_table(study: Study, equal: equal_cost.EqualCost) -> dict[str, Any]:
     return {"title": equal_cost.title(equal), "rows": rows}
 
 
-def _other_table(study: Study, rows: Sequence[tables.CellResult]) -> list[dict[str, Any]]:
+def _other_table(study: Study, rows: Sequence[results.CellResult]) -> list[dict[str, Any]]:
     """The other main metrics, a row per metric: for every cell what stands in its field."""
     return [
         {
             "name": name,
             "title": metric(name).title,
             "direction": metric(name).direction,
-            "cells": [_metric_texts(row.metrics[name], tables.digits(rows, name)) for row in rows],
+            "cells": [_metric_texts(row.metrics[name], results.digits(rows, name)) for row in rows],
         }
         for name in study.main_metrics[1:]
     ]
 
 
-def _metric_texts(result: tables.MetricResult, show: tables.Digits) -> dict[str, str]:
+def _metric_texts(result: results.MetricResult, show: results.Digits) -> dict[str, str]:
     difference = result.difference
     return {
-        "mean": tables.mean_text(result, show),
+        "mean": results.mean_text(result, show),
         "over": result.over,
-        "by_seed": tables.seeds_values(result, show),
-        "difference": tables.difference_text(difference, show) if difference else "",
-        "seeds": tables.seeds_text(difference) if difference and difference.by_seed else "",
+        "by_seed": results.seeds_values(result, show),
+        "difference": results.difference_text(difference, show) if difference else "",
+        "seeds": results.seeds_text(difference) if difference and difference.by_seed else "",
         "reading": difference.reading if difference else "",
     }
 
 
-def _details(study: Study, rows: Sequence[tables.CellResult]) -> list[dict[str, Any]]:
+def _details(study: Study, rows: Sequence[results.CellResult]) -> list[dict[str, Any]]:
     """The metrics that are parts of others: (name, for every cell its mean)."""
     parts = [name for name in study.metrics if name not in study.main_metrics]
     return [
         {
             "name": name,
             "direction": metric(name).direction,
-            "means": [tables.mean_text(row.metrics[name], tables.digits(rows, name)) for row in rows],
+            "means": [results.mean_text(row.metrics[name], results.digits(rows, name)) for row in rows],
         }
         for name in parts
     ]

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reports.load import Run, Study
-from reports.verify import flatten
+from reports.study.load import Run, Study
+from reports.study.verify import flatten
 
 PLACES = ("output.runs", "output.cache", "output.mlflow", "output.mlflow_uri")
 """Where things go: they differ from machine to machine, and a tracking server's address may hold a password."""

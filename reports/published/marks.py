@@ -14,9 +14,9 @@ from typing import Any
 
 import pandas as pd
 
-from reports.load import Published, Study
 from reports.sections import Table
-from reports.units import short_number
+from reports.study.load import Published, Study
+from reports.study.units import short_number
 
 PUBLISHED = Path(__file__).parent / "published_results.csv"
 

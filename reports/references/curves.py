@@ -18,8 +18,8 @@ from scipy.special import stdtrit
 from harness.records.files import digest, number, read_json
 from harness.records.metrics import metric
 from harness.records.run_folder import UserError
-from reports.load import Run
-from reports.verify import differing_fields, short_text
+from reports.study.load import Run
+from reports.study.verify import differing_fields, short_text
 
 FOLDER = Path(__file__).parent
 """The references that come with the package."""

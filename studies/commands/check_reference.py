@@ -10,8 +10,8 @@ from harness.config import require
 from studies.commands.common import Parser
 
 if TYPE_CHECKING:
-    from reports.load import Run
     from reports.references.curves import Verdict
+    from reports.study.load import Run
 
 DESCRIPTION = (
     "Say whether a run of the preset digits lies where runs of other seeds and machines lie. Exit status 1 where it "
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--format", choices=("table", "json"), default="table", help="table (default) or json")
     arguments = parser.parse_args(argv)
     from harness.records.run_folder import RunFolder
-    from reports.load import load_run
+    from reports.study.load import load_run
 
     runs = [load_run(RunFolder(path)) for path in arguments.runs]
     if arguments.make:

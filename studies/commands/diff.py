@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from studies.commands.common import Parser
 
 if TYPE_CHECKING:
-    from reports.contrast import Contrast, Difference, TraceComparison
+    from reports.study.contrast import Contrast, Difference, TraceComparison
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,8 +20,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--format", choices=("table", "json"), default="table", help="table (default) or json")
     arguments = parser.parse_args(argv)
     from harness.records.run_folder import RunFolder
-    from reports.contrast import contrast
-    from reports.load import load_run
+    from reports.study.contrast import contrast
+    from reports.study.load import load_run
 
     paths = arguments.run_a, arguments.run_b
     found = contrast(*(load_run(RunFolder(path)) for path in paths))
@@ -58,8 +58,8 @@ def _row(group: str, difference: "Difference") -> dict[str, str]:
 
 def _text(value: Any) -> str:
     """A value on one line: digests short, a dash for a field that the run lacks."""
-    from reports.endings import one_line
-    from reports.verify import short_text
+    from reports.study.endings import one_line
+    from reports.study.verify import short_text
 
     return "–" if value is None else one_line(short_text(value)) or '""'
 

@@ -14,8 +14,8 @@ from harness.errors import UserError
 from studies.commands.common import Parser
 
 if TYPE_CHECKING:
-    from reports.load import Published, Study
     from reports.report import ReportPaths
+    from reports.study.load import Published, Study
     from studies.dispatch.board import Failure
 
 
@@ -93,8 +93,8 @@ def write_joint_and_print(
 ) -> None:
     """Write every study's report and the joint one; print each, then what they say together."""
     from reports.joint import report as joint
-    from reports.load import load_study
     from reports.report import write_report
+    from reports.study.load import load_study
 
     # Refused before the first report is written, not after all of them.
     joint.check([load_study(study) for study in studies], out)
@@ -115,7 +115,7 @@ def plain(paths: "ReportPaths") -> dict[str, Any]:
     from harness.records.files import canonical
     from reports.costs import targets
     from reports.final import protocol as final_protocol
-    from reports.tables import final_table
+    from reports.tables.results import final_table
 
     found = paths.study
     return {
@@ -133,8 +133,8 @@ def show(paths: "ReportPaths") -> None:
     from reports.ablation.trials import RECORD
     from reports.costs import targets
     from reports.final import protocol as final_protocol
-    from reports.tables import marks, means_rows, terminal_rows
-    from reports.verify import compact
+    from reports.study.verify import compact
+    from reports.tables.results import marks, means_rows, terminal_rows
     from studies.terminal.tables import console, print_table
 
     found = paths.study

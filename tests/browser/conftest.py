@@ -10,8 +10,8 @@ import pytest
 from harness.records.files import digest
 from reports import report
 from reports.joint.report import write_joint
-from reports.load import Study
 from reports.sections import Block, Section, Table
+from reports.study.load import Study
 from tests.browser.chromium import Chromium, Tab
 from tests.programs import needed
 from tests.unit.records_factory import (

@@ -14,7 +14,7 @@ from reports.analysis.section import FIGURES
 from reports.analysis.section import section as report_section
 from reports.figures import files
 from reports.figures.style import Look, cell_styles
-from reports.load import load_study
+from reports.study.load import load_study
 from tests.e2e.conftest import FinishedStudy, contents
 from tests.e2e.test_released import ema, repa_file, words  # noqa: F401  # the first two are fixtures
 

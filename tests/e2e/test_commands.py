@@ -17,8 +17,8 @@ import methods
 from harness.records.files import number
 from harness.records.run_folder import RunFolder
 from harness.training import trainer
-from reports.load import load_study
-from reports.verify import verify
+from reports.study.load import load_study
+from reports.study.verify import verify
 from studies.cli import main
 from studies.commands import report
 from tests.e2e.conftest import STUDY, Faults, FinishedStudy, Place, contents

@@ -11,8 +11,8 @@ import torch
 from harness.machine.environment import PACKAGES, git_state
 from harness.records.files import digest
 from harness.records.run_folder import RunFolder
-from reports.load import load_study
-from reports.verify import verify
+from reports.study.load import load_study
+from reports.study.verify import verify
 from tests.e2e.conftest import FinishedStudy
 
 Ditbench = Callable[..., tuple[int, str, str]]

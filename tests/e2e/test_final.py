@@ -7,8 +7,8 @@ import pytest
 
 from harness.records.run_folder import RunFolder
 from reports.final.protocol import final_rows, terminal_tables
-from reports.load import load_study
-from reports.verify import verify
+from reports.study.load import load_study
+from reports.study.verify import verify
 from tests.e2e.conftest import FinishedStudy, Place
 
 Ditbench = Callable[..., tuple[int, str, str]]

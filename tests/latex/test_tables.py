@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from reports.formats import ACCENTS, LATEX, LATIN, latex_table
 from reports.page import figures
 from reports.report import write_report
+from reports.tables.formats import ACCENTS, LATEX, LATIN, latex_table
 from tests.programs import needed
 from tests.unit.records_factory import edit_manifest, run_folder, write_ablation, write_study
 

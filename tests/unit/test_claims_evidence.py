@@ -32,8 +32,8 @@ from harness.records.files import read_json, write_json
 from harness.records.run_folder import RunFolder
 from reports.claims.evidence import CountedRows, Evidence, Judged, decided, judge, measured
 from reports.claims.statements import load_ledger
-from reports.load import load_study
 from reports.statistics.intervals import t_interval
+from reports.study.load import load_study
 
 LEDGER = load_ledger()
 PAPERS = {

@@ -16,7 +16,7 @@ from harness.records.files import write_json
 from harness.records.run_folder import RunFolder, UserError
 from reports.claims import ledger as claims_ledger
 from reports.claims.statements import load_ledger
-from reports.load import load_study
+from reports.study.load import load_study
 from studies import cli
 
 ROOT = Path(__file__).parents[2]

@@ -13,8 +13,8 @@ import pytest
 from records_factory import MAIN, edit_lines, edit_manifest, fail, run_folder, write_study
 
 from harness.records.run_folder import RunFolder
-from reports.contrast import Contrast, contrast
-from reports.load import load_run
+from reports.study.contrast import Contrast, contrast
+from reports.study.load import load_run
 from studies import cli
 
 ROOT = Path(__file__).parents[2]

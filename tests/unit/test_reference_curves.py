@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from harness.records.run_folder import RunFolder, UserError, point_share
-from reports.load import Run, load_run
 from reports.references import curves as reference_curves
 from reports.references.curves import Reference, band, check, made, matching, read, text
+from reports.study.load import Run, load_run
 from studies import cli
 from studies.configs.settings import PRESETS
 from tests.unit.records_factory import MAIN, STEPS, write_study

@@ -24,17 +24,18 @@ from records_factory import (
 
 from harness.records.files import write_json
 from harness.records.run_folder import UserError
-from reports import findings, tables
 from reports.ablation import findings as ablation_findings
 from reports.ablation import report as ablation_report
 from reports.ablation.tables import saved, search_table, terminal_tables
 from reports.ablation.tables import tables as ablation_tables
 from reports.ablation.trials import duplicates, load_ablation, num_runs
-from reports.endings import endings
 from reports.figures.curves import metric_curves
-from reports.load import load_study
+from reports.result import findings, methods
 from reports.sections import saved_tables
-from reports.verify import verify
+from reports.study.endings import endings
+from reports.study.load import load_study
+from reports.study.verify import verify
+from reports.tables import results
 
 T = 12.706205
 """Quantile of Student's t at 97.5% with one degree of freedom, from a table."""
@@ -272,7 +273,7 @@ def test_higher_is_better_where_the_objective_says_so(copied):
 def test_a_bias_of_many_cells_is_said_by_their_method(tmp_path):
     settings = [{"block": block} for block in range(1, 6)]
     study = load_study(write_ablation(tmp_path, settings, {"block": 1}, method="repa", seeds=(0,)))
-    note = next(note for note in findings.notes(study, tables.results(study), []) if "bias" in note)
+    note = next(note for note in findings.notes(study, results.results(study), []) if "bias" in note)
     assert note.startswith("5 cells of repa are trained towards features of the efficientnet family, and ")
     assert note.endswith("the bias favours them (†).")
 
@@ -460,9 +461,9 @@ def test_a_pruned_run_ended_early_and_did_not_fail(compared):
     assert not (curves["series"] == "stop").any()
     own = curves[(curves["cell"] == "vae_repa") & (curves["series"] == "seed") & (curves["seed"] == 1)]
     assert own["point"].tolist() == [1, 2, 3]
-    table = tables.final_table(study).set_index("cell")
+    table = results.final_table(study).set_index("cell")
     assert table["num_pruned"].to_dict() == {"sit": 0, "vae_repa": 1}
-    assert tables.terminal_rows(study)[1]["every seed"].endswith(", pruned; 1 of 2 seeds")
+    assert results.terminal_rows(study)[1]["every seed"].endswith(", pruned; 1 of 2 seeds")
 
 
 TUNING = {
@@ -483,8 +484,8 @@ def test_where_tuned_settings_come_from_is_said(compared):
     study = load_study(compared)
     verify(study)
     text = "on seeds 2, 3 of study tpe: best of 40 trials"
-    assert ("Tuned", [[], [text]]) in tables.methods_table(study)
-    assert f"vae_repa was tuned {text}." in findings.notes(study, tables.results(study), [])
+    assert ("Tuned", [[], [text]]) in methods.methods_table(study)
+    assert f"vae_repa was tuned {text}." in findings.notes(study, results.results(study), [])
 
 
 def test_a_seed_that_was_tuned_on_is_not_reported(compared):

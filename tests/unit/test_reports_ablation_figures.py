@@ -17,7 +17,7 @@ from reports.ablation import report as ablation_report
 from reports.ablation.trials import load_ablation
 from reports.figures import files
 from reports.figures.style import DARK, LIGHT, Look, cell_styles
-from reports.load import load_study
+from reports.study.load import load_study
 
 DEFAULTS = {"block": 1, "loss": "smooth_l1"}
 GRID = [{"block": b, "loss": name} for b, name in itertools.product((1, 2, 4), ("smooth_l1", "l2"))]

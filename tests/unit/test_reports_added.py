@@ -10,7 +10,7 @@ from records_factory import edit_lines, edit_manifest, run_folder, write_study
 
 from reports.costs.added import COUNTED, MEASURED, added_figure, added_frame, added_plan, plot_added
 from reports.figures.style import LIGHT, Look, cell_styles
-from reports.load import load_study
+from reports.study.load import load_study
 
 CELLS = {"sit": "sit", "repa": "repa", "sra": "sra"}
 

@@ -18,9 +18,9 @@ from reports.analysis import figures as analysis_figures
 from reports.analysis import section as analysis
 from reports.analysis.section import analysed, block_frame, section
 from reports.figures.style import Look, cell_styles
-from reports.load import load_study
 from reports.report import write_report
 from reports.sections import saved_tables
+from reports.study.load import load_study
 
 TIMES = (0.1, 0.5)
 BLOCKS = 3

@@ -10,9 +10,9 @@ from records_factory import edit_manifest, fail, run_folder, write_study
 
 from harness.records.files import write_json
 from reports.costs import table as costs
-from reports.findings import notes
-from reports.load import load_study
-from reports.verify import environment
+from reports.result.findings import notes
+from reports.study.load import load_study
+from reports.study.verify import environment
 
 CELLS = {"sit": "sit", "repa": "repa", "sra": "sra"}
 

@@ -3,8 +3,8 @@
 import pytest
 from records_factory import edit_manifest, run_folder, write_study
 
-from reports.load import load_study
 from reports.page.differing import DifferingSetting, differing_settings
+from reports.study.load import load_study
 
 
 @pytest.fixture

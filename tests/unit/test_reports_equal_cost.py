@@ -11,8 +11,8 @@ from records_factory import MAIN, diverge, edit_lines, edit_manifest, fail, run_
 from reports.costs import equal_cost
 from reports.costs.equal_cost import Reading, equal_costs, read_at, seconds_remarks, unequal_timing
 from reports.figures.curves import clock_curves
-from reports.load import load_study
 from reports.references.curves import shipped
+from reports.study.load import load_study
 
 SLOPES = {("sit", 0): 1.0, ("sit", 1): 2.0, ("repa", 0): 3.0, ("repa", 1): 3.5}
 """Metric per logarithm of training GFLOPs, in which it is straight."""

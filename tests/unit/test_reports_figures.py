@@ -14,15 +14,15 @@ from matplotlib.patches import Polygon
 from records_factory import MAIN, diverge, edit_lines, fail, run_folder, write_study
 from scipy.optimize import minimize
 
-from reports import tables
 from reports.figures import files
 from reports.figures.curves import CURVE_COLUMNS, clock_curves, gradient_curves, metric_curves, training_curves
 from reports.figures.differences import difference_frame, differences_figure, plot_differences
 from reports.figures.labels import spread
 from reports.figures.lines import clocks_figure, metric_figure, panels_figure, plot_curves
 from reports.figures.style import DARK, LIGHT, Look, cell_styles
-from reports.load import load_study
-from reports.units import UNITS, short_number
+from reports.study.load import load_study
+from reports.study.units import UNITS, short_number
+from reports.tables import results
 
 CELLS = {"sit": "sit", "repa": "repa", "both": "repa+vae_repa"}
 
@@ -226,7 +226,7 @@ def test_labels_move_apart_as_little_as_possible():
 
 
 def test_differences_are_drawn_as_recorded(study, look):
-    rows = tables.results(study)
+    rows = results.results(study)
     frame = difference_frame(rows, MAIN)
     ax = Figure().subplots()
     assert plot_differences(ax, frame, look) is ax
@@ -341,7 +341,7 @@ def test_hostile_labels_are_drawn_as_they_are(label, tmp_path):
     study = load_study(write_study(tmp_path, {"sit": "sit", label: "repa"}, seeds=(0,)))
     look = Look(cell_styles(study.cells, study.baseline))
     frame = metric_curves(study, MAIN)
-    differences = difference_frame(tables.results(study), MAIN)
+    differences = difference_frame(results.results(study), MAIN)
     drawn = [
         metric_figure(frame, look),
         panels_figure(frame, look),

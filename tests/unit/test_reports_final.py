@@ -25,16 +25,16 @@ from records_factory import (
 
 from harness.records.files import digest
 from harness.records.run_folder import UserError
-from reports import tables
-from reports.contrast import contrast
 from reports.figures.labels import text_width
 from reports.figures.marks import free_places, wrapped
 from reports.figures.style import DARK, LIGHT, Look, cell_styles
 from reports.final import figures as final_figures
 from reports.final.protocol import STEM, final_rows, protocol_words, section, terminal_tables
-from reports.load import final_study, load_study
 from reports.page.figures import Picture
-from reports.verify import verify
+from reports.study.contrast import contrast
+from reports.study.load import final_study, load_study
+from reports.study.verify import verify
+from reports.tables import results
 from studies.commands import report
 
 SHORT = {"kind": "sde-euler-maruyama", "num_steps": 50, "cfg_scale": 1.0}
@@ -94,7 +94,7 @@ def test_only_runs_that_count_have_a_final_evaluation(path):
     (path / "sit" / "seed0" / "final.jsonl").unlink()
     found = final_study(load_study(path))
     assert found is not None
-    rows = tables.results(found)
+    rows = results.results(found)
     assert math.isnan(rows[0].metrics["fid50k"].mean)
     assert rows[1].metrics["fid50k"].finite == {0: 24.5}
     for cell in FINAL:
@@ -183,7 +183,7 @@ def test_the_table_pairs_final_values_by_seed(study):
     assert others.numbers[2]["seeds_better"] == 3
     assert published.stem == "published_marks"
     assert all(MAIN not in str(table.rows) + str(table.numbers) for table in (main, others, published))
-    assert not any(name.startswith("fid50k") for name in tables.final_table(study).columns)
+    assert not any(name.startswith("fid50k") for name in results.final_table(study).columns)
     assert r"\toprule" in main.latex
     assert "| repa |" in main.markdown
 
@@ -266,7 +266,7 @@ def look(request, study):
 
 
 def test_bars_dots_and_intervals_are_the_values(final, look):
-    frame = final_figures.value_frame(final, tables.results(final), "fid50k")
+    frame = final_figures.value_frame(final, results.results(final), "fid50k")
     figure = final_figures.values_figure(frame, look)
     (ax,) = figure.axes
     widths = [bar.get_width() for bar in ax.patches]

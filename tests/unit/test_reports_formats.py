@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from reports.formats import latex_table, latex_text, markdown_table
+from reports.tables.formats import latex_table, latex_text, markdown_table
 
 ROWS = [{"cell": "sit", "fd_898": "20.0"}, {"cell": "50% & more", "fd_898": "−1.5 [−2.0, −1.0]"}]
 

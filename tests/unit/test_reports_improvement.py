@@ -3,8 +3,8 @@
 import pytest
 from records_factory import MAIN, diverge, edit_manifest, run_folder, set_values, write_study
 
-from reports.load import load_study
-from reports.statistics import improvement
+from reports.result import improvement
+from reports.study.load import load_study
 
 ACCURACY = "class_accuracy"
 

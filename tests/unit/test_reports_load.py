@@ -22,8 +22,8 @@ from records_factory import (
 from harness.records.run_folder import RunFolder, UserError
 from reports.costs import targets
 from reports.figures.curves import metric_curves, training_curves
-from reports.load import MOST_TRAINING_LINES, load_study
-from reports.verify import compact, differing_fields, environment, flatten, short_text, verify
+from reports.study.load import MOST_TRAINING_LINES, load_study
+from reports.study.verify import compact, differing_fields, environment, flatten, short_text, verify
 
 CELLS = {"sit": "sit", "repa": "repa", "both": "repa+vae_repa"}
 
@@ -57,7 +57,7 @@ def test_the_main_metric_is_the_frechet_distance_of_features(study):
 def test_of_many_logged_steps_the_same_are_read_in_every_run(study, monkeypatch):
     assert load_study(study).thinning == 1 and MOST_TRAINING_LINES > 40
     edit_lines(run_folder(study, "repa", 1), "train", keep=17)  # to step 340
-    monkeypatch.setattr("reports.load.MOST_TRAINING_LINES", 10)
+    monkeypatch.setattr("reports.study.load.MOST_TRAINING_LINES", 10)
     found = load_study(study)
     # 40 lines, one every 20 steps: 1 in 4 leaves 10.
     assert found.thinning == 4

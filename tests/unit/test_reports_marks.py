@@ -8,9 +8,9 @@ import pytest
 from records_factory import FINAL, MAIN, edit_manifest, enlarge, run_folder, write_final_study, write_run, write_study
 
 from reports.figures.curves import metric_curves
-from reports.load import final_study, load_study
 from reports.published import marks as published_marks
 from reports.published.marks import marks, with_marks
+from reports.study.load import final_study, load_study
 
 B2 = [
     ("repa", 24.4, 102_400_000, 1),

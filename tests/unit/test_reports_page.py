@@ -19,13 +19,13 @@ from records_factory import MAIN, TILE, diverge, edit_lines, edit_manifest, fail
 from harness.records.run_folder import UserError
 from reports.costs import targets
 from reports.figures import samples
-from reports.load import load_study
+from reports.figures.plans import Plan
 from reports.page.figures import Picture
 from reports.page.render import TEMPLATES
-from reports.plans import Plan
 from reports.report import write_report
 from reports.sections import Block, Section, Table
-from reports.verify import short_text
+from reports.study.load import load_study
+from reports.study.verify import short_text
 
 HOSTILE = "<script>alert(1)<|script>&\"'"
 CELLS = {"sit": "sit", "repa+vae_repa": "repa+vae_repa", "repa,block=3": "repa", "sra": "sra", HOSTILE: "vae_repa"}

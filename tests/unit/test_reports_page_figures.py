@@ -13,10 +13,10 @@ from records_factory import MAIN, write_study
 from reports.figures.curves import metric_curves
 from reports.figures.evolution import evolution_plan
 from reports.figures.lines import metric_figure
+from reports.figures.plans import Plan
 from reports.figures.style import Look, cell_styles
-from reports.load import load_study
 from reports.page import figures
-from reports.plans import Plan
+from reports.study.load import load_study
 
 ROOT = Path(__file__).parents[2]
 

@@ -27,7 +27,7 @@ from reports.figures.style import Look, cell_styles
 from reports.joint import profiles
 from reports.joint import report as joint
 from reports.joint.profiles_figure import plot_profiles, profiles_figure
-from reports.load import load_study
+from reports.study.load import load_study
 
 CELLS = {"sit": "sit", "repa": "repa"}
 

@@ -12,7 +12,7 @@ from reports.ablation import published as published_ablation
 from reports.ablation import report as ablation_report
 from reports.ablation.published import comparisons
 from reports.ablation.trials import load_ablation
-from reports.load import load_study
+from reports.study.load import load_study
 
 DEFAULTS = {"block": 1, "loss": "smooth_l1", "t_max": 1.0, "activation": "silu"}
 TURNS = [

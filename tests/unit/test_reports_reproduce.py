@@ -7,8 +7,8 @@ import pytest
 from records_factory import edit_manifest, run_folder, write_study
 
 from harness.records.run_folder import RunFolder, run_path
-from reports.load import load_study
 from reports.page.reproduce import CellCommand, cell_commands, configs_read, study_commands
+from reports.study.load import load_study
 from studies.configs.cells import comparison, run_config
 from studies.configs.sections import as_plain, nominal_shape, resolve_sections
 from studies.configs.settings import build_parser, parse

@@ -10,7 +10,7 @@ from records_factory import edit_lines, edit_manifest, run_folder, write_study
 
 from reports.figures.evolution import MOST_CELLS, evenly, evolution, evolution_figure, evolution_plan
 from reports.figures.style import DARK, Look, cell_styles
-from reports.load import load_study
+from reports.study.load import load_study
 
 CELLS = {"sit": "sit", "repa": "repa"}
 

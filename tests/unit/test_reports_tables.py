@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 from records_factory import MAIN, diverge, edit_lines, edit_manifest, fail, run_folder, write_study
 
-from reports import findings, tables
-from reports.endings import endings
-from reports.load import load_study
-from reports.verify import environment
+from reports.result import findings, methods
+from reports.study.endings import endings
+from reports.study.load import load_study
+from reports.study.verify import environment
+from reports.tables import results
 
 CELLS = {"sit": "sit", "repa": "repa", "sra": "sra"}
 
@@ -38,11 +39,11 @@ def row(table: pd.DataFrame, cell: str) -> pd.Series:
 
 
 def shown_row(study, cell: str) -> dict[str, str]:
-    return next(texts for texts in tables.display_rows(study) if texts["cell"] == cell)
+    return next(texts for texts in results.display_rows(study) if texts["cell"] == cell)
 
 
 def test_the_table_by_hand(study):
-    table = tables.final_table(load_study(study))
+    table = results.final_table(load_study(study))
     repa = row(table, "repa")
     assert (repa[MAIN], repa["step"], repa["num_seeds"], repa["num_finished"]) == (28.0, 800, 3, 3)
     assert (repa["budget_unit"], repa["budget_spent"], repa["point"]) == ("steps", 800, 8)
@@ -57,14 +58,14 @@ def test_the_table_by_hand(study):
 
 
 def test_direction_decides_what_is_better(study):
-    sra = row(tables.final_table(load_study(study)), "sra")
+    sra = row(results.final_table(load_study(study)), "sra")
     assert sra[f"{MAIN}_reading"] == "better"
     assert sra["class_accuracy_reading"] == "worse"
     assert sra["class_accuracy_seeds_better"] == 0
 
 
 def test_the_baseline_has_no_difference_to_itself(study):
-    sit = row(tables.final_table(load_study(study)), "sit")
+    sit = row(results.final_table(load_study(study)), "sit")
     assert math.isnan(sit[f"{MAIN}_difference"])
     assert sit[f"{MAIN}_reading"] == ""
 
@@ -72,13 +73,13 @@ def test_the_baseline_has_no_difference_to_itself(study):
 def test_a_diverged_run_stays_and_its_mean_says_so(study):
     diverge(run_folder(study, "repa", 1), 640, "base", "terms/repa", "grad_norm", kept=6)
     loaded = load_study(study)
-    repa = row(tables.final_table(loaded), "repa")
+    repa = row(results.final_table(loaded), "repa")
     assert (repa[MAIN], repa["num_seeds"], repa["num_diverged"]) == (28.5, 3, 1)
     assert (repa[f"{MAIN}_pairs"], repa[f"{MAIN}_difference"]) == (2, -1.5)
     shown = shown_row(loaded, "repa")
     assert shown["runs"] == "2 finished, 1 diverged"
     assert shown[MAIN] == "28.50 † (19.00, diverged, 38.00; 2 of 3 seeds)"
-    notes = findings.notes(loaded, tables.results(loaded), environment(loaded))
+    notes = findings.notes(loaded, results.results(loaded), environment(loaded))
     assert "repa seed 1 diverged at step 640 of 800: velocity loss, term repa, gradient norm not finite." in notes
     assert [ending.file for ending in endings(loaded)] == ["repa/seed1/checkpoints/diverged_00000640"]
     assert any(note.startswith("Means of repa are over 2 of 3 seeds") for note in notes)
@@ -89,7 +90,7 @@ def test_a_cell_without_any_value_stays(study):
         edit_lines(run_folder(study, "sra", seed), "eval", keep=2, metrics={MAIN: "nan"})
         edit_manifest(run_folder(study, "sra", seed), status="diverged")
     loaded = load_study(study)
-    sra = row(tables.final_table(loaded), "sra")
+    sra = row(results.final_table(loaded), "sra")
     assert math.isnan(sra[MAIN]) and math.isnan(sra["train_gflops"])
     assert sra[f"{MAIN}_reading"] == "no pair"
     shown = shown_row(loaded, "sra")
@@ -104,7 +105,7 @@ def test_one_seed_has_no_interval(study):
     loaded = load_study(study)
     repa = shown_row(loaded, "repa")
     assert repa[f"{MAIN} minus sit"] == "−1.00; one pair, no interval; better at 1 of 1 seed"
-    assert "With one pair of seeds there is no interval" in findings.headline(loaded, tables.results(loaded))[-1]
+    assert "With one pair of seeds there is no interval" in findings.headline(loaded, results.results(loaded))[-1]
 
 
 def test_the_text_of_a_difference(study):
@@ -116,9 +117,9 @@ def test_a_cell_without_a_run_at_a_seed_says_so(study):
     shutil.rmtree(study / "sra" / "seed1")
     loaded = load_study(study)
     assert shown_row(loaded, "sra")[MAIN] == "20.00 (10.00, –, 30.00; 2 of 3 seeds)"
-    assert row(tables.final_table(loaded), "sra")["num_seeds"] == 2
+    assert row(results.final_table(loaded), "sra")["num_seeds"] == 2
     assert any(
-        "Means of sra are over 2 of 3 seeds" in note for note in findings.notes(loaded, tables.results(loaded), [])
+        "Means of sra are over 2 of 3 seeds" in note for note in findings.notes(loaded, results.results(loaded), [])
     )
 
 
@@ -127,8 +128,8 @@ def test_a_step_that_only_some_runs_reached_is_compared_over_those(study):
     edit_manifest(run_folder(study, "sra", 2), status="running")
     loaded = load_study(study)
     assert loaded.point == 8
-    assert row(tables.final_table(loaded), "sra")[MAIN] == 15.0
-    notes = findings.notes(loaded, tables.results(loaded), environment(loaded))
+    assert row(results.final_table(loaded), "sra")[MAIN] == 15.0
+    notes = findings.notes(loaded, results.results(loaded), environment(loaded))
     assert "sra seed 2 not finished yet at step 800 of 800." in notes
     assert shown_row(loaded, "sra")[MAIN] == "15.00 (10.00, 20.00, unfinished; 2 of 3 seeds)"
 
@@ -138,15 +139,15 @@ def test_a_step_that_only_some_runs_reached_is_compared_over_those(study):
     [([123.456], "123.5"), ([0.012345, 0.02], "0.02000"), ([0.95], "0.9500"), ([54321.0], "54321.0"), ([], "–")],
 )
 def test_columns_show_four_figures(values, text):
-    result = tables.MetricResult(dict(enumerate(values)), {}, None, False)
-    row = tables.CellResult("a", "a", {}, {"kd": result}, 0, 0, 0, 0.0)
-    show = tables.digits([row], "kd")
+    result = results.MetricResult(dict(enumerate(values)), {}, None, False)
+    row = results.CellResult("a", "a", {}, {"kd": result}, 0, 0, 0, 0.0)
+    show = results.digits([row], "kd")
     assert show(max(values, default=math.nan)) == text
 
 
 def test_markdown_keeps_hostile_labels_in_their_cells(written, tmp_path):
     study = write_study(tmp_path, {"sit": "sit", "<script>|`x`": "repa"}, seeds=(0,))
-    lines = tables.markdown(load_study(study)).splitlines()
+    lines = results.markdown(load_study(study)).splitlines()
     body = [line for line in lines if line.startswith("|")]
     assert len({line.replace("\\|", "").count("|") for line in body}) == 1
     assert "<script>" not in "\n".join(lines)
@@ -156,7 +157,7 @@ def test_the_bias_stands_beside_the_number_and_in_words(study):
     loaded = load_study(study)
     assert "†" in shown_row(loaded, "repa")[MAIN]
     assert "†" not in shown_row(loaded, "repa")["class_accuracy"] + shown_row(loaded, "sit")[MAIN]
-    notes = findings.notes(loaded, tables.results(loaded), environment(loaded))
+    notes = findings.notes(loaded, results.results(loaded), environment(loaded))
     assert any("the bias favours repa (†)" in note and "efficientnet family" in note for note in notes)
     for seed in (0, 1, 2):
         edit_manifest(run_folder(study, "repa", seed), extractor_family="inception")
@@ -165,7 +166,7 @@ def test_the_bias_stands_beside_the_number_and_in_words(study):
 
 def test_the_headline_names_the_best_mean_and_what_is_separated(study):
     loaded = load_study(study)
-    setup, best, separated = findings.headline(loaded, tables.results(loaded))
+    setup, best, separated = findings.headline(loaded, results.results(loaded))
     assert setup.startswith(
         "3 training methods for SiT-nano/2 on digits, 3 seeds each, compared after 800 of 800 steps, 64 images a step."
     )
@@ -180,13 +181,13 @@ def test_the_headline_when_the_baseline_is_best(study):
     for seed in (0, 1, 2):
         edit_lines(run_folder(study, "sit", seed), "eval", metrics={MAIN: 1.0 + seed})
     loaded = load_study(study)
-    assert findings.headline(loaded, tables.results(loaded))[1] == f"The lowest mean {MAIN} is that of sit, 2.00."
+    assert findings.headline(loaded, results.results(loaded))[1] == f"The lowest mean {MAIN} is that of sit, 2.00."
 
 
 def test_notes_count_bad_images(study):
     edit_lines(run_folder(study, "repa", 2), "eval", bad_images=3)
     loaded = load_study(study)
-    notes = findings.notes(loaded, tables.results(loaded), environment(loaded))
+    notes = findings.notes(loaded, results.results(loaded), environment(loaded))
     assert "repa seed 2: 3 samples had non-finite latents." in notes
 
 
@@ -194,7 +195,7 @@ def test_a_run_that_failed_after_training_says_where_and_why(study):
     detail = {"error": "no space left\non device", "trace": "Traceback:\n  line 1\n", "log": "log.txt", "ended": "x"}
     edit_manifest(run_folder(study, "sra", 0), status="failed", status_detail=detail)
     loaded = load_study(study)
-    notes = findings.notes(loaded, tables.results(loaded), environment(loaded))
+    notes = findings.notes(loaded, results.results(loaded), environment(loaded))
     assert "sra seed 0 failed at step 800 of 800: no space left on device." in notes
     assert [ending.file for ending in endings(loaded)] == ["sra/seed0/log.txt"]
     assert not any("Traceback" in note for note in notes)
@@ -220,16 +221,16 @@ def test_a_cell_whose_runs_all_failed_at_once_stays_in_every_table(study):
     assert loaded.cells == ("sit", "repa", "sra")
     assert shown_row(loaded, "repa")["runs"] == "3 failed"
     assert shown_row(loaded, "repa")[MAIN] == "– (failed, failed, failed)"
-    assert row(tables.final_table(loaded), "repa")["num_failed"] == 3
-    notes = findings.notes(loaded, tables.results(loaded), environment(loaded))
+    assert row(results.final_table(loaded), "repa")["num_failed"] == 3
+    notes = findings.notes(loaded, results.results(loaded), environment(loaded))
     assert notes[0] == "repa seeds 0, 1 and 2 failed at step 0 of 800: no memory."
     assert [ending.file for ending in endings(loaded)] == [f"repa/seed{k}/log.txt" for k in range(3)]
     assert not any(note.startswith("Runs differ in") for note in notes), (
         "a run without an environment has none to differ"
     )
-    headline = findings.headline(loaded, tables.results(loaded))
+    headline = findings.headline(loaded, results.results(loaded))
     assert headline[-1] == "By the 95% intervals of the differences to sit: sra better."
-    assert len(tables.methods_table(loaded)[0][1]) == 3
+    assert len(methods.methods_table(loaded)[0][1]) == 3
 
 
 def test_a_baseline_that_failed_is_said(study):
@@ -237,7 +238,7 @@ def test_a_baseline_that_failed_is_said(study):
         fail(run_folder(study, "sit", seed), "no memory")
     loaded = load_study(study)
     assert (loaded.baseline, loaded.reference.cell) == ("sit", "repa")
-    headline = findings.headline(loaded, tables.results(loaded))
+    headline = findings.headline(loaded, results.results(loaded))
     assert headline[0].startswith("3 training methods for SiT-nano/2 on digits")
     assert headline[1].startswith(f"The lowest mean {MAIN} is that of sra, 20.00.")
     assert headline[2] == "sit, the baseline, has no value there, so there is nothing to compare the others to."
@@ -261,14 +262,14 @@ def test_sentences_speak_in_the_unit_of_the_budget(tmp_path, unit, amount, setup
     path = write_study(tmp_path, {"sit": "sit", "repa": "repa"}, seeds=(0, 1), unit=unit, amount=amount)
     diverge(run_folder(path, "repa", 1), 312, "base", kept=2)
     loaded = load_study(path)
-    assert setup in findings.headline(loaded, tables.results(loaded))[0]
+    assert setup in findings.headline(loaded, results.results(loaded))[0]
     assert [found.where for found in endings(loaded)] == [ending]
-    assert tables.markdown(loaded).startswith(f"# digits {loaded.after}\n")
+    assert results.markdown(loaded).startswith(f"# digits {loaded.after}\n")
 
 
 def test_cells_that_reach_a_point_at_different_steps_are_compared_there(tmp_path):
     path = write_study(tmp_path, {"sit": "sit", "repa": "repa"}, unit="train_gflops", amount=1000.0)
-    table = tables.final_table(load_study(path)).set_index("cell")
+    table = results.final_table(load_study(path)).set_index("cell")
     assert table["step"].to_dict() == {"sit": 127, "repa": 116}
     assert set(table["budget_unit"]) == {"train_gflops"} and set(table["budget_spent"]) == {1000.0}
     assert table.loc["repa", f"{MAIN}_pairs"] == 2
@@ -281,19 +282,19 @@ def test_a_shared_device_is_marked_and_left_out_of_a_budget_in_seconds(tmp_path)
     path = write_study(tmp_path, {"sit": "sit", "repa": "repa"}, unit="seconds", amount=12)
     edit_manifest(run_folder(path, "repa", 1), shared_device=True)
     loaded = load_study(path)
-    table = tables.final_table(loaded).set_index("cell")
+    table = results.final_table(loaded).set_index("cell")
     assert math.isnan(table.loc["repa", f"{MAIN}_seed1"]) and table.loc["repa", f"{MAIN}_pairs"] == 1
     assert table["num_shared_device"].to_dict() == {"sit": 0, "repa": 1}
     shown = shown_row(loaded, "repa")
     assert shown["runs"] == "2 finished (1 ‡)"
     assert shown[MAIN].endswith("left out ‡; 1 of 2 seeds)")
     assert "‡ Shared its device with another run: its seconds do not count, and it is left out here." in (
-        tables.footnotes(loaded, loaded.main_metrics)
+        results.footnotes(loaded, loaded.main_metrics)
     )
     assert (
         "repa seed 1 shared its device with another run: its seconds (‡) are no measure of cost, "
         "nor are the results at that time, which are left out."
-    ) in findings.notes(loaded, tables.results(loaded), [])
+    ) in findings.notes(loaded, results.results(loaded), [])
 
 
 def test_a_study_whose_runs_all_shared_a_device_says_so_in_two_words(tmp_path):
@@ -303,7 +304,7 @@ def test_a_study_whose_runs_all_shared_a_device_says_so_in_two_words(tmp_path):
             edit_manifest(run_folder(path, cell, seed), shared_device=True)
     loaded = load_study(path)
     said = "All 4 runs shared their device with another run: their seconds (‡) are no measure of cost."
-    assert said in findings.notes(loaded, tables.results(loaded), [])
+    assert said in findings.notes(loaded, results.results(loaded), [])
 
 
 @pytest.mark.parametrize(
@@ -321,7 +322,7 @@ def test_a_study_whose_runs_all_shared_a_device_says_so_in_two_words(tmp_path):
 def test_text_in_markdown_is_no_markup(study, text, escaped):
     for seed in (0, 1, 2):
         edit_manifest(run_folder(study, "sra", seed), cell=text)
-    body = tables.markdown(load_study(study)).splitlines()
+    body = results.markdown(load_study(study)).splitlines()
     assert {line.split(" | ")[0] for line in body if line.startswith("| ")} == {
         "| cell",
         "| ---",
@@ -333,9 +334,9 @@ def test_text_in_markdown_is_no_markup(study, text, escaped):
 
 def test_tables_for_a_terminal(study):
     loaded = load_study(study)
-    assert tables.means_rows(loaded)[0] == {"mean over seeds": MAIN, "sit": "30.00", "repa": "28.00 †", "sra": "20.00"}
-    assert [row["mean over seeds"] for row in tables.means_rows(loaded)] == list(loaded.main_metrics)
-    assert tables.terminal_rows(loaded)[2] == {
+    assert results.means_rows(loaded)[0] == {"mean over seeds": MAIN, "sit": "30.00", "repa": "28.00 †", "sra": "20.00"}
+    assert [row["mean over seeds"] for row in results.means_rows(loaded)] == list(loaded.main_metrics)
+    assert results.terminal_rows(loaded)[2] == {
         "cell": "sra",
         "mean": "20.00",
         "every seed": "10.00, 20.00, 30.00",
@@ -348,12 +349,12 @@ def test_tables_for_a_terminal(study):
 def test_environments_that_differ_are_a_note(study):
     edit_manifest(run_folder(study, "sra", 0), environment={"git_dirty": True})
     loaded = load_study(study)
-    notes = findings.notes(loaded, tables.results(loaded), environment(loaded))
+    notes = findings.notes(loaded, results.results(loaded), environment(loaded))
     assert any(note.startswith("Runs differ in git_dirty (") and "True: sra seed 0" in note for note in notes)
 
 
 def test_what_differs_between_the_methods(study):
-    facts = dict(tables.methods_table(load_study(study)))
+    facts = dict(methods.methods_table(load_study(study)))
     assert facts["Loss terms and weights"] == [[], ["0.5 × repa"], ["0.2 × sra"]]
     assert facts["Needs"] == [
         [],

@@ -12,8 +12,8 @@ from reports.costs import targets
 from reports.costs.targets_costs import cell_costs, final_target, median_point
 from reports.costs.targets_figure import cost_frame, costs_figure, plot_costs, stacked
 from reports.figures.style import Look, cell_styles
-from reports.load import load_study
-from reports.units import UNITS
+from reports.study.load import load_study
+from reports.study.units import UNITS
 
 CURVES = {
     ("sit", 0): (90, 80, 70, 60, 50, 40, 30, 20),

@@ -5,12 +5,13 @@ from collections.abc import Iterable, Sequence
 
 from harness.records.metrics import metric
 from reports.costs.equal_cost import unequal_timing
-from reports.endings import endings
-from reports.load import Study
-from reports.tables import BIAS_MARK, SHARED_MARK, CellResult, difference_text, digits, seeds_text, tuning_text
-from reports.units import number_text
-from reports.verify import Setting
-from reports.words import be, count, listed
+from reports.result.methods import tuning_text
+from reports.study.endings import endings
+from reports.study.load import Study
+from reports.study.units import number_text
+from reports.study.verify import Setting
+from reports.study.words import be, count, listed
+from reports.tables.results import BIAS_MARK, SHARED_MARK, CellResult, difference_text, digits, seeds_text
 
 
 def headline(study: Study, rows: Sequence[CellResult]) -> list[str]:

@@ -5,7 +5,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
-from reports.endings import one_line
+from reports.study.endings import one_line
 
 Row = Mapping[str, str]
 

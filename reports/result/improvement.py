@@ -4,12 +4,12 @@ import math
 from typing import Any
 
 from harness.records.metrics import metric
-from reports import tables
-from reports.load import Run, Study
 from reports.sections import Block, Section, Table
 from reports.statistics.intervals import Improvement, improvement
-from reports.tables import MISSING
-from reports.words import count
+from reports.study.load import Run, Study
+from reports.study.words import count
+from reports.tables import results
+from reports.tables.results import MISSING
 
 
 def section(study: Study) -> Section | None:
@@ -52,7 +52,7 @@ def _text(study: Study, cell: str, name: str, found: Improvement) -> str:
     """`1.00 of 3 seeds (0.89 of 9)`, with the mark of a metric that favours the cell."""
     if not found.num_all:
         return MISSING
-    mark = f" {tables.BIAS_MARK}" if tables.is_favoured(study, cell, name) else ""
+    mark = f" {results.BIAS_MARK}" if results.is_favoured(study, cell, name) else ""
     paired = f"{found.paired:.2f} of {count(found.num_pairs, 'seed')}" if found.num_pairs else MISSING
     return f"{paired} ({found.over_all:.2f} of {found.num_all}){mark}"
 
@@ -82,4 +82,4 @@ def _notes(study: Study, found: list[Improvement]) -> list[str]:
             f"Of cells that differ from {study.baseline} in nothing, 1 in {2**num:,} is better at all of "
             f"{count(num, 'seed')}: these are descriptions, and the intervals of the differences say what is separated."
         )
-    return [*notes, *tables.marks(study, study.main_metrics)]
+    return [*notes, *results.marks(study, study.main_metrics)]

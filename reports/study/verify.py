@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.records.run_folder import UserError
-from reports.load import Run, Study
+from reports.study.load import Run, Study
 
 AGREED = ("finished", "diverged", "pruned")
 """A run that came to its end has recorded everything that is checked; others may not have got that far."""

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reports.load import Run
-from reports.verify import Rule, differing_fields, differing_pair, foreign_evaluation, rules
+from reports.study.load import Run
+from reports.study.verify import Rule, differing_fields, differing_pair, foreign_evaluation, rules
 
 
 @dataclass(frozen=True)

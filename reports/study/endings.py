@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reports.load import CLOCKS, Run, Study
-from reports.units import UNITS, rounded_text
+from reports.study.load import CLOCKS, Run, Study
+from reports.study.units import UNITS, rounded_text
 
 PARTS = {"base": "velocity loss", "grad_norm": "gradient norm", "loss": "total loss"}
 """Names of what was not finite, where the record's own name is short; `terms/x` is the term x."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from harness.records.files import number, read_json
 from harness.records.metrics import metric_rank
 from harness.records.run_folder import FORMAT, RecordName, RunFolder, UserError, find_runs, point_share
-from reports.units import UNITS, Unit
+from reports.study.units import UNITS, Unit
 
 REQUIRED = ("cell", "method", "seed", "status", "config")
 """Fields without which a manifest says nothing. A run that failed early may have no others."""

@@ -1,0 +1,1 @@
+"""How the records of a study are read, checked and put into words."""
