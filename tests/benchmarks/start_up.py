@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.interleaved import timed
-from tests.unit.records_factory import write_study
+from tests.unit.reports.records_factory import write_study
 
 TITLE = "start-up of commands, in seconds"
 ROUNDS = 5

@@ -14,7 +14,7 @@ from reports.sections import Block, Section, Table
 from reports.study.load import Study
 from tests.browser.chromium import Chromium, Tab
 from tests.programs import needed
-from tests.unit.records_factory import (
+from tests.unit.reports.records_factory import (
     diverge,
     edit_lines,
     edit_manifest,

@@ -22,7 +22,7 @@ from harness.records.run_folder import RunFolder
 from studies.ablation.commands import prepare
 from tests.e2e.conftest import Faults, Place, contents
 from tests.e2e.test_jobs import Start, begins, same_records, start, until  # noqa: F401 - a fixture
-from tests.unit.ablation_factory import grid, with_study
+from tests.unit.studies.ablation.ablation_factory import grid, with_study
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 

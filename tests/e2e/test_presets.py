@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from harness.records.run_folder import RunFolder
 from harness.rng import global_state_kept
-from tests.unit.inception_factory import save_inception
+from tests.unit.harness.evaluation.inception_factory import save_inception
 
 Ditbench = Callable[..., tuple[int, str, str]]
 

@@ -1,6 +1,6 @@
 """`evaluate` and `sample` on released checkpoints: a run's EMA in the authors' formats gives what the run gave.
 
-The formats' formulas are tested in golden/test_official_formulas.py, and what is refused in unit/test_official.py.
+The formats' formulas are tested in golden/test_official_formulas.py, what is refused in unit/harness/test_official.py.
 """
 
 import argparse

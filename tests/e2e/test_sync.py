@@ -21,7 +21,7 @@ from harness.tracking.mirror import recorded_points
 from studies.dispatch.leases import claim
 from studies.runs.folders import lease_path
 from tests.e2e.conftest import ROOT, contents, run_process
-from tests.unit.records_factory import edit_lines, edit_manifest, fail, write_study
+from tests.unit.reports.records_factory import edit_lines, edit_manifest, fail, write_study
 
 Ditbench = Callable[..., tuple[int, str, str]]
 STARTED = "2026-01-02T03:04:05+00:00"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import ROOT
-from tests.unit.records_factory import MAIN, write_study
+from tests.unit.reports.records_factory import MAIN, write_study
 
 REPORT = """
 import sys

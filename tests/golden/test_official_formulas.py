@@ -17,7 +17,17 @@ from torch import Tensor
 from harness import official
 from harness.backbones.sit import SiT
 from harness.method import BackboneShape
-from tests.unit.official_factory import CHANNELS, CLASSES, DEPTH, PATCH, SIDE, WIDTH, State, released, released_shapes
+from tests.unit.harness.official_factory import (
+    CHANNELS,
+    CLASSES,
+    DEPTH,
+    PATCH,
+    SIDE,
+    WIDTH,
+    State,
+    released,
+    released_shapes,
+)
 
 HEADS, NUM = 2, 5
 """SiT-pico has 2 attention heads."""

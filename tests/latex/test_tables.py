@@ -10,7 +10,7 @@ from reports.page import figures
 from reports.report import write_report
 from reports.tables.formats import ACCENTS, LATEX, LATIN, latex_table
 from tests.programs import needed
-from tests.unit.records_factory import edit_manifest, run_folder, write_ablation, write_study
+from tests.unit.reports.records_factory import edit_manifest, run_folder, write_ablation, write_study
 
 pytestmark = [pytest.mark.latex, pytest.mark.filterwarnings("ignore:Glyph")]
 
