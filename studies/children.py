@@ -15,11 +15,13 @@ from studies.terminal.quiet import quiet_libraries
 
 CONTEXT = multiprocessing.get_context("forkserver")
 """Makes processes and pipes."""
+PRELOADED = "studies.dispatch.worker"
+"""The module whose libraries the server loads. Python passes over a name that it cannot import, without a word."""
 
 
 def start_server() -> None:
     """Start it, unless it runs; returns at once, while it loads."""
-    CONTEXT.set_forkserver_preload(["studies.dispatch.worker"])
+    CONTEXT.set_forkserver_preload([PRELOADED])
     # Ctrl-C reaches every process of a terminal; the command alone answers it.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -127,9 +127,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+def source_folder() -> Path:
+    """The folder that holds the packages: the top of a checkout, or of an installation."""
+    return Path(__file__).resolve().parents[2]
+
+
 def git_state() -> tuple[str, bool]:
     """Commit of the source tree and whether it has uncommitted changes; ("", False) outside a git checkout."""
-    root = Path(__file__).resolve().parents[2]
+    root = source_folder()
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]

@@ -39,7 +39,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy of the source tree, so that no build folder appears in it; without network."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    ignored = shutil.ignore_patterns(".*", "runs", "cache", "build", "dist", "*.egg-info", "__pycache__")
+    everywhere, at_the_root = (
+        shutil.ignore_patterns(".*", "*.egg-info", "__pycache__"),
+        {"runs", "cache", "build", "dist"},
+    )
+
+    def ignored(at: str, names: list[str]) -> set[str]:
+        return everywhere(at, names) | (at_the_root & set(names) if Path(at) == ROOT else set())
+
     shutil.copytree(ROOT, source, ignore=ignored)
     run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)], source)
     (built,) = folder.glob("*.whl")

@@ -22,10 +22,42 @@ MAY_IMPORT = {
     "harness": ("harness",),
     "methods": ("harness", "methods"),
     "studies": ("harness", "methods", "reports", "studies"),
-    "reports": ("harness.records.run_folder", "reports"),
+    "reports": ("harness.records", "reports"),
     "tests": ("harness", "methods", "reports", "studies", "tests"),
 }
 """What a folder may import of ours."""
+ROOMS = {
+    "harness": (
+        *(
+            "training",
+            "analysis",
+            "cost",
+            "evaluation",
+            "data",
+            "frozen",
+            "tracking",
+            "backbones",
+            "machine",
+            "records",
+        ),
+    ),
+    "studies": (
+        "cli",
+        "commands",
+        "ablation",
+        "dispatch",
+        "costs",
+        "runs",
+        "configs",
+        "children",
+        "terminal",
+        "agenda",
+    ),
+}
+"""Folders and front files of a package from the top; an import leads downward. The other files of `harness/` are the
+contract that every room may import."""
+FREE_OF_ROOMS = ("config", "errors", "rng")
+"""Front files of `harness/` that everything builds on: of the rooms they import the backbones and the records alone."""
 
 
 def sources(*folders: str) -> list[Path]:
@@ -154,7 +186,7 @@ def method_branches(source: str, names: set[str]) -> list[str]:
         ("methods", "from studies import cli", ["line 1: studies.cli"]),
         ("methods", "from methods._parts import mlp\nfrom harness.method import Method", []),
         ("reports", "from harness import records", []),
-        ("reports", "from harness.records.run_folder import metric\nfrom reports import tables", []),
+        ("reports", "from harness.records.metrics import metric\nfrom reports import tables", []),
         ("reports", "from harness import records, config", ["line 1: harness.config"]),
         ("reports", "import harness", ["line 1: harness"]),
         ("reports", "from harness.records_of_others import x", ["line 1: harness.records_of_others.x"]),
@@ -272,27 +304,87 @@ def test_reports_load_without_torch() -> None:
     assert pyplot["reports.page.render"] == [], "pyplot picks a backend when it is imported"
 
 
-def arrows_of_reports() -> dict[str, set[str]]:
-    """For each folder in `reports/` the other ones that it imports."""
-    folders = {path.name for path in (ROOT / "reports").iterdir() if (path / "__init__.py").is_file()}
-    arrows: dict[str, set[str]] = {folder: set() for folder in folders}
-    for path in sources("reports"):
-        if path.parent.name in folders:
-            names = (name.split(".") for name, _ in imports(ast.parse(path.read_text())) if is_inside(name, "reports"))
-            arrows[path.parent.name] |= folders & {parts[1] for parts in names} - {path.parent.name}
-    return arrows
+def arrows(package: str, sources: dict[str, str]) -> dict[str, set[str]]:
+    """For each room of a package the other rooms of it that its files import.
+
+    Args:
+        package: such as `harness`.
+        sources: the text of each file, by its path from the package's folder, such as `data/cache.py`.
+    """
+    rooms = {path.split("/")[0].removesuffix(".py") for path in sources}
+    found: dict[str, set[str]] = {room: set() for room in rooms}
+    for path, source in sources.items():
+        room = path.split("/")[0].removesuffix(".py")
+        for name, _ in imports(ast.parse(source)):
+            parts = name.split(".")
+            if parts[0] == package and len(parts) > 1 and parts[1] in rooms - {room}:
+                found[room].add(parts[1])
+    return found
 
 
-def test_folders_of_reports_form_no_cycle() -> None:
-    arrows = arrows_of_reports()
-    assert "figures" in arrows["page"] and "claims" in arrows
-    assert list(graphlib.TopologicalSorter(arrows).static_order())[-1], "raises CycleError where they do"
+def upward(found: dict[str, set[str]], order: Sequence[str]) -> list[str]:
+    """Imports that lead to a room further up in `order`; rooms that are not in it are passed over."""
+    place = {room: number for number, room in enumerate(order)}
+    return sorted(
+        f"{room} -> {other}"
+        for room, others in found.items()
+        for other in others
+        if room in place and other in place and place[other] < place[room]
+    )
+
+
+def sources_of(package: str) -> dict[str, str]:
+    folder = ROOT / package
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in sources(package)}
+
+
+def test_arrows_between_rooms_are_found() -> None:
+    files = {
+        "data/cache.py": "from harness.records.files import digest\nfrom harness import config",
+        "records/files.py": "def f():\n    import harness.data.cache",
+        "config.py": "import torch",
+    }
+    found = arrows("harness", files)
+    assert found == {"data": {"records", "config"}, "records": {"data"}, "config": set()}
+    assert upward(found, ["data", "records"]) == ["records -> data"]
     with pytest.raises(graphlib.CycleError):
-        graphlib.TopologicalSorter(arrows | {"figures": {"page"}}).prepare()
+        graphlib.TopologicalSorter(found).prepare()
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_imports_lead_downward(package: str) -> None:
+    found = arrows(package, sources_of(package))
+    folders = {path.name for path in (ROOT / package).iterdir() if (path / "__init__.py").is_file()}
+    assert folders <= set(ROOMS[package]) <= set(found), "every room has its place, and every place is a room"
+    assert upward(found, ROOMS[package]) == []
+
+
+@pytest.mark.parametrize("package", ["harness", "studies", "reports"])
+def test_rooms_form_no_circle(package: str) -> None:
+    folders = {path.name for path in (ROOT / package).iterdir() if (path / "__init__.py").is_file()}
+    found = {room: others & folders for room, others in arrows(package, sources_of(package)).items() if room in folders}
+    assert any(found.values())
+    graphlib.TopologicalSorter(found).prepare()  # raises CycleError where they do
+
+
+def test_what_everything_builds_on_imports_no_room() -> None:
+    found, rooms = arrows("harness", sources_of("harness")), set(ROOMS["harness"])
+    assert {room: found[room] & rooms - {"backbones", "records"} for room in FREE_OF_ROOMS} == {
+        room: set() for room in FREE_OF_ROOMS
+    }
+
+
+def test_unit_tests_lie_where_their_modules_do() -> None:
+    """Each folder of tests/unit has a folder of the same path among the packages."""
+    unit = ROOT / "tests" / "unit"
+    folders = {path.parent.relative_to(unit) for path in unit.rglob("test_*.py")}
+    assert {Path("harness/data"), Path("studies/runs"), Path("reports/page")} <= folders
+    stray = {str(folder) for folder in folders if not ((ROOT / folder).is_dir() or (ROOT / "tests" / folder).is_dir())}
+    assert stray == set()
 
 
 def test_config_and_records_are_free_of_torch_and_pandas() -> None:
-    modules = ["harness.config", "harness.records.run_folder", "harness.errors"]
+    modules = [*map(module_name, sources("harness/records")), "harness.config", "harness.errors"]
     assert loaded_by(modules, "torch", "pandas") == {module: [] for module in modules}
 
 

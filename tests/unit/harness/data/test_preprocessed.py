@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from harness.config import DataConfig, ModelConfig, OutputConfig, RunConfig
+from harness.data import file_digests, preprocessed
 from harness.data import images as data
-from harness.data import preprocessed
 from harness.data.image_set import ImageSet
 from harness.data.images import load_images
 from harness.data.prepare import estimate, prepare
@@ -192,7 +192,7 @@ def test_a_second_start_reads_no_content_again(root: Path, monkeypatch: pytest.M
     def never(*args: object) -> None:
         raise AssertionError("read again")
 
-    monkeypatch.setattr(data, "file_digest", never)
+    monkeypatch.setattr(file_digests, "file_digest", never)
     assert load(root).digest == first.digest
 
 

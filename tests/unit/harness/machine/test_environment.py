@@ -157,6 +157,12 @@ def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
 
 
+def test_the_source_folder_holds_the_packages() -> None:
+    """One level off, no run would record its commit."""
+    folder = environment.source_folder()
+    assert (folder / "harness" / "method.py").is_file() and (folder / "studies" / "cli.py").is_file()
+
+
 def test_the_commit_of_the_source_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a checkout: commit and whether it is dirty. Inside another project's checkout, or outside any: nothing."""
     inside = tmp_path / "checkout" / "harness" / "machine" / "environment.py"

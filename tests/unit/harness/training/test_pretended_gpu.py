@@ -22,7 +22,7 @@ from harness import sampler
 from harness.data.batches import Batch
 from harness.evaluation.evaluate import velocity_errors
 from harness.evaluation.generate import generate_latents
-from harness.training import step, trainer
+from harness.training import step
 from harness.training.step import Run, set_up, train_step
 from studies.runs.lab import build_method
 from tests.bench_setting import Bench
@@ -54,7 +54,7 @@ def pretended_gpu(real: Run) -> Iterator[FakeTensorMode]:
         patched.setattr(torch.cuda, "is_available", lambda: True)  # autocast asks
         patched.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
         patched.setattr(step, "weights_digest", lambda backbone: real.initial_weights)
-        patched.setattr(trainer, "step_cost", lambda passes, method: real.cost)
+        patched.setattr(step, "step_cost", lambda passes, method: real.cost)
         patched.setattr(nn.Module, "to", moved)
         patched.setattr(torch.cuda, "synchronize", lambda device: None)
         patched.setattr(FakeTensorMode, "__deepcopy__", lambda mode, memo: mode, raising=False)  # for the EMA

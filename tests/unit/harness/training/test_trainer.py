@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import math
+import time
 from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -459,7 +460,7 @@ def test_a_budget_in_seconds_goes_on_where_it_stopped(bench: Bench, tmp_path: Pa
 def test_time_is_booked_to_what_took_it(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that runs only inside training steps, evaluations and writing, at 1, 100 and 10,000 seconds a call."""
     now = [0.0]
-    monkeypatch.setattr(trainer.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
     def slow(function: Any, seconds: float) -> Any:
         def slowed(*arguments: Any) -> Any:

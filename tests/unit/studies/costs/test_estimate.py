@@ -7,6 +7,7 @@ import pytest
 
 from harness.config import DataConfig
 from harness.errors import UserError
+from harness.machine import ram
 from harness.machine.ram import Part
 from studies.configs.cells import comparison
 from studies.configs.settings import build_parser, parse
@@ -225,7 +226,7 @@ def test_a_backbone_that_cannot_be_measured_here(monkeypatch: pytest.MonkeyPatch
     def refuse(parts: Sequence[Part], device: object) -> None:
         raise UserError(parts[0].way_out)
 
-    monkeypatch.setattr(module.memory, "check", refuse)
+    monkeypatch.setattr(ram, "check", refuse)
     with pytest.raises(UserError, match="give --tflops, the sustained rate of the machine that you mean"):
         estimated(planned("--config", "digits", "--methods", "sit"), tflops=0)
 

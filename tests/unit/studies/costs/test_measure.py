@@ -120,8 +120,8 @@ def test_a_slow_phase_of_the_machine_leaves_paired_ratios_alone() -> None:
 
 def test_the_clock_is_read_after_the_device_has_finished(monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[Any] = []
-    monkeypatch.setattr(measure, "synchronize", lambda device: log.append(device))
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: log.append("read") or 7.0)
+    monkeypatch.setattr(timing, "synchronize", lambda device: log.append(device))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: log.append("read") or 7.0)
     assert timing.synced_clock(torch.device("cuda:1"))() == 7.0
     assert log == [torch.device("cuda:1"), "read"]
 
@@ -397,7 +397,7 @@ def test_memory_on_cuda_is_read_from_its_counters(conditions: Conditions, monkey
         return next(levels)
 
     accelerator = type("OnCuda", (), {"device": torch.device("cuda")})()
-    monkeypatch.setattr(measure, "open_accelerator", lambda runtime: accelerator)
+    monkeypatch.setattr(costs_peaks, "open_accelerator", lambda runtime: accelerator)
     monkeypatch.setattr(
         costs_peaks, "train_some", lambda conditions, case: log.append(f"{case.model}: {conditions.setting.batch_size}")
     )
@@ -433,14 +433,14 @@ class Interrupted:
 
 def test_an_interrupt_ends_the_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
-    make, pipe = measure.CONTEXT.Process, measure.CONTEXT.Pipe
+    make, pipe = children.CONTEXT.Process, children.CONTEXT.Pipe
 
     def process(**arguments: Any) -> Any:
         started.append(make(**arguments))
         return started[-1]
 
-    monkeypatch.setattr(measure.CONTEXT, "Process", process)
-    monkeypatch.setattr(measure.CONTEXT, "Pipe", lambda duplex: (Interrupted(), pipe(duplex=duplex)[1]))
+    monkeypatch.setattr(children.CONTEXT, "Process", process)
+    monkeypatch.setattr(children.CONTEXT, "Pipe", lambda duplex: (Interrupted(), pipe(duplex=duplex)[1]))
     with pytest.raises(KeyboardInterrupt):
         children.in_own_process(signal.pause)
     assert started[0].exitcode == -signal.SIGTERM
