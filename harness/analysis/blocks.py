@@ -40,7 +40,7 @@ from harness.data.prepare import PreparedData
 from harness.evaluation.generate import chunk_bounds, inference
 from harness.frozen import encoders
 from harness.frozen.encoders import FrozenEncoder
-from harness.machine.progress import Report
+from harness.machine.progress import OnProgress
 from harness.records.files import digest, storing, write_atomic, write_json
 from harness.records.run_folder import FORMAT
 from harness.rng import stream
@@ -168,7 +168,7 @@ class Subjects:
 
 
 def gather(
-    prepared: PreparedData, config: AnalysisConfig, patch_size: int, device: torch.device, report: Report
+    prepared: PreparedData, config: AnalysisConfig, patch_size: int, device: torch.device, on_progress: OnProgress
 ) -> Subjects:
     """Read the images, and run the encoder on them.
 
@@ -205,8 +205,8 @@ def gather(
     return Subjects(
         config=config,
         facts=facts,
-        held_out=_see(prepared, held_out, network, config.chunk, report),
-        train=_see(prepared, train, network, config.chunk, report),
+        held_out=_see(prepared, held_out, network, config.chunk, on_progress),
+        train=_see(prepared, train, network, config.chunk, on_progress),
         pictured_rows=pictured,
         pictured_x0_KCHW=latents_KCHW,
         pictures={"images": images_KHWC, "encoder": encoder.scores, "latent": latent.scores},
@@ -215,12 +215,12 @@ def gather(
     )
 
 
-def _see(prepared: PreparedData, rows: np.ndarray, network: FrozenEncoder, chunk: int, report: Report) -> Seen:
+def _see(prepared: PreparedData, rows: np.ndarray, network: FrozenEncoder, chunk: int, on_progress: OnProgress) -> Seen:
     encoded = [torch.empty(0, encoders.encoder_width(network.name))]
     for start, stop in chunk_bounds(len(rows), chunk):
         tokens_NTZ = network.tokens(_channels_first(prepared.images.rows(rows[start:stop])))
         encoded.append(tokens_NTZ.mean(dim=1).cpu())
-        report(f"features of {network.name}", stop, len(rows))
+        on_progress(f"features of {network.name}", stop, len(rows))
     return Seen(rows, prepared.images.labels[rows], _latents(prepared, rows), torch.cat(encoded))
 
 
@@ -296,7 +296,7 @@ def noised(x0_NCHW: Tensor, rows: np.ndarray, t: float, seed: int) -> Tensor:
 
 
 def analyse(
-    backbone: SiT, subjects: Subjects, precision: str, tf32: bool, device: torch.device, report: Report
+    backbone: SiT, subjects: Subjects, precision: str, tf32: bool, device: torch.device, on_progress: OnProgress
 ) -> Analysis:
     """Everything about one backbone.
 
@@ -306,7 +306,7 @@ def analyse(
         precision: of its forward passes, fp32 or bf16.
         tf32: whether matrix products may use TF32, for the record.
         device: of the backbone.
-        report: told about images read and probes fitted.
+        on_progress: told about images read and probes fitted.
 
     Raises:
         UserError: for a block that the backbone does not have.
@@ -317,7 +317,7 @@ def analyse(
     values = [_encoder_values(subjects)]
     scores, shares = [], []
     for t in config.times:
-        values += _values_at(reader, subjects, t, report)
+        values += _values_at(reader, subjects, t, on_progress)
         hidden = reader.hidden(noised(subjects.pictured_x0_KCHW, subjects.pictured_rows, t, config.seed), t)
         pictured = [Pictured.of(hidden[block]) for block in blocks]
         scores.append(np.stack([each.scores for each in pictured]))
@@ -367,14 +367,16 @@ def _encoder_values(subjects: Subjects) -> dict[str, Any]:
     return found
 
 
-def _values_at(reader: Reader, subjects: Subjects, t: float, report: Report) -> list[dict[str, Any]]:
+def _values_at(reader: Reader, subjects: Subjects, t: float, on_progress: OnProgress) -> list[dict[str, Any]]:
     """The input and every block at one time."""
     held_out, train = subjects.held_out, subjects.train if subjects.has_probe else None
     num = len(held_out.rows) + (len(train.rows) if train else 0)
-    means = reader.means(held_out, t, lambda done: report(f"images at t = {t:g}", done, num))
+    means = reader.means(held_out, t, lambda done: on_progress(f"images at t = {t:g}", done, num))
     train_means = {}
     if train:
-        train_means = reader.means(train, t, lambda done: report(f"images at t = {t:g}", done + len(means[0]), num))
+        train_means = reader.means(
+            train, t, lambda done: on_progress(f"images at t = {t:g}", done + len(means[0]), num)
+        )
     targets = {"encoder": subjects.encoder, "latent": subjects.latent}
     values = []
     for place, (block, features_ND) in enumerate(means.items(), start=1):
@@ -384,7 +386,7 @@ def _values_at(reader: Reader, subjects: Subjects, t: float, report: Report) -> 
             pair = (train_means[block], features_ND) if block else (reader.inputs(train, t), reader.inputs(held_out, t))
             line["probe_accuracy"] = _probe(subjects, *pair)
         values.append(line)
-        report(f"features compared at t = {t:g}", place, len(means))
+        on_progress(f"features compared at t = {t:g}", place, len(means))
     return values
 
 

@@ -4,7 +4,7 @@ A cache is a folder `<cache>/<kind>-<key12>/` with `index.json` and `shard-00000
 is written to a temporary name, synced and renamed, and only then entered in the index; the index is marked complete
 last. So a half-written cache is never read, and an interrupted build goes on from the shards that are whole. Processes
 that need one cache at once make its shards side by side: each holds a lock on the shard that it makes, which the system
-lets go when it dies. A cache can always be made again: damaged files are, and `Report` is told which.
+lets go when it dies. A cache can always be made again: damaged files are, and `OnProgress` is told which.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ import numpy as np
 from harness.config import OutputConfig
 from harness.errors import UserError
 from harness.machine.disk import check_room, size_in_words, writing_to
-from harness.machine.progress import Report, tell
+from harness.machine.progress import OnProgress, tell
 from harness.records.files import canonical, digest, file_digest, write_atomic, write_json
 from harness.records.locks import locked
 
@@ -67,7 +67,7 @@ def write_long(path: Path, value: Any) -> None:
         write_atomic(path, content)
 
 
-def read_small(path: Path, report: Report | None = None) -> Any:
+def read_small(path: Path, on_progress: OnProgress | None = None) -> Any:
     """What these two kept; None, and a notice, when it is damaged, and None when there is nothing."""
     try:
         stored = json.loads(path.read_bytes())
@@ -77,7 +77,7 @@ def read_small(path: Path, report: Report | None = None) -> Any:
         return None
     except (ValueError, TypeError, KeyError):
         pass  # no JSON, or JSON of another form
-    tell(report, f"{path} is damaged and is made again")
+    tell(on_progress, f"{path} is damaged and is made again")
     return None
 
 
@@ -92,7 +92,7 @@ class Rows(Protocol):
     def rows(self, indices: np.ndarray) -> np.ndarray:
         """Rows in the order of `indices` (int64, 0 ... len - 1), [len(indices), ...]."""
 
-    def verify(self, report: Report | None = None) -> None:
+    def verify(self, on_progress: OnProgress | None = None) -> None:
         """Check everything; `UserError` names what is damaged and cannot be made again."""
 
 
@@ -145,7 +145,7 @@ class Sharded:
                 out[i] = shard.rows[row]
         return out
 
-    def verify(self, report: Report | None = None) -> None:
+    def verify(self, on_progress: OnProgress | None = None) -> None:
         """Check every shard; a bad one is made again, or is a `UserError` that names it."""
         num_shards, together = len(self._checksums), os.cpu_count() or 1
         for first in range(0, num_shards, together):
@@ -153,8 +153,8 @@ class Sharded:
             for number in numbers:
                 self._offsets.pop(number, None)
             self._check(numbers)
-            if report is not None:
-                report(f"checking {self.folder.name}", numbers.stop, num_shards)
+            if on_progress is not None:
+                on_progress(f"checking {self.folder.name}", numbers.stop, num_shards)
 
     def _check(self, numbers: Sequence[int]) -> None:
         """Compare shards with their checksums, unless that was done before; those that differ are made again."""
@@ -225,7 +225,7 @@ def build(
     row_shape: tuple[int, ...],
     dtype: np.typing.DTypeLike,
     make_rows: Callable[[int, int], np.ndarray],
-    report: Report | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Sharded:
     """Open the cache in `folder`, making first what is missing of it; what is damaged is made again when touched.
 
@@ -235,11 +235,11 @@ def build(
         num_rows, row_shape, dtype: the array is [num_rows, *row_shape].
         make_rows: `make_rows(start, stop)` returns rows start ... stop - 1; called in steps of `ROWS_PER_CALL` from
             row 0, in any order of shards, so it must depend on nothing but the rows asked for.
-        report: told about rows made, and about damaged files.
+        on_progress: told about rows made, and about damaged files.
     """
     wanted = _wanted(key, num_rows, row_shape, dtype)
-    maker = _Maker(folder, wanted, make_rows, report)
-    if not maker.is_whole(report):
+    maker = _ShardMaker(folder, wanted, make_rows, on_progress)
+    if not maker.is_whole(on_progress):
         maker.make()
     return Sharded(folder, maker.mend)
 
@@ -248,7 +248,7 @@ def missing_bytes(
     folder: Path, key: Mapping[str, Any], num_rows: int, row_shape: tuple[int, ...], dtype: np.typing.DTypeLike
 ) -> int:
     """What `build` with these arguments would have to write."""
-    maker = _Maker(folder, _wanted(key, num_rows, row_shape, dtype), lambda start, stop: np.empty(0), None)
+    maker = _ShardMaker(folder, _wanted(key, num_rows, row_shape, dtype), lambda start, stop: np.empty(0), None)
     return 0 if maker.is_whole(None) else maker.missing_bytes()
 
 
@@ -267,22 +267,22 @@ def _wanted(
 
 
 @dataclass(frozen=True)
-class _Maker:
+class _ShardMaker:
     """Makes the shards of one cache, each entered in the index once it is on the disk."""
 
     folder: Path
     wanted: dict[str, Any]
     """What the index says besides the checksums."""
     make_rows: Callable[[int, int], np.ndarray]
-    report: Report | None
+    on_progress: OnProgress | None
 
     @property
     def num_shards(self) -> int:
         return -(-self.wanted["shape"][0] // self.wanted["rows_per_shard"])
 
-    def is_whole(self, report: Report | None) -> bool:
+    def is_whole(self, on_progress: OnProgress | None) -> bool:
         """Whether the cache is complete, is the wanted one, and has all its files (their content is checked on use)."""
-        index = _read_index(self.folder, report)
+        index = _read_index(self.folder, on_progress)
         if not index or not index["complete"]:
             return False
         if index["key"] != self.wanted["key"]:
@@ -355,7 +355,7 @@ class _Maker:
         path = _shard_path(self.folder, number)
         good = _is_good(path, checksum)
         if not good:
-            tell(self.report, f"{path} is missing or damaged and is made again")
+            tell(self.on_progress, f"{path} is missing or damaged and is made again")
         return good
 
     def _make_shard(self, number: int) -> str:
@@ -371,9 +371,9 @@ class _Maker:
                 f"{self.folder.name}: rows {rows.shape} {rows.dtype}, wanted {self.wanted}"
             )
             out[first - start : last - start] = rows
-            if self.report is not None:
+            if self.on_progress is not None:
                 what = f"{self.folder.name} ({size_in_words(self._row_bytes() * num_rows)})"
-                self.report(what, others + last - start, num_rows)
+                self.on_progress(what, others + last - start, num_rows)
         with writing_to(self.folder):
             return _write_shard(_shard_path(self.folder, number), out)
 
@@ -411,8 +411,8 @@ def _is_good(path: Path, checksum: str | None) -> bool:
 INDEX = "index.json"
 
 
-def _read_index(folder: Path, report: Report | None = None) -> dict[str, Any] | None:
-    return read_small(folder / INDEX, report)
+def _read_index(folder: Path, on_progress: OnProgress | None = None) -> dict[str, Any] | None:
+    return read_small(folder / INDEX, on_progress)
 
 
 def _shard_path(folder: Path, number: int) -> Path:

@@ -9,14 +9,16 @@ from typing import Any
 
 from harness.data import cache as caches
 from harness.errors import UserError
-from harness.machine.progress import Report
+from harness.machine.progress import OnProgress
 from harness.records.files import digest, file_digest
 
 FILES_QUEUED = 1024
 """Files that wait for a thread to read them; one takes 2 kB in the queue."""
 
 
-def _file_digests(whole: Path, root: Path, names: Sequence[str], cache: Path, report: Report | None) -> list[list[Any]]:
+def _file_digests(
+    whole: Path, root: Path, names: Sequence[str], cache: Path, on_progress: OnProgress | None
+) -> list[list[Any]]:
     """[path relative to `root`, size, SHA-256 of the content] of every file of the data set at `whole`.
 
     Contents are read once; a file whose size and modification time are as before keeps its stored digest. Of several
@@ -24,21 +26,21 @@ def _file_digests(whole: Path, root: Path, names: Sequence[str], cache: Path, re
     """
     listing = cache / f"files-{digest(str(whole.resolve()))[:12]}.json"
     states = {name: _file_state(root / name) for name in names}
-    stored = _stored_digests(listing, report)
+    stored = _stored_digests(listing, on_progress)
     if _changed(states, stored):
         with caches.holding(listing.with_suffix(".lock"), waits=True):
             stored = _stored_digests(listing, None)
             if changed := _changed(states, stored):
                 shas = {name: state[2] for name, state in stored.items()}
-                shas |= _read_all(root, [name for name in changed if name in states], report)
+                shas |= _read_all(root, [name for name in changed if name in states], on_progress)
                 stored = {name: [*states[name], shas[name]] for name in names}
                 caches.write_long(listing, [[name, *state] for name, state in stored.items()])
     return [[name, stored[name][0], stored[name][2]] for name in names]
 
 
-def _stored_digests(listing: Path, report: Report | None) -> dict[str, list[Any]]:
+def _stored_digests(listing: Path, on_progress: OnProgress | None) -> dict[str, list[Any]]:
     """Size, modification time and SHA-256 by path."""
-    return {name: state for name, *state in caches.read_small(listing, report) or []}
+    return {name: state for name, *state in caches.read_small(listing, on_progress) or []}
 
 
 def _changed(states: dict[str, list[int]], stored: dict[str, list[Any]]) -> list[str]:
@@ -47,7 +49,7 @@ def _changed(states: dict[str, list[int]], stored: dict[str, list[Any]]) -> list
     return changed + [name for name in stored if name not in states]
 
 
-def _read_all(root: Path, names: list[str], report: Report | None) -> dict[str, str]:
+def _read_all(root: Path, names: list[str], on_progress: OnProgress | None) -> dict[str, str]:
     """SHA-256 of files by path, read by as many threads as there are cores."""
 
     def read(name: str) -> str:
@@ -60,8 +62,8 @@ def _read_all(root: Path, names: list[str], report: Report | None) -> dict[str, 
             together = names[first : first + FILES_QUEUED]
             for name, sha in zip(together, pool.map(read, together), strict=True):
                 shas[name] = sha
-                if report is not None:
-                    report("reading files", len(shas), len(names))
+                if on_progress is not None:
+                    on_progress("reading files", len(shas), len(names))
     return shas
 
 

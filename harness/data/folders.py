@@ -11,16 +11,16 @@ from harness.data.file_digests import _file_digests, _reading
 from harness.data.image_set import ImageSet
 from harness.data.pictures import EXTENSIONS, FOLDER_TRANSFORM, read_image
 from harness.errors import UserError
-from harness.machine.progress import Report
+from harness.machine.progress import OnProgress
 from harness.records.files import digest
 
 
-def _image_folder(root: Path, image_size: int, cache: Path, report: Report | None) -> ImageSet:
+def _image_folder(root: Path, image_size: int, cache: Path, on_progress: OnProgress | None) -> ImageSet:
     classes = _find_classes(root)
     files = [(label, path) for label, name in enumerate(classes) for path in _find_images(root, name)]
     names = [path for _, path in files]
     key = {
-        "files": digest(_file_digests(root, root, names, cache, report)),
+        "files": digest(_file_digests(root, root, names, cache, on_progress)),
         "transform": FOLDER_TRANSFORM,
         "image_size": image_size,
     }
@@ -30,7 +30,7 @@ def _image_folder(root: Path, image_size: int, cache: Path, report: Report | Non
             return np.stack(list(pool.map(lambda name: read_image(root / name, image_size), names[start:stop])))
 
     shape = (image_size, image_size, 3)
-    images = caches.build(caches.entry(cache, "images", key), key, len(names), shape, np.uint8, make_rows, report)
+    images = caches.build(caches.entry(cache, "images", key), key, len(names), shape, np.uint8, make_rows, on_progress)
     return ImageSet(
         images=images,
         labels=np.array([label for label, _ in files], dtype=np.int64),

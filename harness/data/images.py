@@ -14,13 +14,13 @@ from harness.data.image_set import ImageSet, Outline
 from harness.data.parquet import _parquet
 from harness.data.pictures import EXTENSIONS
 from harness.data.preprocessed import Archive, _preprocessed
-from harness.machine.progress import Report
+from harness.machine.progress import OnProgress
 
 
-def outline(config: DataConfig, report: Report | None = None) -> Outline:
+def outline(config: DataConfig, on_progress: OnProgress | None = None) -> Outline:
     """Look at the data set without reading an image; `UserError` names a bad path.
 
-    A data set that is named by its id on the hub is fetched first, which `report` is told of.
+    A data set that is named by its id on the hub is fetched first, which `on_progress` is told of.
     """
     if config.name == "digits":
         return Outline(num_images=NUM_DIGITS, num_classes=10, is_cached=False, has_moments=False)
@@ -36,7 +36,7 @@ def outline(config: DataConfig, report: Report | None = None) -> Outline:
             has_moments=moments is not None,
         )
     if config.name == "parquet":
-        table = parquet.open_table(parquet.locate(config.path, report))
+        table = parquet.open_table(parquet.locate(config.path, on_progress))
         num_classes = len(table.class_names)
         return Outline(num_images=len(table.labels), num_classes=num_classes, is_cached=True, has_moments=False)
     root = Path(config.path)
@@ -45,12 +45,12 @@ def outline(config: DataConfig, report: Report | None = None) -> Outline:
     return Outline(num_images=num_images, num_classes=len(classes), is_cached=True, has_moments=False)
 
 
-def load_images(config: DataConfig, cache: Path, report: Report | None = None) -> ImageSet:
+def load_images(config: DataConfig, cache: Path, on_progress: OnProgress | None = None) -> ImageSet:
     """Read the images that `config` names, through the cache; `UserError` names a bad path or image."""
     if config.name == "digits":
         return _digits(config.image_size)
     if config.name == "preprocessed":
-        return _preprocessed(config, cache, report)
+        return _preprocessed(config, cache, on_progress)
     if config.name == "parquet":
-        return _parquet(parquet.locate(config.path, report), config.image_size, cache, report)
-    return _image_folder(Path(config.path), config.image_size, cache, report)
+        return _parquet(parquet.locate(config.path, on_progress), config.image_size, cache, on_progress)
+    return _image_folder(Path(config.path), config.image_size, cache, on_progress)

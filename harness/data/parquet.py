@@ -25,7 +25,7 @@ from harness.data.image_set import ImageSet
 from harness.data.pictures import FOLDER_TRANSFORM, _squared
 from harness.errors import UserError
 from harness.frozen import hub
-from harness.machine.progress import Report
+from harness.machine.progress import OnProgress
 from harness.records.files import digest
 
 HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)((?:/\w[\w.-]*)*)")
@@ -33,7 +33,7 @@ HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)((?:/\w[\w.-]*)*)")
 
 
 @dataclass(frozen=True)
-class Table:
+class ImageTable:
     """The rows of all files, one after another."""
 
     folder: Path
@@ -83,7 +83,7 @@ class Table:
 # -- where the files are ----------------------------------------------------------------------------------------------
 
 
-def locate(path: str, report: Report | None = None) -> Path:
+def locate(path: str, on_progress: OnProgress | None = None) -> Path:
     """What `data.path` names, as `find_files` takes it; a part of a data set on the hub is fetched if it is not here.
 
     A folder here wins over a name on the hub.
@@ -106,7 +106,7 @@ def locate(path: str, report: Report | None = None) -> Path:
     try:
         listing = hub.list_files(dataset)
         place, files = choose(dataset, part, list(listing.sizes))
-        return hub.fetch_all(dataset, listing, files, report) / place
+        return hub.fetch_all(dataset, listing, files, on_progress) / place
     except hub.Unavailable as error:
         raise UserError(
             f"data.path: {path} is no folder here, and {error}; or name a folder of parquet files"
@@ -197,7 +197,7 @@ def find_files(path: Path) -> tuple[Path, list[str]]:
 # -- what is in them --------------------------------------------------------------------------------------------------
 
 
-def open_table(path: Path) -> Table:
+def open_table(path: Path) -> ImageTable:
     """Read everything but the pictures; `UserError` names what is not as described above."""
     pyarrow, (folder, names) = _pyarrow(), find_files(path)
     labels: list[np.ndarray] = []
@@ -222,7 +222,7 @@ def open_table(path: Path) -> Table:
     class_names = class_names or tuple(str(number) for number in range(int(joined.max()) + 1))
     if joined.max() >= len(class_names):
         raise UserError(f"data.path: {path} has class {joined.max()} and names of {len(class_names)}: mend the files")
-    return Table(folder, tuple(names), picture, joined.astype(np.int64), class_names, tuple(groups))
+    return ImageTable(folder, tuple(names), picture, joined.astype(np.int64), class_names, tuple(groups))
 
 
 def _columns(schema: Any, path: Path) -> tuple[str, str, tuple[str, ...]]:
@@ -265,11 +265,11 @@ def _pyarrow() -> Any:
     return parquet
 
 
-def _parquet(path: Path, image_size: int, cache: Path, report: Report | None) -> ImageSet:
+def _parquet(path: Path, image_size: int, cache: Path, on_progress: OnProgress | None) -> ImageSet:
     table = parquet.open_table(path)
     # The files hold classes and their names as well.
     key = {
-        "files": digest(_file_digests(path, table.folder, table.names, cache, report)),
+        "files": digest(_file_digests(path, table.folder, table.names, cache, on_progress)),
         "transform": FOLDER_TRANSFORM,
         "image_size": image_size,
     }
@@ -281,6 +281,6 @@ def _parquet(path: Path, image_size: int, cache: Path, report: Report | None) ->
 
     shape = (image_size, image_size, 3)
     images = caches.build(
-        caches.entry(cache, "images", key), key, len(table.labels), shape, np.uint8, make_rows, report
+        caches.entry(cache, "images", key), key, len(table.labels), shape, np.uint8, make_rows, on_progress
     )
     return ImageSet(images=images, labels=table.labels, class_names=table.class_names, digest=digest(key))

@@ -21,7 +21,7 @@ from harness.errors import UserError
 from harness.frozen.autoencoder import Autoencoder
 from harness.frozen.encoders import FrozenEncoder, encoder_digest, encoder_width
 from harness.machine import disk
-from harness.machine.progress import Report
+from harness.machine.progress import OnProgress
 from harness.method import Needs
 
 
@@ -60,7 +60,9 @@ class PreparedData:
         return len(self.images) * (2 if self.mirrored else 1)
 
 
-def prepare(config: RunConfig, needs: Needs, device: str | torch.device, report: Report | None = None) -> PreparedData:
+def prepare(
+    config: RunConfig, needs: Needs, device: str | torch.device, on_progress: OnProgress | None = None
+) -> PreparedData:
     """Make or open all caches of a run; a second call only opens them.
 
     Raises:
@@ -69,9 +71,9 @@ def prepare(config: RunConfig, needs: Needs, device: str | torch.device, report:
     cache, autoencoder = caches.cache_folder(config.output), Autoencoder.load(config.autoencoder.path, device)
     grid = token_grid(config, autoencoder)
     encoders = {name: encoder_digest(name, grid) for name in needs.encoders}
-    images = data.load_images(config.data, cache, report)
+    images = data.load_images(config.data, cache, on_progress)
     train_rows, holdout_rows = image_set.split(len(images), config.data.holdout, config.data.split_seed)
-    plain, *mirrored = _rows(_Maker(cache, images, autoencoder, grid, encoders, device), config, report)
+    plain, *mirrored = _rows(_RowMaker(cache, images, autoencoder, grid, encoders, device), config, on_progress)
     return PreparedData(
         images=images,
         train_rows=train_rows,
@@ -88,10 +90,10 @@ def prepare(config: RunConfig, needs: Needs, device: str | torch.device, report:
     )
 
 
-def estimate(config: RunConfig, needs: Needs, report: Report | None = None) -> dict[str, int]:
+def estimate(config: RunConfig, needs: Needs, on_progress: OnProgress | None = None) -> dict[str, int]:
     """Bytes of every cache that a run reads, by its name, whether it is there or not. No image is read."""
     autoencoder = Autoencoder.load(config.autoencoder.path, "cpu")
-    return cache_sizes(config, needs, autoencoder, data.outline(config.data, report))
+    return cache_sizes(config, needs, autoencoder, data.outline(config.data, on_progress))
 
 
 def cache_sizes(config: RunConfig, needs: Needs, autoencoder: Autoencoder, found: Outline) -> dict[str, int]:
@@ -136,13 +138,13 @@ class _Cache:
     def missing_bytes(self) -> int:
         return caches.missing_bytes(self.folder, self.key, self.shape[0], self.shape[1:], self.dtype)
 
-    def build(self, report: Report | None) -> Sharded:
+    def build(self, on_progress: OnProgress | None) -> Sharded:
         shape = self.shape
-        return caches.build(self.folder, self.key, shape[0], shape[1:], self.dtype, self.make_rows, report)
+        return caches.build(self.folder, self.key, shape[0], shape[1:], self.dtype, self.make_rows, on_progress)
 
 
 @dataclass(frozen=True)
-class _Maker:
+class _RowMaker:
     """Knows how to make the rows of images and of their mirror images."""
 
     root: Path
@@ -194,7 +196,7 @@ class _Maker:
         return _Cache(folder, key, (len(self.images), *row_shape), dtype, make_rows)
 
 
-def _rows(maker: _Maker, config: RunConfig, report: Report | None) -> list[Encoded]:
+def _rows(maker: _RowMaker, config: RunConfig, on_progress: OnProgress | None) -> list[Encoded]:
     """What images give, and with flips their mirror images. The disk is looked at before the first row is made."""
     given, side, mirrors = maker.images.moments, config.data.image_size, _mirrors(config)
     if given is not None:
@@ -204,8 +206,8 @@ def _rows(maker: _Maker, config: RunConfig, report: Report | None) -> list[Encod
     disk.check_room(maker.root, sum(each.missing_bytes() for each in (*moments.values(), *tokens.values())))
     return [
         Encoded(
-            moments=given if given is not None and not mirror else moments[mirror].build(report),
-            tokens={name: tokens[mirror, name].build(report) for name in maker.encoders},
+            moments=given if given is not None and not mirror else moments[mirror].build(on_progress),
+            tokens={name: tokens[mirror, name].build(on_progress) for name in maker.encoders},
         )
         for mirror in mirrors
     ]

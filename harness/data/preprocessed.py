@@ -29,7 +29,7 @@ from harness.data.file_digests import _file_digests
 from harness.data.image_set import ImageSet
 from harness.data.pictures import EXTENSIONS
 from harness.errors import UserError
-from harness.machine.progress import Report
+from harness.machine.progress import OnProgress
 from harness.records.files import digest, file_digest
 
 LABELS = "dataset.json"
@@ -151,7 +151,7 @@ class Stored:
         with ThreadPoolExecutor(READERS) as pool:
             return np.stack(list(pool.map(lambda i: self._row(int(i), self.shape[1:]), indices)))
 
-    def verify(self, report: Report | None = None) -> None:
+    def verify(self, on_progress: OnProgress | None = None) -> None:
         """Compare every file with its checksum; `UserError` names one that has changed."""
         for done, (name, _, sha256) in enumerate(self._content, 1):
             path = self.archive.folder / name
@@ -161,8 +161,8 @@ class Stored:
                 raise UserError(f"data: cannot read {path} ({error.strerror}): replace it") from None
             if not same:
                 raise UserError(f"data: {path} is not what it was when it was first read: replace it")
-            if report is not None:
-                report(f"checking {self.archive.root.name}", done, len(self._content))
+            if on_progress is not None:
+                on_progress(f"checking {self.archive.root.name}", done, len(self._content))
 
     def _row(self, index: int, shape: tuple[int, ...] | None) -> np.ndarray:
         name = self.archive.names[index]
@@ -268,7 +268,7 @@ STORED_TRANSFORM = "as stored, RGB"
 """What is done to preprocessed images; part of the data's digest."""
 
 
-def _preprocessed(config: DataConfig, cache: Path, report: Report | None) -> ImageSet:
+def _preprocessed(config: DataConfig, cache: Path, on_progress: OnProgress | None) -> ImageSet:
     pictures_at, moments_at = preprocessed.locate(Path(config.path), config.latents)
     pictures = Archive.open(pictures_at, EXTENSIONS)
     archives, moments = [pictures], None
@@ -276,7 +276,7 @@ def _preprocessed(config: DataConfig, cache: Path, report: Report | None) -> Ima
         archives.append(Archive.open(moments_at, frozenset({".npy"})))
         preprocessed.check_pairs(*archives)
     labels = preprocessed.labels_of(pictures, archives[1] if moments_at else None)
-    contents = [_file_digests(a.root, a.folder, a.files, cache, report) for a in archives]
+    contents = [_file_digests(a.root, a.folder, a.files, cache, on_progress) for a in archives]
     images = Stored(pictures, preprocessed.decode_image, contents[0])
     if images.shape[1] != config.image_size:
         raise UserError(

@@ -25,10 +25,10 @@ from harness.data.prepare import PreparedData
 from harness.evaluation import extractors
 from harness.evaluation.fidelity import Pictures
 from harness.evaluation.generate import Summary, generate_rounds, inference, labels_for
-from harness.evaluation.scoring import Place, Scorer, TrainingImages
+from harness.evaluation.scoring import Scorer, ScoringSetup, TrainingImages
 from harness.machine.environment import resolve_precision
 from harness.machine.processes import beside, is_main
-from harness.machine.progress import Report
+from harness.machine.progress import OnProgress
 from harness.records.files import digest
 from harness.rng import stream
 
@@ -59,7 +59,7 @@ class Evaluator:
         prepared: PreparedData,
         accelerator: Accelerator,
         cache: Path,
-        report: Report | None = None,
+        on_progress: OnProgress | None = None,
         scorer: Scorer | None = None,
     ) -> None:
         """Resolve and check the protocol; nothing is computed yet.
@@ -70,7 +70,7 @@ class Evaluator:
             prepared: images, moments and autoencoder.
             accelerator: device of the backbones that will be evaluated, and the processes that share the work.
             cache: folder of the caches.
-            report: told about reference features made, and about damaged caches.
+            on_progress: told about reference features made, and about damaged caches.
             scorer: one that scores as `config` says; made here where none is given.
 
         Raises:
@@ -78,10 +78,10 @@ class Evaluator:
         """
         device = accelerator.device
         self.prepared, self.device, self.cache = prepared, device, cache
-        self._runtime, self._accelerator, self._report = runtime, accelerator, report
+        self._runtime, self._accelerator, self._on_progress = runtime, accelerator, on_progress
         if scorer is None:
             training = TrainingImages(images=prepared.images, rows=prepared.train_rows)
-            place = Place(device=device, tf32=runtime.tf32, cache=cache, report=report)
+            place = ScoringSetup(device=device, tf32=runtime.tf32, cache=cache, on_progress=on_progress)
             scorer = Scorer(config, training, prepared.images.rows(prepared.train_rows[:1]).shape[1], place)
         self.scorer = scorer
         self.config = resolve(config, prepared, self.scorer, device)
@@ -91,7 +91,7 @@ class Evaluator:
 
     def under(self, config: EvaluationConfig) -> "Evaluator":
         """The evaluator of a protocol that only makes its samples in another way; both share what they score by."""
-        shared = (self._runtime, self.prepared, self._accelerator, self.cache, self._report)
+        shared = (self._runtime, self.prepared, self._accelerator, self.cache, self._on_progress)
         return Evaluator(config, *shared, scorer=self.scorer)
 
     def evaluate(self, backbone: SiT) -> Evaluation:
@@ -139,7 +139,7 @@ class Evaluator:
     def lines(self) -> dict[str, dict[str, float]]:
         """Metrics of the held-out images (`floor`) and of their reconstructions, cached in one JSON file."""
         path = self.cache / f"floor-{self.digest[:12]}.json"
-        stored = read_small(path, self._report)
+        stored = read_small(path, self._on_progress)
         if stored is not None:
             return stored
         prepared = self.prepared

@@ -30,7 +30,7 @@ from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from
 from harness.data import cache as caches
 from harness.data.pictures import spread
 from harness.evaluation.extractors import Extractor
-from harness.machine.progress import Report
+from harness.machine.progress import OnProgress
 from harness.rng import global_state_kept
 
 BATCH = 32
@@ -80,7 +80,7 @@ class Reference:
     """Digest of all that decides the features but the extractor: images, device, TF32."""
     device: torch.device
     cache: Path
-    report: Report | None = None
+    on_progress: OnProgress | None = None
     """Told about features made, and about damaged files."""
     statistics: Mapping[str, Statistics] = field(default_factory=dict)
     """By the names of Frechet distances, `fd` and `sfd`: these count instead of those of the images' features."""
@@ -131,7 +131,7 @@ class Reference:
             return np.concatenate([stored["mu"], sigma_FF.ravel(), _root(sigma_FF).ravel()])[None]
 
         folder = caches.entry(self.cache, "statistics", key)
-        cached = caches.build(folder, key, 1, (width + 2 * width**2,), np.float64, make_row, self.report)
+        cached = caches.build(folder, key, 1, (width + 2 * width**2,), np.float64, make_row, self.on_progress)
         mu_F, sigma, root = np.split(cached.rows(np.arange(1))[0], [width, width + width**2])
         return Moments(mu_F, sigma.reshape(width, width), root.reshape(width, width))
 
@@ -148,7 +148,7 @@ class Reference:
 
         key = {"reference": self.name, "extractor": extractor.name, "batch": BATCH}
         folder = caches.entry(self.cache, extractor.name, key)
-        cached = caches.build(folder, key, num, (sum(widths.values()),), np.float32, make_rows, self.report)
+        cached = caches.build(folder, key, num, (sum(widths.values()),), np.float32, make_rows, self.on_progress)
         parts = torch.from_numpy(cached.rows(np.arange(num))).split([widths[layer] for layer in layers], dim=1)
         return dict(zip(layers, parts, strict=True))
 

@@ -20,7 +20,7 @@ from harness.errors import UserError
 from harness.evaluation.extractors import Extractor
 from harness.evaluation.fidelity import Pictures, Statistics
 from harness.evaluation.samples_file import IMAGES, read_array, read_images
-from harness.machine.progress import Report
+from harness.machine.progress import OnProgress
 from harness.records.files import digest, file_digest
 
 KEY = "evaluation.reference"
@@ -47,14 +47,16 @@ class Source:
         return Pictures(self.get, self.num) if self.num else None
 
 
-def open_reference(path: Path, extractor: Extractor, image_size: int, cache: Path, report: Report | None) -> Source:
+def open_reference(
+    path: Path, extractor: Extractor, image_size: int, cache: Path, on_progress: OnProgress | None
+) -> Source:
     """Open a folder of images, which are cut to squares of `image_size` as training images are, or an ADM batch.
 
     Raises:
         UserError: for what is neither, or does not fit the extractor.
     """
     if path.is_dir():
-        return _open_folder(path, image_size, cache, report)
+        return _open_folder(path, image_size, cache, on_progress)
     source = _open_batch(path)
     for kind, stored in source.statistics.items():
         width = {"fd": extractor.width, "sfd": extractor.spatial_width}[kind]
@@ -89,7 +91,7 @@ def _no_image(index: int) -> np.ndarray:
     raise AssertionError(f"image {index} of a reference that has statistics alone")
 
 
-def _open_folder(root: Path, image_size: int, cache: Path, report: Report | None) -> Source:
+def _open_folder(root: Path, image_size: int, cache: Path, on_progress: OnProgress | None) -> Source:
     names = sorted(
         (Path(folder) / file).relative_to(root).as_posix()
         for folder, _, files in os.walk(root)
@@ -98,7 +100,7 @@ def _open_folder(root: Path, image_size: int, cache: Path, report: Report | None
     )
     if not names:
         raise UserError(f"{KEY}: {root} holds no images ({', '.join(sorted(EXTENSIONS))}): name another folder")
-    files = _content(root, names, cache, report)
+    files = _content(root, names, cache, on_progress)
     return Source(
         num=len(names),
         get=lambda index: _read_image(root / names[index], image_size),
@@ -113,12 +115,12 @@ def _read_image(path: Path, image_size: int) -> np.ndarray:
         raise UserError(str(error).replace("data.path", KEY, 1)) from error
 
 
-def _content(root: Path, names: list[str], cache: Path, report: Report | None) -> str:
+def _content(root: Path, names: list[str], cache: Path, on_progress: OnProgress | None) -> str:
     """Digest of names and contents; read again only when a file's size or modification time is another one."""
     try:
         states = [[name, (root / name).stat().st_size, (root / name).stat().st_mtime_ns] for name in names]
         kept = cache / f"reference-{digest(str(root.resolve()))[:12]}.json"
-        stored = caches.read_small(kept, report)
+        stored = caches.read_small(kept, on_progress)
         if stored and stored["states"] == states:
             return stored["content"]
         content = digest([[name, file_digest(root / name)] for name in names])

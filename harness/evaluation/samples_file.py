@@ -173,7 +173,7 @@ def _check_room(out: Path, num_bytes: int) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Images:
+class StoredSamples:
     """Images on the disk, read one at a time."""
 
     num: int
@@ -185,7 +185,7 @@ class Images:
     """Changes with any number in the file, or with any file of a folder."""
 
 
-def read_images(path: Path, key: str) -> Images:
+def read_images(path: Path, key: str) -> StoredSamples:
     """Open a .npz in ADM's layout, or a folder of PNG files, which count in the order of their paths.
 
     Args:
@@ -205,7 +205,7 @@ def read_images(path: Path, key: str) -> Images:
         found = f"{images.dtype.name} {list(images.shape)}"
         raise UserError(f"{key}: {IMAGES} of {path} is {found}: it must be uint8 [N, H, W, 3]")
     has_labels = labels is not None and labels.shape == images.shape[:1] and labels.dtype.kind in "iu"
-    return Images(
+    return StoredSamples(
         num=len(images),
         get=lambda i: np.asarray(images[i]),
         labels_N=np.asarray(labels, dtype=np.int64) if has_labels else None,
@@ -249,7 +249,7 @@ def _unpacked(path: Path, name: str) -> np.ndarray:
         return arrays[name]
 
 
-def _read_folder(root: Path, key: str) -> Images:
+def _read_folder(root: Path, key: str) -> StoredSamples:
     files = sorted(path for path in root.rglob("*.png") if not path.name.startswith("."))
     if not files:
         raise UserError(f"{key}: {root} holds no PNG files: name a folder of them, or a .npz in ADM's layout")
@@ -262,7 +262,7 @@ def _read_folder(root: Path, key: str) -> Images:
         return image
 
     content = [[path.relative_to(root).as_posix(), file_digest(path)] for path in files]
-    return Images(num=len(files), get=get, labels_N=None, digest=digest(content))
+    return StoredSamples(num=len(files), get=get, labels_N=None, digest=digest(content))
 
 
 def _read_png(path: Path, key: str) -> np.ndarray:

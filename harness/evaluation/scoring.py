@@ -30,7 +30,7 @@ from harness.evaluation.fidelity import (
     Reference,
 )
 from harness.evaluation.reference import Source, open_reference
-from harness.machine.progress import Report
+from harness.machine.progress import OnProgress
 from harness.records.files import digest
 from harness.records.metrics import count_name
 
@@ -64,14 +64,14 @@ class TrainingImages:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class ScoringSetup:
     """Where scores are computed, and where features are kept."""
 
     device: torch.device
     tf32: bool
     cache: Path
     """Folder of the caches."""
-    report: Report | None = None
+    on_progress: OnProgress | None = None
     """Told about reference features made, and about damaged caches."""
 
 
@@ -79,7 +79,7 @@ class Scorer:
     """Scores images under one protocol."""
 
     def __init__(
-        self, config: EvaluationConfig, training: TrainingImages | None, image_size: int, place: Place
+        self, config: EvaluationConfig, training: TrainingImages | None, image_size: int, place: ScoringSetup
     ) -> None:
         """Open the reference and register the extractor; nothing is computed yet.
 
@@ -98,7 +98,7 @@ class Scorer:
         self._pixels = extractors.find_pixels()
         if config.reference:
             path = Path(config.reference)
-            self.source = open_reference(path, self.extractor, image_size, place.cache, place.report)
+            self.source = open_reference(path, self.extractor, image_size, place.cache, place.on_progress)
         else:
             assert training is not None, "no training images and no reference"
             self.source = training.source
@@ -109,7 +109,7 @@ class Scorer:
             name=f"reference-{digest(features)[:16]}",
             device=place.device,
             cache=place.cache / "features",
-            report=place.report,
+            on_progress=place.on_progress,
             statistics=self.source.statistics,
         )
 

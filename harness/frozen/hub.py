@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from harness.errors import UserError
 from harness.machine.disk import free_bytes, size_in_words
-from harness.machine.progress import Report
+from harness.machine.progress import OnProgress
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 """Names of repositories: `stabilityai/sd-vae-ft-ema`."""
@@ -120,7 +120,7 @@ def list_files(dataset: str) -> Listing:
         return Listing(str(info.sha), sizes)
 
 
-def fetch_all(dataset: str, listing: Listing, files: Sequence[str], report: Report | None = None) -> Path:
+def fetch_all(dataset: str, listing: Listing, files: Sequence[str], on_progress: OnProgress | None = None) -> Path:
     """Fetch what the cache lacks of `files`, one after another, so that what is whole stays; returns as `find_all`.
 
     Raises:
@@ -139,8 +139,8 @@ def fetch_all(dataset: str, listing: Listing, files: Sequence[str], report: Repo
     with _asking(dataset), _no_bars():
         for number, file in enumerate(missing, start=1):
             hf_hub_download(dataset, file, repo_type="dataset", revision=listing.commit)
-            if report is not None:
-                report(f"files of {dataset} ({size_in_words(size)})", number, len(missing))
+            if on_progress is not None:
+                on_progress(f"files of {dataset} ({size_in_words(size)})", number, len(missing))
         # Has nothing left to fetch, but puts on record that these are the repository's files.
         patterns = [re.sub(r"([*?[])", r"[\1]", file) for file in files]
         snapshot_download(dataset, repo_type="dataset", allow_patterns=patterns)

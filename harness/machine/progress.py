@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-Report = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 """Progress: what is being made, how much of it is done, how much there is."""
 
 
-def tell(report: Report | None, notice: str) -> None:
+def tell(on_progress: OnProgress | None, notice: str) -> None:
     """Pass a notice on as a piece of work that is done."""
-    if report is not None:
-        report(notice, 1, 1)
+    if on_progress is not None:
+        on_progress(notice, 1, 1)

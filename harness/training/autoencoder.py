@@ -13,7 +13,7 @@ from harness import rng
 from harness.data.image_set import ImageSet
 from harness.errors import UserError
 from harness.frozen.autoencoder import WEIGHTS, Autoencoder, AutoencoderRecipe, Network, build_network, to_pixels
-from harness.machine.progress import Report
+from harness.machine.progress import OnProgress
 from harness.records.files import digest, file_digest, replaced, write_json
 
 
@@ -23,7 +23,7 @@ def train_autoencoder(
     out_folder: Path,
     recipe: AutoencoderRecipe,
     device: str | torch.device,
-    report: Report | None = None,
+    on_progress: OnProgress | None = None,
 ) -> None:
     """Train a small autoencoder on `rows` of the images and save it in diffusers' format, with recipe.json.
 
@@ -31,7 +31,7 @@ def train_autoencoder(
     reconstruction error in recipe.json and are seen by nothing else.
     """
     network = _new_network(recipe).to(device)
-    losses = _fit(network, images, rows, recipe, report)
+    losses = _fit(network, images, rows, recipe, on_progress)
     network.eval().requires_grad_(False)
     scaling = _unit_scaling(network, images, rows, recipe.seed)
     network.register_to_config(scaling_factor=scaling)
@@ -71,7 +71,7 @@ def _learning_rate(recipe: AutoencoderRecipe, step: int) -> float:
 
 
 def _fit(
-    network: Network, images: ImageSet, rows: np.ndarray, recipe: AutoencoderRecipe, report: Report | None
+    network: Network, images: ImageSet, rows: np.ndarray, recipe: AutoencoderRecipe, on_progress: OnProgress | None
 ) -> dict[str, float]:
     """Train; returns the mean absolute error and the KL of the last tenth of the steps."""
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.0)
@@ -94,8 +94,8 @@ def _fit(
         optimizer.step()
         if step >= recipe.steps * 9 // 10:
             tail.append((error.item(), kl.item()))
-        if report is not None and (step + 1) % 10 == 0:
-            report("training the autoencoder", step + 1, recipe.steps)
+        if on_progress is not None and (step + 1) % 10 == 0:
+            on_progress("training the autoencoder", step + 1, recipe.steps)
     absolute, kl_mean = np.mean(tail, axis=0)
     return {"absolute_error": float(absolute), "kl": float(kl_mean)}
 

@@ -22,7 +22,7 @@ from reports.analysis import figures as analysis_figures
 from reports.figures.plans import Plan
 from reports.sections import Block, Section, Table
 from reports.statistics.intervals import paired_difference
-from reports.study.load import Run, Study
+from reports.study.load import RecordedRun, Study
 from reports.study.verify import flatten, short_text
 from reports.study.words import be, count, listed
 from reports.tables.results import MINUS, MISSING
@@ -56,7 +56,7 @@ AGAIN = "run `ditbench analyze` on it again"
 class Analysed:
     """A run and its newest analysis."""
 
-    run: Run
+    run: RecordedRun
     path: Path
     record: Mapping[str, Any]
 

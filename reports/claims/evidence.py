@@ -16,13 +16,13 @@ from harness.records.files import number
 from harness.records.metrics import main_metric, metric
 from reports.claims.pairs import Candidate, Pair, cells_of, gaps, pairs, rows_of, unmet
 from reports.claims.runs import PairedRuns, compared_lines, paired_runs, unequal_steps
-from reports.claims.scale import Place, place_of_count, place_of_runs
+from reports.claims.scale import ClaimScale, place_of_count, place_of_runs
 from reports.claims.statements import Claim, Ledger
 from reports.costs.equal_cost import unequal_timing
 from reports.costs.targets_costs import Target
 from reports.statistics.intervals import Interval, t_interval
 from reports.study.contrast import contrast
-from reports.study.load import Run, Study, final_study
+from reports.study.load import RecordedRun, Study, final_study
 from reports.study.units import UNITS
 from reports.study.words import count, listed
 from reports.tables.results import is_favoured
@@ -63,7 +63,7 @@ class Evidence:
     values: tuple[float, float]
     """Means of both cells over the pairs; of a speed-up steps, of a claim of one cell the second is NaN."""
     by_seed: Mapping[int, float]
-    place: Place
+    place: ClaimScale
     missing: Sequence[str] = ()
     """Why nothing is decided."""
     left_out: Sequence[str] = ()
@@ -317,13 +317,13 @@ class Reached:
     at: int
 
 
-def _curve(run: Run, name: str) -> list[tuple[int, float]]:
+def _curve(run: RecordedRun, name: str) -> list[tuple[int, float]]:
     """Steps and finite values of a run's evaluations."""
     values = [(line["step"], number(line["metrics"].get(name, "nan"))) for line in run.evaluations]
     return [(step, value) for step, value in values if math.isfinite(value)]
 
 
-def _median_curve(runs: Sequence[Run], name: str) -> list[tuple[int, float]]:
+def _median_curve(runs: Sequence[RecordedRun], name: str) -> list[tuple[int, float]]:
     """The median over runs at every step at which all of them have a value."""
     curves = [dict(_curve(run, name)) for run in runs]
     steps = sorted(set[int].intersection(*(set(curve) for curve in curves))) if curves else []

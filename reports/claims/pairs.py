@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reports.claims.statements import Claim, Setting
+from reports.claims.statements import Claim, ClaimedCell
 from reports.study.load import Study
 from reports.study.verify import flatten
 from reports.study.words import listed
@@ -76,7 +76,7 @@ def pairs(claim: Claim, candidates: Sequence[Candidate]) -> list[Pair]:
     return [Pair(a, b) for a, b in found if not differing(claim, a, b)]
 
 
-def unmet(setting: Setting, candidate: Candidate) -> dict[str, Any]:
+def unmet(setting: ClaimedCell, candidate: Candidate) -> dict[str, Any]:
     """What the cell is not, by field, with what it must be; the method itself stands under `method`."""
     if candidate.parts != setting.parts:
         return {"method": setting.method}
@@ -113,7 +113,7 @@ def gaps(claim: Claim, candidates: Sequence[Candidate]) -> list[str]:
     return [f"the two differ in {listed(list(dict.fromkeys(named)))} too" if named else "one cell is both of the pair"]
 
 
-def _lacking(setting: Setting, candidates: Sequence[Candidate]) -> str:
+def _lacking(setting: ClaimedCell, candidates: Sequence[Candidate]) -> str:
     """`no cell of a with block 2 (nearest: b)`; "" where there is one."""
     found = [(unmet(setting, candidate), candidate) for candidate in candidates]
     same = [(wanted, candidate) for wanted, candidate in found if "method" not in wanted]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reports.study.contrast import contrast
-from reports.study.load import Run, Study
+from reports.study.load import RecordedRun, Study
 from reports.study.words import listed
 
 
@@ -13,16 +13,16 @@ from reports.study.words import listed
 class PairedRuns:
     """The runs of two cells that may be compared, by seed, and why others may not."""
 
-    by_seed: Mapping[int, tuple[Run, Run]]
+    by_seed: Mapping[int, tuple[RecordedRun, RecordedRun]]
     left_out: Sequence[str]
     diverged: Sequence[str]
     """Labels of runs that diverged: a difference over the others would be one of survivors."""
 
     @property
-    def runs(self) -> tuple[Run, ...]:
+    def runs(self) -> tuple[RecordedRun, ...]:
         return tuple(run for both in self.by_seed.values() for run in both)
 
-    def narrowed(self, keep: Callable[[Run], bool], why: str) -> "PairedRuns":
+    def narrowed(self, keep: Callable[[RecordedRun], bool], why: str) -> "PairedRuns":
         """Without the seeds at which a run is not as it must be."""
         wrong = [run.label for run in self.runs if not keep(run)]
         kept = {seed: both for seed, both in self.by_seed.items() if all(map(keep, both))}
@@ -38,7 +38,7 @@ def paired_runs(study: Study, cell: str, against: str) -> PairedRuns:
     for label, side, other in ((cell, first, second), (against, second, first)):
         if absent := sorted(other.keys() - side.keys()):
             left_out.append(f"{label} has no seed {listed([str(seed) for seed in absent])}")
-    kept: dict[int, tuple[Run, Run]] = {}
+    kept: dict[int, tuple[RecordedRun, RecordedRun]] = {}
     for seed in sorted(first.keys() & second.keys()):
         if why := _obstacle(study, first[seed], second[seed]):
             left_out.append(why)
@@ -47,7 +47,7 @@ def paired_runs(study: Study, cell: str, against: str) -> PairedRuns:
     return PairedRuns(kept, left_out, [run.label for run in runs if run.status == "diverged"])
 
 
-def _obstacle(study: Study, a: Run, b: Run) -> str:
+def _obstacle(study: Study, a: RecordedRun, b: RecordedRun) -> str:
     """Why two runs at a seed are no pair; "" where they are."""
     for run in (a, b):
         if run.seed in run.manifest.get("tuning", {}).get("seeds", ()):
@@ -58,7 +58,7 @@ def _obstacle(study: Study, a: Run, b: Run) -> str:
     return "" if found.is_comparable else f"{a.label} and {b.label}: {found.verdict}"
 
 
-def compared_lines(study: Study, both: tuple[Run, Run]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def compared_lines(study: Study, both: tuple[RecordedRun, RecordedRun]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """The evaluations of a pair at the compared point, which both have."""
     a, b = (run.evaluation(study.point) for run in both)
     assert a is not None and b is not None

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from reports.claims.statements import Claim, PaperScale
-from reports.study.load import Run, Study
+from reports.study.load import RecordedRun, Study
 
 LATENT_SIDE = 32
 """Of the papers' latents: those of 256 pixels."""
 
 
 @dataclass(frozen=True)
-class Place:
+class ClaimScale:
     """Where a claim was tried."""
 
     data: str
@@ -42,7 +42,7 @@ class Place:
         return ", ".join(filter(None, (f"{where} {self.after}".strip(), first)))
 
 
-def place_of_runs(scale: PaperScale, claim: Claim, study: Study, cells: Sequence[str], name: str = "") -> Place:
+def place_of_runs(scale: PaperScale, claim: Claim, study: Study, cells: Sequence[str], name: str = "") -> ClaimScale:
     """The scale of a pair of cells.
 
     Args:
@@ -66,24 +66,24 @@ def place_of_runs(scale: PaperScale, claim: Claim, study: Study, cells: Sequence
         found += _of_evaluation(scale, claim, run, name)
     if claim.kind == "seconds":
         found += _of_device(scale, run)
-    return Place(data, model, "" if claim.kind == "count" else study.after, tuple(found))
+    return ClaimScale(data, model, "" if claim.kind == "count" else study.after, tuple(found))
 
 
-def place_of_count(scale: PaperScale, claim: Claim, model: str, shapes: Mapping[str, int]) -> Place:
+def place_of_count(scale: PaperScale, claim: Claim, model: str, shapes: Mapping[str, int]) -> ClaimScale:
     """The scale of a row of `overhead.json`: counts depend on the backbone and on the size of the latents."""
     found = _of_model(claim, model)
     if shapes["input_size"] != LATENT_SIDE:
         found.append(f"not latents of {scale.image_size} pixels")
-    return Place("", model, "", tuple(found))
+    return ClaimScale("", model, "", tuple(found))
 
 
-def _is_papers_data(scale: PaperScale, run: Run) -> bool:
+def _is_papers_data(scale: PaperScale, run: RecordedRun) -> bool:
     """Whether as many images of the same size went into the caches, which may hold each image and its mirror."""
     num = run.cost.get("cache_images", 0)
     return run.config["data"]["image_size"] == scale.image_size and num in (scale.images, 2 * scale.images)
 
 
-def _data_name(run: Run) -> str:
+def _data_name(run: RecordedRun) -> str:
     """The data set's own name, or that of its folder."""
     data = run.config["data"]
     return Path(data["path"]).name if data.get("path") else data["name"]
@@ -100,7 +100,7 @@ def _of_budget(claim: Claim, model: str, steps: int) -> list[str]:
     return [] if is_papers else [f"{steps:,} steps, not {' or '.join(f'{budget:,}' for budget in budgets)}"]
 
 
-def _of_training(scale: PaperScale, runs: Sequence[Run]) -> list[str]:
+def _of_training(scale: PaperScale, runs: Sequence[RecordedRun]) -> list[str]:
     """Batch and frozen encoders that are not the paper's."""
     batch = runs[0].config["optimizer"]["batch_size"]
     found = [] if batch == scale.batch_size else [f"{batch} images a step, not {scale.batch_size}"]
@@ -110,7 +110,7 @@ def _of_training(scale: PaperScale, runs: Sequence[Run]) -> list[str]:
     return found
 
 
-def _of_evaluation(scale: PaperScale, claim: Claim, run: Run, name: str) -> list[str]:
+def _of_evaluation(scale: PaperScale, claim: Claim, run: RecordedRun, name: str) -> list[str]:
     found = [] if name == claim.metric else [f"{name}, not {claim.metric}"]
     sampler: Mapping[str, Any] = run.manifest.get("protocol", {}).get("sampler", {})
     wanted = {"kind": scale.sampler, "num_steps": scale.num_steps, "cfg_scale": scale.cfg_scale}
@@ -118,6 +118,6 @@ def _of_evaluation(scale: PaperScale, claim: Claim, run: Run, name: str) -> list
     return found + [f"sampler.{field} {sampler.get(field)}, not {wanted[field]}" for field in differing]
 
 
-def _of_device(scale: PaperScale, run: Run) -> list[str]:
+def _of_device(scale: PaperScale, run: RecordedRun) -> list[str]:
     device = str(run.manifest.get("environment", {}).get("device", ""))
     return [] if scale.device in device else [f"{device or 'an unknown device'}, not {scale.device}"]

@@ -39,7 +39,7 @@ FRACTION = re.compile(r"(\d+)/(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class ClaimedCell:
     """A cell as a claim describes it: a method, and what some of its fields must be."""
 
     method: str
@@ -116,8 +116,8 @@ class Claim:
     """quality: a metric at equal steps. speed-up: steps to vanilla's final value. seconds: of a step. count: exact."""
     metric: str
     """As the paper measures it; at another scale the study's own metric of that kind stands in its place."""
-    cell: Setting
-    against: Setting | None = None
+    cell: ClaimedCell
+    against: ClaimedCell | None = None
     direction: Direction
     value: float = 0.0
     """What the claim is measured by: the factor of a speed-up; the number or the change in percent of a count."""
@@ -160,7 +160,7 @@ class Ledger:
     """All claims, and what they share."""
 
     scale: PaperScale
-    vanilla: Setting
+    vanilla: ClaimedCell
     """Whose value margins are shares of."""
     claims: Sequence[Claim]
 
@@ -204,7 +204,7 @@ def load_ledger(path: Path = CLAIMS) -> Ledger:
     )
 
 
-def _claim(value: Any, named: Mapping[str, Setting], file: str) -> Claim:
+def _claim(value: Any, named: Mapping[str, ClaimedCell], file: str) -> Claim:
     mapping = _mapping(value, f"{file}, a claim")
     where = f"{file}, claim {mapping.get('id', '(without id)')}"
     pair = {side: _described(mapping[side], named, where) for side in ("cell", "against") if side in mapping}
@@ -244,7 +244,7 @@ def _problem(claim: Claim) -> str:
     return ""
 
 
-def _described(value: Any, named: Mapping[str, Setting], where: str) -> Setting:
+def _described(value: Any, named: Mapping[str, ClaimedCell], where: str) -> ClaimedCell:
     """A setting by name, or by name with some fields changed: `{of: NAME, with: {part.field: value}}`."""
     mapping = {"of": value} if isinstance(value, str) else value
     found = _keys(mapping, ("of",), ("of", "with"), where)
@@ -257,7 +257,7 @@ def _described(value: Any, named: Mapping[str, Setting], where: str) -> Setting:
     return dataclasses.replace(base, fields={**base.fields, **changed})
 
 
-def _setting(value: Any, where: str) -> Setting:
+def _setting(value: Any, where: str) -> ClaimedCell:
     """A method with a section for some of its parts."""
     mapping = _mapping(value, where)
     parts = tuple(str(mapping.get("method", "")).split("+"))
@@ -269,7 +269,7 @@ def _setting(value: Any, where: str) -> Setting:
     }
     for name, condition in fields.items():
         _check_condition(name, condition, parts, where)
-    return Setting(method=mapping["method"], fields=fields)
+    return ClaimedCell(method=mapping["method"], fields=fields)
 
 
 def _check_condition(name: str, condition: Any, parts: Sequence[str] | frozenset[str], where: str) -> None:

@@ -17,7 +17,7 @@ import pandas as pd
 from harness.records.files import number
 from harness.records.metrics import metric
 from reports.statistics.intervals import paired_difference
-from reports.study.load import Run, Study
+from reports.study.load import RecordedRun, Study
 from reports.study.units import UNITS, Unit, rounded_text
 from reports.study.verify import environment
 from reports.study.words import be, listed
@@ -124,7 +124,7 @@ def _common(study: Study, name: str, unit: Unit) -> float:
     return min((_lines(run, name)[-1][unit.clock] for run in deciding), default=math.nan)
 
 
-def _lines(run: Run, name: str) -> list[Mapping[str, Any]]:
+def _lines(run: RecordedRun, name: str) -> list[Mapping[str, Any]]:
     return [line for line in run.evaluations if name in line["metrics"]]
 
 

@@ -42,7 +42,7 @@ class Overhead:
 
 
 @dataclass(frozen=True)
-class Section:
+class OverheadTable:
     """A table with its title and what one needs to read it."""
 
     title: str
@@ -54,18 +54,18 @@ class Section:
     """Columns that a printed page has no room for."""
 
 
-def sections(overhead: Overhead) -> list[Section]:
+def sections(overhead: Overhead) -> list[OverheadTable]:
     """All tables that there is something for."""
     found = [
-        Section(f"Counted cost, {_shapes_text(overhead)}", counted_table(overhead), _counted_notes(overhead)),
-        Section(
+        OverheadTable(f"Counted cost, {_shapes_text(overhead)}", counted_table(overhead), _counted_notes(overhead)),
+        OverheadTable(
             "Published values beside these",
             published_table(overhead),
             PUBLISHED_NOTES,
             is_text=True,
             wide=("provenance", "note"),
         ),
-        Section("Measured cost", measured_table(overhead), _measured_notes(overhead)),
+        OverheadTable("Measured cost", measured_table(overhead), _measured_notes(overhead)),
     ]
     return [section for section in found if section.rows]
 
@@ -364,5 +364,5 @@ def latex(overhead: Overhead) -> str:
     return "\n".join(latex_table(_printed(section), section.notes) for section in sections(overhead))
 
 
-def _printed(section: Section) -> list[Row]:
+def _printed(section: OverheadTable) -> list[Row]:
     return [{name: text for name, text in row.items() if name not in section.wide} for row in section.rows]

@@ -24,7 +24,7 @@ from harness.records.files import number
 from harness.records.metrics import metric
 from reports.costs import equal_cost
 from reports.statistics.intervals import Interval, t_interval
-from reports.study.load import Run, Study
+from reports.study.load import RecordedRun, Study
 from reports.study.units import UNITS, Unit, number_text
 from reports.study.words import count, listed
 
@@ -82,13 +82,13 @@ def targets(study: Study) -> list[Target]:
     return [*([final] if final else []), *asked]
 
 
-def _deciding(study: Study, name: str) -> list[Run]:
+def _deciding(study: Study, name: str) -> list[RecordedRun]:
     """The runs of the baseline that count and came as far as the study is compared, or diverged before."""
     own = [run for run in study.timed if run.cell == study.baseline]
     return [run for run in own if math.isfinite(run.value(name, study.point)) or run.status == "diverged"]
 
 
-def _value(run: Run, name: str, point: int) -> float:
+def _value(run: RecordedRun, name: str, point: int) -> float:
     """A metric at a point, the worst there is where the run has none."""
     value = run.value(name, point)
     worst = math.inf if metric(name).direction == "lower" else -math.inf
@@ -110,7 +110,7 @@ def median_point(study: Study, target: Target) -> int | None:
 class Outcome:
     """One run and one target. `line` is the first evaluation there, None for a run that has not reached it."""
 
-    run: Run
+    run: RecordedRun
     line: Mapping[str, Any] | None
     kind: Kind
 
@@ -145,7 +145,7 @@ def _amount(value: float, unit: Unit) -> str:
     return number_text(value) if unit.is_whole else f"{value:,.{0 if value >= 100 else 1}f}"
 
 
-def outcome(run: Run, target: Target) -> Outcome:
+def outcome(run: RecordedRun, target: Target) -> Outcome:
     """Where a run reached a target."""
     for line in run.evaluations:
         if target.is_reached_by(number(line["metrics"].get(target.metric, "nan"))):

@@ -21,7 +21,7 @@ from reports.figures.labels import shorten
 from reports.figures.plans import Plan
 from reports.figures.samples import kept_lines, scaled_tiles
 from reports.figures.style import Look, rc
-from reports.study.load import Run, Study
+from reports.study.load import RecordedRun, Study
 
 SIDE = 2
 """Images of one run at one evaluation: so many in a row, and so many rows."""
@@ -69,7 +69,7 @@ def evolution(study: Study) -> Evolution | None:
     return Evolution(frame, tiles)
 
 
-def _kept(study: Study, seed: int) -> dict[tuple[str, int], tuple[Run, Mapping[str, Any]]]:
+def _kept(study: Study, seed: int) -> dict[tuple[str, int], tuple[RecordedRun, Mapping[str, Any]]]:
     """The evaluations of a seed that kept images, by cell and point."""
     runs = [run for run in study.at(seed) if run.cell in study.cells[:MOST_CELLS]]
     return {(run.cell, line["point"]): (run, line) for run in runs for line in kept_lines(run)}

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from harness.records.run_folder import UserError
-from reports.study.load import Run, Study
+from reports.study.load import RecordedRun, Study
 
 NUM_IMAGES = 10
 """Images shown of every run."""
@@ -50,7 +50,7 @@ def grids(study: Study) -> list[Grid]:
     return found
 
 
-def _column(run: Run) -> Column | None:
+def _column(run: RecordedRun) -> Column | None:
     kept = kept_lines(run)
     if not kept:
         return None
@@ -58,12 +58,12 @@ def _column(run: Run) -> Column | None:
     return Column(run.cell, kept[-1]["point"], kept[-1]["step"], tuple(_png(tile) for tile in tiles))
 
 
-def kept_lines(run: Run) -> list[Mapping[str, Any]]:
+def kept_lines(run: RecordedRun) -> list[Mapping[str, Any]]:
     """The evaluations of a run whose images are there."""
     return [line for line in run.evaluations if line.get("samples") and (run.folder / line["samples"]).is_file()]
 
 
-def scaled_tiles(run: Run, line: Mapping[str, Any], num: int) -> list[Image.Image]:
+def scaled_tiles(run: RecordedRun, line: Mapping[str, Any], num: int) -> list[Image.Image]:
     """The first `num` images of an evaluation, scaled down to what a page shows."""
     return [_scaled(tile) for tile in read_tiles(run.folder / line["samples"], run.config["data"]["image_size"], num)]
 

@@ -28,7 +28,7 @@ from reports.result import findings, methods
 from reports.sections import Section
 from reports.study.endings import endings
 from reports.study.load import Study
-from reports.study.verify import Check, Setting, environment, flatten, short_text
+from reports.study.verify import Check, EnvironmentFact, environment, flatten, short_text
 from reports.study.words import listed
 from reports.tables import results
 
@@ -106,7 +106,9 @@ def render(content: Content) -> str:
     )
 
 
-def _heading(content: Content, rows: Sequence[results.CellResult], settings: Sequence[Setting]) -> dict[str, Any]:
+def _heading(
+    content: Content, rows: Sequence[results.CellResult], settings: Sequence[EnvironmentFact]
+) -> dict[str, Any]:
     """The first sentences and notes, and what comes before the result of all cells: an ablation's own part."""
     notes = findings.notes(content.study, rows, settings)
     if content.ablation is None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reports.study.load import Run, Study
+from reports.study.load import RecordedRun, Study
 from reports.study.verify import flatten
 
 PLACES = ("output.runs", "output.cache", "output.mlflow", "output.mlflow_uri")
@@ -49,7 +49,7 @@ def cell_commands(study: Study) -> list[CellCommand]:
     return found
 
 
-def _options(run: Run) -> tuple[str, ...]:
+def _options(run: RecordedRun) -> tuple[str, ...]:
     """The options of a run besides its names and its seed, those of a section in one line."""
     shared = {name: value for name, value in run.config.items() if isinstance(value, Mapping) and name != "sections"}
     sections = {**shared, **run.config.get("sections", {})}

@@ -18,7 +18,7 @@ from scipy.special import stdtrit
 from harness.records.files import digest, number, read_json
 from harness.records.metrics import metric
 from harness.records.run_folder import UserError
-from reports.study.load import Run
+from reports.study.load import RecordedRun
 from reports.study.verify import differing_fields, short_text
 
 FOLDER = Path(__file__).parent
@@ -38,7 +38,7 @@ FAMILIES = ("fid", "fd", "kid", "kd", "class_accuracy", "velocity_loss")
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceCurves:
     """The runs of one setting, at several seeds."""
 
     name: str
@@ -58,7 +58,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Place:
+class CheckedPoint:
     """A metric of a run after some steps, and the band of its reference there."""
 
     metric: str
@@ -79,8 +79,8 @@ class Place:
 class Verdict:
     """How a run stands to a reference."""
 
-    reference: Reference
-    places: Sequence[Place]
+    reference: ReferenceCurves
+    places: Sequence[CheckedPoint]
     drawn: Mapping[str, bool]
     """What has to be equal to the bit at the run's seed, and is or is not; empty for a seed without a reference."""
 
@@ -108,7 +108,7 @@ def band(values: Sequence[float], num_places: int) -> tuple[float, float]:
     return fmean(values) - half, fmean(values) + half
 
 
-def check(run: Run, reference: Reference) -> Verdict:
+def check(run: RecordedRun, reference: ReferenceCurves) -> Verdict:
     """Hold a run to a reference that it shares settings with, after all steps at which both were evaluated."""
     places = []
     points = {line["step"]: line["point"] for line in run.evaluations}
@@ -118,7 +118,7 @@ def check(run: Run, reference: Reference) -> Verdict:
             values = list(reference.curves[name][step].values())
             low, high = band(values, len(wanted))
             value = run.value(name, points[step])
-            places.append(Place(name, step, value, fmean(values), low, high, len(values)))
+            places.append(CheckedPoint(name, step, value, fmean(values), low, high, len(values)))
     if not places:
         raise UserError(
             f"{run.folder} was evaluated after no step at which {reference.name} was: give it the evaluation points "
@@ -127,7 +127,7 @@ def check(run: Run, reference: Reference) -> Verdict:
     return Verdict(reference, places, _drawn(run, reference))
 
 
-def _drawn(run: Run, reference: Reference) -> dict[str, bool]:
+def _drawn(run: RecordedRun, reference: ReferenceCurves) -> dict[str, bool]:
     """Initial weights and batches of a run against those of the reference at its seed, as far as both go."""
     known = reference.seeds.get(run.seed)
     if known is None:
@@ -145,12 +145,12 @@ def _drawn(run: Run, reference: Reference) -> dict[str, bool]:
 # -- finding the reference ------------------------------------------------------------------------------------------
 
 
-def shipped() -> list[Reference]:
+def shipped() -> list[ReferenceCurves]:
     """The references of the package."""
     return [read(path) for path in sorted(FOLDER.glob("*.json"))]
 
 
-def matching(run: Run, references: Sequence[Reference]) -> Reference:
+def matching(run: RecordedRun, references: Sequence[ReferenceCurves]) -> ReferenceCurves:
     """The reference of a run's settings.
 
     Raises:
@@ -174,7 +174,7 @@ def matching(run: Run, references: Sequence[Reference]) -> Reference:
     return nearest
 
 
-def _likeness(run: Run, reference: Reference) -> tuple[bool, bool, int]:
+def _likeness(run: RecordedRun, reference: ReferenceCurves) -> tuple[bool, bool, int]:
     return (
         reference.method == run.manifest["method"],
         digest(reference.section) == digest(run.config.get("sections", {})),
@@ -182,7 +182,7 @@ def _likeness(run: Run, reference: Reference) -> tuple[bool, bool, int]:
     )
 
 
-def _settings(run: Run) -> dict[str, Any]:
+def _settings(run: RecordedRun) -> dict[str, Any]:
     """The settings behind the digests, but for places of files and what decides no number."""
     config = run.config
     kept = ("model", "data", "autoencoder", "optimizer", "ema", "budget")
@@ -193,7 +193,7 @@ def _settings(run: Run) -> dict[str, Any]:
 # -- files ----------------------------------------------------------------------------------------------------------
 
 
-def read(path: Path) -> Reference:
+def read(path: Path) -> ReferenceCurves:
     """Read a file of `made`.
 
     Raises:
@@ -201,7 +201,7 @@ def read(path: Path) -> Reference:
     """
     try:
         found = read_json(path)
-        return Reference(
+        return ReferenceCurves(
             name=path.stem,
             method=found["method"],
             section=found["section"],
@@ -221,7 +221,7 @@ def read(path: Path) -> Reference:
         raise UserError(f"{path} is no reference: name a file that `check-reference --make` wrote") from None
 
 
-def made(runs: Sequence[Run]) -> dict[str, Any]:
+def made(runs: Sequence[RecordedRun]) -> dict[str, Any]:
     """The content of a reference file.
 
     Raises:

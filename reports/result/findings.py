@@ -9,7 +9,7 @@ from reports.result.methods import tuning_text
 from reports.study.endings import endings
 from reports.study.load import Study
 from reports.study.units import number_text
-from reports.study.verify import Setting
+from reports.study.verify import EnvironmentFact
 from reports.study.words import be, count, listed
 from reports.tables.results import BIAS_MARK, SHARED_MARK, CellResult, difference_text, digits, seeds_text
 
@@ -73,7 +73,7 @@ def separated(study: Study, rows: Sequence[CellResult]) -> str:
     return ""
 
 
-def notes(study: Study, rows: Sequence[CellResult], environment: Iterable[Setting]) -> list[str]:
+def notes(study: Study, rows: Sequence[CellResult], environment: Iterable[EnvironmentFact]) -> list[str]:
     """What stands beside the results: runs that did not finish, bias, warnings of the runs, unequal environments."""
     found = [
         *_unfinished(study),
@@ -173,6 +173,6 @@ def _warnings(study: Study) -> list[str]:
     return [w if len(labels) == len(asked) else f"{w} ({listed(labels)})" for w, labels in given.items()]
 
 
-def _differs(setting: Setting) -> str:
+def _differs(setting: EnvironmentFact) -> str:
     values = "; ".join(f"{value}: {listed(labels)}" for value, labels in setting.values.items())
     return f"Runs differ in {setting.name} ({values})."

@@ -6,7 +6,7 @@ from typing import Any
 from harness.records.metrics import metric
 from reports.sections import Block, Section, Table
 from reports.statistics.intervals import Improvement, improvement
-from reports.study.load import Run, Study
+from reports.study.load import RecordedRun, Study
 from reports.study.words import count
 from reports.tables import results
 from reports.tables.results import MISSING
@@ -41,7 +41,7 @@ def cell_values(study: Study, cell: str, name: str) -> dict[int, float]:
     return {run.seed: _value(study, run, name) for run in study.timed if run.cell == cell}
 
 
-def _value(study: Study, run: Run, name: str) -> float:
+def _value(study: Study, run: RecordedRun, name: str) -> float:
     value = run.value(name, study.point)
     if math.isnan(value) and run.status == "diverged":
         return math.inf if metric(name).direction == "lower" else -math.inf

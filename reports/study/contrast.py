@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reports.study.load import Run
+from reports.study.load import RecordedRun
 from reports.study.verify import Rule, differing_fields, differing_pair, foreign_evaluation, rules
 
 
@@ -66,7 +66,7 @@ class Contrast:
         return f"comparable, but not paired: the seeds are {a} and {b}, so weights, batches, times and noise differ"
 
 
-def contrast(a: Run, b: Run) -> Contrast:
+def contrast(a: RecordedRun, b: RecordedRun) -> Contrast:
     """Compare two runs, of one study or of two."""
     is_paired = a.seed == b.seed
     applying = [rule for rule in rules((a, b)) if is_paired or not rule.is_for_seed]
@@ -81,7 +81,7 @@ def contrast(a: Run, b: Run) -> Contrast:
     )
 
 
-def _other_obstacles(a: Run, b: Run, trace: TraceComparison | None) -> list[str]:
+def _other_obstacles(a: RecordedRun, b: RecordedRun, trace: TraceComparison | None) -> list[str]:
     """What no digest of the manifest covers."""
     found = [f"batch trace differs from step {trace.first_different} on"] if trace and not trace.agrees else []
     for run in (a, b):
@@ -92,14 +92,14 @@ def _other_obstacles(a: Run, b: Run, trace: TraceComparison | None) -> list[str]
     return found
 
 
-def _places(rule: Rule, a: Run, b: Run) -> set[tuple[str, str]]:
+def _places(rule: Rule, a: RecordedRun, b: RecordedRun) -> set[tuple[str, str]]:
     """Group and field of everything that stands behind a broken rule."""
     fields = differing_fields(rule.settings(a), rule.settings(b))
     places = {("digests" if field.startswith("protocol.") else "config", field) for field in fields}
     return places | ({("digests", rule.digest)} if rule.digest else set())
 
 
-def _differences(a: Run, b: Run, broken: set[tuple[str, str]]) -> list[Difference]:
+def _differences(a: RecordedRun, b: RecordedRun, broken: set[tuple[str, str]]) -> list[Difference]:
     first, second = _groups(a), _groups(b)
     return [
         Difference(group, field, x, y, (group, field) in broken)
@@ -108,7 +108,7 @@ def _differences(a: Run, b: Run, broken: set[tuple[str, str]]) -> list[Differenc
     ]
 
 
-def _groups(run: Run) -> dict[str, Mapping[str, Any]]:
+def _groups(run: RecordedRun) -> dict[str, Mapping[str, Any]]:
     """What a manifest says, by the group in which a difference is shown."""
     manifest = run.manifest
     model = {**manifest["config"].get("model", {}), **manifest.get("model", {})}
@@ -120,7 +120,7 @@ def _groups(run: Run) -> dict[str, Mapping[str, Any]]:
     }
 
 
-def _trace(a: Run, b: Run) -> TraceComparison | None:
+def _trace(a: RecordedRun, b: RecordedRun) -> TraceComparison | None:
     first, second = ({line["step"]: line["trace"] for line in run.train} for run in (a, b))
     common = sorted(first.keys() & second.keys())
     if not common:

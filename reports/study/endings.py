@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reports.study.load import CLOCKS, Run, Study
+from reports.study.load import CLOCKS, RecordedRun, Study
 from reports.study.units import UNITS, rounded_text
 
 PARTS = {"base": "velocity loss", "grad_norm": "gradient norm", "loss": "total loss"}
@@ -39,7 +39,7 @@ def endings(study: Study) -> list[Ending]:
     return [_ending(run) for run in study.runs if run.status not in ("finished", "pruned")]
 
 
-def _ending(run: Run) -> Ending:
+def _ending(run: RecordedRun) -> Ending:
     clocks = stopped_at(run)
     return Ending(
         cell=run.cell,
@@ -52,7 +52,7 @@ def _ending(run: Run) -> Ending:
     )
 
 
-def stopped_at(run: Run) -> Mapping[str, Any]:
+def stopped_at(run: RecordedRun) -> Mapping[str, Any]:
     """The clocks where a run stopped: at the step that was not finite, else at the last one on record.
 
     Seconds are those of the last record.
@@ -66,14 +66,14 @@ def stopped_at(run: Run) -> Mapping[str, Any]:
     return {**{name: last[name] for name in CLOCKS}, "step": step, "images": images, "train_gflops": gflops}
 
 
-def _where(run: Run, clocks: Mapping[str, Any]) -> str:
+def _where(run: RecordedRun, clocks: Mapping[str, Any]) -> str:
     unit, amount = UNITS[run.config["budget"]["unit"]], run.config["budget"]["amount"]
     if unit.name == "steps":
         return f"step {clocks['step']:,} of {amount:,}"
     return f"step {clocks['step']:,}, {rounded_text(clocks[unit.clock])} of {unit.amount(amount)}"
 
 
-def _why(run: Run) -> str:
+def _why(run: RecordedRun) -> str:
     if run.status == "diverged":
         parts = [PARTS.get(part, part.replace("terms/", "term ")) for part in run.detail.get("parts", [])]
         return f"{', '.join(parts)} not finite" if parts else ""
@@ -81,7 +81,7 @@ def _why(run: Run) -> str:
     return error if len(error) <= ERROR_CHARS else f"{error[:ERROR_CHARS]}…"
 
 
-def _file(run: Run) -> str:
+def _file(run: RecordedRun) -> str:
     folder = f"{run.folder.parent.name}/{run.folder.name}"
     if run.status == "diverged":
         return f"{folder}/{run.detail['checkpoint']}" if run.detail.get("checkpoint") else ""

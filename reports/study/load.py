@@ -28,7 +28,7 @@ Published = Literal["main", "all", "none"]
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """One cell at one seed: its manifest, its costs and its lines, oldest first.
 
     `final` holds the evaluation at the end under a protocol of its own, whose numbers are never set beside those of
@@ -109,11 +109,11 @@ class Study:
     path: Path
     baseline: str
     """Label of the control; "" where the study has none."""
-    runs: tuple[Run, ...]
+    runs: tuple[RecordedRun, ...]
     published: Published = "main"
     targets: tuple[float, ...] = ()
     """Values of the main metric whose cost is shown besides that of the baseline's last one."""
-    all_runs: tuple[Run, ...] = ()
+    all_runs: tuple[RecordedRun, ...] = ()
     """Those of every cell, where the study holds some cells alone."""
     thinning: int = 1
     """Every how many of the logged training steps were read, besides each run's last."""
@@ -163,11 +163,11 @@ class Study:
         return f"after {self.unit.amount(self.spent)}"
 
     @cached_property
-    def timed(self) -> tuple[Run, ...]:
+    def timed(self) -> tuple[RecordedRun, ...]:
         """The runs that count against the budget's clock."""
         return self.counted(self.unit)
 
-    def counted(self, unit: Unit) -> tuple[Run, ...]:
+    def counted(self, unit: Unit) -> tuple[RecordedRun, ...]:
         """The runs that count against a clock."""
         return tuple(run for run in self.runs if run.counts(unit))
 
@@ -183,7 +183,7 @@ class Study:
         return tuple(m for m in self.metrics if not any(m.startswith(f"{whole}_") for whole in self.metrics))
 
     @property
-    def reference(self) -> Run:
+    def reference(self) -> RecordedRun:
         """The run whose settings the page shows as the study's: the first that got as far as a protocol."""
         return next((run for run in self.runs if run.manifest.get("protocol")), self.runs[0])
 
@@ -197,20 +197,20 @@ class Study:
         """The study with all its cells."""
         return replace(self, runs=self.all_runs, all_runs=()) if self.all_runs else self
 
-    def of(self, cell: str) -> tuple[Run, ...]:
+    def of(self, cell: str) -> tuple[RecordedRun, ...]:
         return self._by_cell.get(cell, ())
 
     @cached_property
-    def _by_cell(self) -> dict[str, tuple[Run, ...]]:
-        found: dict[str, tuple[Run, ...]] = {}
+    def _by_cell(self) -> dict[str, tuple[RecordedRun, ...]]:
+        found: dict[str, tuple[RecordedRun, ...]] = {}
         for run in self.runs:
             found[run.cell] = (*found.get(run.cell, ()), run)
         return found
 
-    def at(self, seed: int) -> tuple[Run, ...]:
+    def at(self, seed: int) -> tuple[RecordedRun, ...]:
         return tuple(run for run in self.runs if run.seed == seed)
 
-    def first(self, cell: str) -> Run:
+    def first(self, cell: str) -> RecordedRun:
         """A run that speaks for its cell where seeds do not matter: one with method facts where there is one."""
         return next((run for run in self.of(cell) if run.facts), self.of(cell)[0])
 
@@ -264,7 +264,7 @@ def _thinning(num_lines: int) -> int:
     return 1 << max(0, math.ceil(math.log2(max(num_lines, 1) / MOST_TRAINING_LINES)))
 
 
-def load_run(folder: RunFolder, thinning: int = 1) -> Run:
+def load_run(folder: RunFolder, thinning: int = 1) -> RecordedRun:
     """Read one run; with `thinning`, every so many of its logged training steps, and the last.
 
     Raises:
@@ -280,7 +280,7 @@ def load_run(folder: RunFolder, thinning: int = 1) -> Run:
     if missing:
         raise UserError(f"{folder.manifest_path} lacks {', '.join(missing)}: remove the folder and run the cell again")
     cost = folder.path / "cost.json"
-    return Run(
+    return RecordedRun(
         folder=folder.path,
         manifest=manifest,
         cost=read_json(cost) if cost.is_file() else {},
@@ -300,7 +300,7 @@ def final_study(study: Study) -> Study | None:
     return replace(study, runs=tuple(_finally(run) for run in study.runs))
 
 
-def _finally(run: Run) -> Run:
+def _finally(run: RecordedRun) -> RecordedRun:
     """The run as its final evaluation shows it; without evaluations where it has none."""
     final = run.manifest.get("final") or {}
     digests = {name: value for name, value in run.digests.items() if name not in ("evaluation", "final")}
@@ -331,7 +331,7 @@ def _lines(folder: RunFolder, name: RecordName, fields: Sequence[str], stride: i
     return lines
 
 
-def _baseline(runs: Sequence[Run]) -> str:
+def _baseline(runs: Sequence[RecordedRun]) -> str:
     """The control that most runs of other cells name, if it is among the cells; "" where there is none.
 
     A cell that was trained by itself names itself, which says nothing about the others; runs that were added later

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.records.run_folder import UserError
-from reports.study.load import Run, Study
+from reports.study.load import RecordedRun, Study
 
 AGREED = ("finished", "diverged", "pruned")
 """A run that came to its end has recorded everything that is checked; others may not have got that far."""
@@ -34,7 +34,7 @@ RUNTIME_IN_DIGEST = ("runtime.precision", "runtime.compile", "runtime.tf32")
 """How the training digest picks its fields (harness/config.py): these never, or always, stand behind a difference."""
 
 
-def _training_settings(run: Run) -> dict[str, Any]:
+def _training_settings(run: RecordedRun) -> dict[str, Any]:
     settings = flatten(run.config)
     named = {k: v for k, v in settings.items() if not k.startswith(NOT_TRAINING) and k not in NOT_IN_DIGEST}
     return named | {k: settings.get(k) for k in RUNTIME_IN_DIGEST}
@@ -48,19 +48,19 @@ class Rule:
     """Something that compared runs must share."""
 
     what: str
-    value: Callable[[Run], str | None]
+    value: Callable[[RecordedRun], str | None]
     """None where the run has not recorded it."""
-    settings: Callable[[Run], Any]
+    settings: Callable[[RecordedRun], Any]
     """Readable settings by their place in the manifest; those that differ explain a difference."""
     digest: str = ""
     """Name of the digest in the manifest, where it is one."""
     is_for_seed: bool = False
     """Whether only runs at one seed share it, not all runs of a study."""
-    applies: Callable[[Run], bool] = lambda run: True
+    applies: Callable[[RecordedRun], bool] = lambda run: True
     """Whether a run must have recorded it: one that reads no frozen encoder has none on record."""
 
 
-def _digest(name: str, settings: Callable[[Run], Any], is_for_seed: bool = False) -> Rule:
+def _digest(name: str, settings: Callable[[RecordedRun], Any], is_for_seed: bool = False) -> Rule:
     what = f"{name.replace('_', ' ')} digest"
     return Rule(what, lambda run: run.digests.get(name), settings, digest=name, is_for_seed=is_for_seed)
 
@@ -76,24 +76,24 @@ def _encoder(name: str) -> Rule:
     )
 
 
-def _encoders_read(run: Run) -> set[str]:
+def _encoders_read(run: RecordedRun) -> set[str]:
     return {f"encoder/{name}" for name in run.facts.get("needs", {}).get("encoders", [])}
 
 
 def _setting(what: str, field: str) -> Rule:
-    def value(run: Run) -> str | None:
+    def value(run: RecordedRun) -> str | None:
         found = flatten(run.config).get(field)
         return None if found is None or not run.digests else str(found)
 
     return Rule(what, value, lambda run: {field: value(run)})
 
 
-def _size(run: Run) -> str | None:
+def _size(run: RecordedRun) -> str | None:
     model = run.manifest.get("model", {})
     return f"{model['name']}, {model['parameters']:,} parameters" if {"name", "parameters"} <= model.keys() else None
 
 
-def _config(section: str) -> Callable[[Run], Any]:
+def _config(section: str) -> Callable[[RecordedRun], Any]:
     return lambda run: {section: run.config.get(section)}
 
 
@@ -121,7 +121,7 @@ FINAL = Rule(
 """What runs must share that are evaluated once more at their end."""
 
 
-def rules(runs: Sequence[Run]) -> list[Rule]:
+def rules(runs: Sequence[RecordedRun]) -> list[Rule]:
     """What these runs must share: the same for all, a rule for every frozen encoder that one of them reads, and one
     for the final evaluation where there is any.
     """
@@ -130,13 +130,13 @@ def rules(runs: Sequence[Run]) -> list[Rule]:
     return [*RULES[:2], *map(_encoder, encoders), *RULES[2:], *final]
 
 
-def differing_pair(rule: Rule, runs: Sequence[Run]) -> tuple[Run, Run] | None:
+def differing_pair(rule: Rule, runs: Sequence[RecordedRun]) -> tuple[RecordedRun, RecordedRun] | None:
     """The first two runs that do not agree; runs that have not recorded it are left out."""
     known = [run for run in runs if rule.value(run) is not None]
     return next(((known[0], run) for run in known[1:] if rule.value(run) != rule.value(known[0])), None)
 
 
-def explain(rule: Rule, first: Run, second: Run) -> str:
+def explain(rule: Rule, first: RecordedRun, second: RecordedRun) -> str:
     """Which settings stand behind a difference, or the two digests where none does."""
     fields = differing_fields(rule.settings(first), rule.settings(second))
     where = "; ".join(f"{field} is {short_text(a)} against {short_text(b)}" for field, (a, b) in fields.items())
@@ -158,7 +158,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Setting:
+class EnvironmentFact:
     """A fact about the environment, and the runs that had each value."""
 
     name: str
@@ -196,7 +196,7 @@ def _check_tuning(study: Study) -> None:
             )
 
 
-def _check(rule: Rule, scope: str, runs: Sequence[Run]) -> Check:
+def _check(rule: Rule, scope: str, runs: Sequence[RecordedRun]) -> Check:
     known = [run for run in runs if rule.value(run) is not None]
     lacking = [run.label for run in runs if run.status in AGREED and run not in known and rule.applies(run)]
     if lacking:
@@ -220,18 +220,18 @@ def _check_protocol_of_lines(study: Study) -> None:
             )
 
 
-def foreign_evaluation(run: Run) -> Mapping[str, Any] | None:
+def foreign_evaluation(run: RecordedRun) -> Mapping[str, Any] | None:
     """The run's first evaluation under another protocol than its manifest names for it, if there is any."""
     named = [(line, "evaluation") for line in run.evaluations] + [(line, "final") for line in run.final]
     return next((line for line, name in named if line["protocol"] != run.digests.get(name)), None)
 
 
-def _check_trace(scope: str, runs: Sequence[Run]) -> Check:
+def _check_trace(scope: str, runs: Sequence[RecordedRun]) -> Check:
     """Compare the traces at every step that two runs have logged, not at those of a run that stopped early alone."""
     lacking = [run.label for run in runs if run.status == "finished" and not run.train]
     if lacking and len(runs) > 1:
         raise UserError(f"{lacking[0]} is finished, and its train.jsonl holds no batch trace: run the cell again")
-    seen: dict[int, list[tuple[Run, str]]] = {}
+    seen: dict[int, list[tuple[RecordedRun, str]]] = {}
     for run in runs:
         for line in run.train:
             seen.setdefault(line["step"], []).append((run, line["trace"]))
@@ -283,7 +283,7 @@ def differing_fields(first: Any, second: Any) -> dict[str, tuple[Any, Any]]:
     return {key: (a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)}
 
 
-def environment(study: Study) -> list[Setting]:
+def environment(study: Study) -> list[EnvironmentFact]:
     """Every environment fact with its distinct values and the runs that had each; runs that recorded none aside."""
     flats = [(run, flatten(facts)) for run in study.runs if (facts := run.manifest.get("environment"))]
     names = dict.fromkeys(name for _, flat in flats for name in flat if name)
@@ -292,5 +292,5 @@ def environment(study: Study) -> list[Setting]:
         values: dict[str, list[str]] = {}
         for run, flat in flats:
             values.setdefault(short_text(flat.get(name, "not recorded")), []).append(run.label)
-        settings.append(Setting(name, values))
+        settings.append(EnvironmentFact(name, values))
     return settings

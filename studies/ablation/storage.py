@@ -138,7 +138,7 @@ def journal_path(runs: str, study: str) -> Path:
 
 
 @dataclass(frozen=True)
-class Ledger:
+class TrialLedger:
     """The trials of one method, numbered from 0."""
 
     study: optuna.Study
@@ -287,7 +287,7 @@ def owner_of(storage: BaseStorage, name: str) -> str | None:
 
 def open_ledger(
     storage: BaseStorage, name: str, owner: str, direction: str, pruner: optuna.pruners.BasePruner, is_search: bool
-) -> Ledger:
+) -> TrialLedger:
     """A method's trials; the study is made if need be."""
     before = owner_of(storage, name)
     if before is None:
@@ -297,4 +297,4 @@ def open_ledger(
         study = optuna.load_study(study_name=name, storage=storage, pruner=pruner)
     if not before:
         study.set_user_attr(OWNER, owner)
-    return Ledger(study, storage, storage.get_study_id_from_name(name), is_search)
+    return TrialLedger(study, storage, storage.get_study_id_from_name(name), is_search)

@@ -22,7 +22,7 @@ from harness.records.run_folder import RunFolder, run_path
 from studies.ablation.book import CLOCKS, OVER, entries_of, full_name, last_value, new_entry, now, study_name
 from studies.ablation.plan import RECORD, Ablation, Subject
 from studies.ablation.storage import (
-    Ledger,
+    TrialLedger,
     connect,
     journal_path,
     make_pruner,
@@ -314,7 +314,7 @@ class AblationAgenda(Agenda):
         return connect(self.ablation.storage, self._runs, self.study)
 
     @cached_property
-    def _ledgers(self) -> dict[str, Ledger]:
+    def _ledgers(self) -> dict[str, TrialLedger]:
         """By method; opened once the record is there."""
         record, points = self._read(), self.ablation.control.evaluation.points
         return {

@@ -11,7 +11,7 @@ from studies.commands.common import Parser
 
 if TYPE_CHECKING:
     from reports.references.curves import Verdict
-    from reports.study.load import Run
+    from reports.study.load import RecordedRun
 
 DESCRIPTION = (
     "Say whether a run of the preset digits lies where runs of other seeds and machines lie. Exit status 1 where it "
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     return 0 if all(found.is_good for found in verdicts) else 1
 
 
-def make(runs: "Sequence[Run]", file: Path) -> int:
+def make(runs: "Sequence[RecordedRun]", file: Path) -> int:
     """Write the reference of runs."""
     from harness.records.files import write_atomic
     from reports.references.curves import made, text
@@ -53,7 +53,7 @@ def make(runs: "Sequence[Run]", file: Path) -> int:
     return 0
 
 
-def check(run: "Run", file: Path | None) -> "Verdict":
+def check(run: "RecordedRun", file: Path | None) -> "Verdict":
     """How a run stands to the reference of its settings."""
     from reports.references import curves as reference_curves
 
@@ -62,7 +62,7 @@ def check(run: "Run", file: Path | None) -> "Verdict":
     return reference_curves.check(run, reference_curves.matching(run, references))
 
 
-def _plain(run: "Run", found: "Verdict") -> dict[str, object]:
+def _plain(run: "RecordedRun", found: "Verdict") -> dict[str, object]:
     places = [{**dataclasses.asdict(place), "inside": place.is_inside} for place in found.places]
     return {
         "run": str(run.folder),
@@ -73,7 +73,7 @@ def _plain(run: "Run", found: "Verdict") -> dict[str, object]:
     }
 
 
-def _print(run: "Run", found: "Verdict") -> None:
+def _print(run: "RecordedRun", found: "Verdict") -> None:
     from studies.terminal.tables import console, print_table
 
     console().print(f"{run.folder} against {found.reference.name}, {len(found.reference.seeds)} seeds")

@@ -13,7 +13,7 @@ from harness.machine.ram import in_words
 from studies.terminal.tables import console, print_table
 
 if TYPE_CHECKING:
-    from studies.costs.estimate import CellCost, Estimate
+    from studies.costs.estimate import CellEstimate, Estimate
 
 NOTES = (
     "Hours are those of one device, at one rate for everything; N devices take an Nth of them at best. What runs in "
@@ -86,7 +86,7 @@ def record(found: "Estimate") -> dict[str, Any]:
     return {**shared, "rate": rate, "assumptions": assumptions, "cells": cells, "total": total, "caches": caches}
 
 
-def hours(found: "Estimate", cell: "CellCost") -> dict[str, float]:
+def hours(found: "Estimate", cell: "CellEstimate") -> dict[str, float]:
     """Of one run, by part; training with the second forward pass of checkpointed activations."""
     counted = {part: found.rate.hours(getattr(cell, f"{part}_gflops")) for part in PARTS}
     return {**counted, "train": counted["train"] + found.rate.hours(cell.recomputed_gflops)}
@@ -120,7 +120,7 @@ def table(found: "Estimate") -> list[dict[str, str]]:
     return [*rows, _last_row(record(found)["total"])] if len(rows) > 1 else rows
 
 
-def _row(found: "Estimate", cell: "CellCost") -> dict[str, str]:
+def _row(found: "Estimate", cell: "CellEstimate") -> dict[str, str]:
     spent = {part: cell.runs * value for part, value in hours(found, cell).items()}
     return {
         "cell": cell.cell,

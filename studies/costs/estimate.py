@@ -38,7 +38,7 @@ from harness.evaluation.generate import inference
 from harness.frozen.autoencoder import Autoencoder, is_here, untrained_network
 from harness.frozen.encoders import encoder_width
 from harness.machine import environment, ram
-from harness.machine.progress import Report
+from harness.machine.progress import OnProgress
 from harness.machine.ram import Part
 from harness.method import BackboneShape, DataShape, Method, Needs
 from harness.rng import stream
@@ -80,7 +80,7 @@ class Rate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellCost:
+class CellEstimate:
     """One run of a cell."""
 
     cell: str
@@ -111,7 +111,7 @@ class Estimate:
     num_images: int
     num_classes: int
     rate: Rate
-    cells: tuple[CellCost, ...]
+    cells: tuple[CellEstimate, ...]
     caches: Mapping[str, int]
     """Bytes by cache; all runs share them."""
     cache_gflops: float
@@ -139,27 +139,27 @@ class _Frame:
         return split_sizes(self.outline, self.config.data)[1]
 
 
-def estimate(planned: Sequence[Planned], tflops: float, report: Report) -> Estimate:
+def estimate(planned: Sequence[Planned], tflops: float, on_progress: OnProgress) -> Estimate:
     """What these cells cost.
 
     Args:
         planned: the cells; the first one's shared sections are all cells'.
         tflops: sustained rate of the machine that is meant; 0 = that of forward passes on this one, measured here.
-        report: told how far counting and measuring are.
+        on_progress: told how far counting and measuring are.
 
     Raises:
         UserError: for settings that do not fit each other, and for a backbone that is to be measured and does not fit.
     """
     outline, assumptions = data_outline(planned[0].config.data)
     frame = _frame(planned[0].config, outline)
-    rate = Rate(tflops=tflops, source="given") if tflops else measured_rate(frame, report)
+    rate = Rate(tflops=tflops, source="given") if tflops else measured_rate(frame, on_progress)
     cells, needs, caches = [], Needs(), {}
     for number, each in enumerate(planned, start=1):
         method = _method(frame, each.config)
         cost, caches[each.config.label] = step_cost(frame.passes, method), cache_cost(frame.autoencoder.network, method)
         cells.append(_cell_cost(frame, each, method, cost, rate))
         needs = Needs(encoders=tuple(dict.fromkeys((*needs.encoders, *method.needs().encoders))))
-        report("cells counted", number, len(planned))
+        on_progress("cells counted", number, len(planned))
     return Estimate(
         study=frame.config.study,
         num_images=outline.num_images,
@@ -234,7 +234,7 @@ def _frame(config: RunConfig, outline: Outline) -> _Frame:
 # -- the rate -------------------------------------------------------------------------------------------------------
 
 
-def measured_rate(frame: _Frame, report: Report) -> Rate:
+def measured_rate(frame: _Frame, on_progress: OnProgress) -> Rate:
     """That of forward passes of the backbone itself, as in sampling, timed here for some seconds after a first one.
 
     Raises:
@@ -247,7 +247,7 @@ def measured_rate(frame: _Frame, report: Report) -> Rate:
     size = copies * memory.backbone_parameters(shape)
     ram.check([Part(name="weights", num_bytes=size, way_out=way_out, on_device=True)], device)
     environment.apply_runtime(config.runtime)
-    report("measuring forward passes", 0, 2)
+    on_progress("measuring forward passes", 0, 2)
     backbone = build_backbone(config, shape).to(device)
     generator = stream(0, "noise")
     x_NCHW = torch.randn(num, shape.in_channels, shape.input_size, shape.input_size, generator=generator).to(device)
@@ -261,7 +261,7 @@ def measured_rate(frame: _Frame, report: Report) -> Rate:
             backbone(x_NCHW, t_N, y_N)
             synchronize(device)
             times.append(time.perf_counter() - start)
-    report("measuring forward passes", 2, 2)
+    on_progress("measuring forward passes", 2, 2)
     # The fastest, since other work on the machine slows passes down and nothing speeds one up.
     what = f"the fastest of {len(times)} forward passes of {config.model.name}, {num} image{'s'[: num > 1]} each"
     source = f"measured here: {what}, in {config.runtime.precision} on {device.type}"
@@ -281,13 +281,13 @@ def _method(frame: _Frame, config: RunConfig) -> Method:
     return build_method(config, frame.shape, shapes)
 
 
-def _cell_cost(frame: _Frame, planned: Planned, method: Method, cost: StepCost, rate: Rate) -> CellCost:
+def _cell_cost(frame: _Frame, planned: Planned, method: Method, cost: StepCost, rate: Rate) -> CellEstimate:
     config = replace(planned.config, runtime=frame.config.runtime, evaluation=frame.config.evaluation)
     size, per_image = config.optimizer.batch_size, cost.train_gflops_per_image
     schedule = make_schedule(config, per_image)
     steps = schedule.last_step or math.ceil(config.budget.amount * 1000 * rate.tflops / (size * per_image))
     protocols = {name: protocol_gflops(frame, protocol) for name, protocol in config.protocols.items()}
-    return CellCost(
+    return CellEstimate(
         cell=config.label,
         method=config.method,
         runs=planned.runs,

@@ -16,10 +16,10 @@ import methods
 from harness.config import RuntimeConfig, require
 from harness.machine import environment
 from harness.machine.processes import open_accelerator
-from harness.machine.progress import Report
+from harness.machine.progress import OnProgress
 from studies.costs.peaks import PEAK_STEPS, check_memory, peak_bytes
-from studies.costs.stands import Case, Conditions, Setting, stands_of, work
-from studies.costs.timing import Progress, Ratio, Spread, paired_ratio, spread, synced_clock, time_rounds
+from studies.costs.stands import Case, Conditions, Workload, stands_of, work
+from studies.costs.timing import Ratio, Spread, TimeLeft, paired_ratio, spread, synced_clock, time_rounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +49,14 @@ class MeasuredRow:
 
 
 def measure(
-    cases: Sequence[Case], runtime: RuntimeConfig, report: Report, setting: Setting | None = None
+    cases: Sequence[Case], runtime: RuntimeConfig, on_progress: OnProgress, setting: Workload | None = None
 ) -> list[MeasuredRow]:
     """Measure cases, one model after another; rows come in that order.
 
     Args:
         cases: every model among them needs its control case.
         runtime: device, precision and threads.
-        report: told what is measured, with an estimate of the time left.
+        on_progress: told what is measured, with an estimate of the time left.
         setting: batch, rounds and shapes; by default those of the papers' 256-pixel images.
 
     Raises:
@@ -67,12 +67,12 @@ def measure(
     environment.apply_runtime(runtime)
     accelerator = open_accelerator(runtime)
     require(accelerator.num_processes == 1, "steps are measured in one process: start the command without a launcher")
-    conditions = Conditions(runtime, accelerator, (setting or Setting()).resolved(accelerator.device))
+    conditions = Conditions(runtime, accelerator, (setting or Workload()).resolved(accelerator.device))
     groups = [[case for case in cases if case.model == model] for model in dict.fromkeys(c.model for c in cases)]
     for group in groups:
         control_of(group)
         check_memory(conditions, group)
-    progress = Progress(report, total_work(conditions, groups))
+    progress = TimeLeft(on_progress, total_work(conditions, groups))
     return [row for group in groups for row in measure_model(conditions, group, progress)]
 
 
@@ -84,7 +84,7 @@ def control_of(group: Sequence[Case]) -> int:
     return found[0]
 
 
-def measure_model(conditions: Conditions, group: Sequence[Case], progress: "Progress") -> list[MeasuredRow]:
+def measure_model(conditions: Conditions, group: Sequence[Case], progress: TimeLeft) -> list[MeasuredRow]:
     """The rows of one model's cases."""
     peaks = []
     for case in group:

@@ -13,7 +13,7 @@ from harness.config import RuntimeConfig, require
 from harness.cost.operations import CacheCost, Passes, StepCost, cache_cost, cost_record, hollow, step_cost
 from harness.frozen.autoencoder import SD_RECIPE, build_network
 from harness.frozen.encoders import encoder_width
-from harness.machine.progress import Report
+from harness.machine.progress import OnProgress
 from harness.method import BackboneShape, DataShape, Method
 from harness.rng import global_state_kept
 
@@ -114,7 +114,7 @@ def resolve(variant: Variant, shape: BackboneShape) -> Any:
 # -- counted --------------------------------------------------------------------------------------------------------
 
 
-def counted_rows(request: Request, report: Report | None = None) -> list[dict[str, Any]]:
+def counted_rows(request: Request, on_progress: OnProgress | None = None) -> list[dict[str, Any]]:
     """One record a model, method, variant and kind of targets: what `cost.json` holds of a run, and who it is.
 
     Raises:
@@ -131,9 +131,9 @@ def counted_rows(request: Request, report: Report | None = None) -> list[dict[st
         for variant in own:
             method = build(variant, shape, request.data)
             rows += rows_of(variant, model, method, step_cost(passes, method), cache_cost(vae, method))
-            if report is not None:
+            if on_progress is not None:
                 done = own.index(variant) + 1 + request.models.index(model) * len(own)
-                report(f"counted {model} {variant.label}", done, len(request.models) * len(own))
+                on_progress(f"counted {model} {variant.label}", done, len(request.models) * len(own))
     return with_change(rows)
 
 
@@ -173,11 +173,11 @@ def with_change(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def measured_rows(
-    request: Request, runtime: RuntimeConfig, report: Report, batch_size: int = 0, rounds: int = 0
+    request: Request, runtime: RuntimeConfig, on_progress: OnProgress, batch_size: int = 0, rounds: int = 0
 ) -> list[dict[str, Any]]:
     """The same rows, timed on this machine; 0 leaves batch and rounds to the kind of device."""
     from studies.costs.measure import measure
-    from studies.costs.stands import Case, Setting
+    from studies.costs.stands import Case, Workload
 
     cases = [
         Case(model=model, label=label, method=variant.method, sections=variant.sections, targets=targets)
@@ -186,5 +186,5 @@ def measured_rows(
         for label, targets in labels(variant, build(variant, request.shape(model), request.data))
     ]
     shapes = {name: getattr(request, name) for name in ("input_size", "in_channels", "num_classes", "image_size")}
-    setting = Setting(batch_size=batch_size, rounds=rounds, **shapes)
-    return [dataclasses.asdict(row) for row in measure(cases, runtime, report, setting)]
+    setting = Workload(batch_size=batch_size, rounds=rounds, **shapes)
+    return [dataclasses.asdict(row) for row in measure(cases, runtime, on_progress, setting)]

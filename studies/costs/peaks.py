@@ -19,7 +19,7 @@ from harness.machine.ram import Part
 from harness.method import Method
 from harness.training.step import synchronize
 from studies.children import in_own_process
-from studies.costs.stands import Case, Conditions, Setting, Stand
+from studies.costs.stands import Case, Conditions, Stand, Workload
 from studies.costs.synthetic import build_method
 
 PEAK_STEPS = 2
@@ -58,7 +58,7 @@ def peak_bytes(conditions: Conditions, case: Case) -> int:
     return in_own_process(peak_of_steps, conditions.runtime, conditions.setting, case)
 
 
-def peak_of_steps(runtime: RuntimeConfig, setting: Setting, case: Case) -> int:
+def peak_of_steps(runtime: RuntimeConfig, setting: Workload, case: Case) -> int:
     """Bytes that the first steps of a case need at their peak, beyond what a tiny run needed before.
 
     The tiny run loads the libraries' code and makes their workspaces, which belong to no case.

@@ -37,7 +37,7 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class Workload:
     """What all cases share."""
 
     batch_size: int = 0
@@ -61,7 +61,7 @@ class Setting:
         require(enough, f"rounds is {self.rounds}: give {LEAST_ROUNDS} or more, or no interval can be named")
         require(self.warmup >= 0, f"warmup is {self.warmup}: give 1 or more rounds")
 
-    def resolved(self, device: torch.device) -> "Setting":
+    def resolved(self, device: torch.device) -> "Workload":
         """The setting without zeros."""
         batch_size, rounds, warmup = (8, 6, 1) if device.type == "cpu" else (32, 50, 5)
         return replace(
@@ -78,7 +78,7 @@ class Conditions:
 
     runtime: RuntimeConfig
     accelerator: Accelerator
-    setting: Setting
+    setting: Workload
 
     @property
     def device(self) -> torch.device:

@@ -22,7 +22,7 @@ from studies.configs.sections import section_of, size_of
 
 
 @dataclass(frozen=True)
-class Rows:
+class ArrayRows:
     """An array in memory that is read as a cache is."""
 
     values: np.ndarray
@@ -36,10 +36,10 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Images:
+class MadeUpImages:
     """uint8 images [M, H, W, 3] and their labels."""
 
-    pixels: Rows
+    pixels: ArrayRows
     labels: np.ndarray
     num_classes: int
 
@@ -62,9 +62,9 @@ class Unscaled:
 class _Prepared:
     """The part of `PreparedData` that a trainer reads."""
 
-    moments: Rows
-    images: Images
-    tokens: dict[str, Rows]
+    moments: ArrayRows
+    images: MadeUpImages
+    tokens: dict[str, ArrayRows]
     train_rows: np.ndarray
     autoencoder: Unscaled
     mirrored: None = None
@@ -93,11 +93,13 @@ def prepared_data(shape: BackboneShape, data: DataShape, needs: Needs, num_image
 
     moments = uniform(2 * shape.in_channels, shape.input_size, shape.input_size)
     widths = {name: data.encoder_width(name) for name in needs.encoders}
-    tokens = {name: Rows(uniform(shape.num_tokens, width).half().numpy()) for name, width in widths.items()}
+    tokens = {name: ArrayRows(uniform(shape.num_tokens, width).half().numpy()) for name, width in widths.items()}
     side = data.image_size if needs.images else 0
     made = _Prepared(
-        moments=Rows(moments.numpy()),
-        images=Images(random_images(num_images, side), np.arange(num_images) % shape.num_classes, shape.num_classes),
+        moments=ArrayRows(moments.numpy()),
+        images=MadeUpImages(
+            random_images(num_images, side), np.arange(num_images) % shape.num_classes, shape.num_classes
+        ),
         tokens=tokens,
         train_rows=np.arange(num_images),
         autoencoder=Unscaled(),
@@ -105,10 +107,10 @@ def prepared_data(shape: BackboneShape, data: DataShape, needs: Needs, num_image
     return cast(PreparedData, made)
 
 
-def random_images(num: int, side: int) -> Rows:
+def random_images(num: int, side: int) -> ArrayRows:
     """Noise, uint8 [num, side, side, 3]."""
     size = (num, side, side, 3)
-    return Rows(torch.randint(256, size, dtype=torch.uint8, generator=stream(0, "data", 1)).numpy())
+    return ArrayRows(torch.randint(256, size, dtype=torch.uint8, generator=stream(0, "data", 1)).numpy())
 
 
 def synthetic_run(

@@ -10,9 +10,9 @@ from typing import Protocol
 import torch
 
 from harness.data.batches import Batch
-from harness.machine.progress import Report
+from harness.machine.progress import OnProgress
 from harness.training.step import synchronize
-from studies.costs.stands import LEAST_ROUNDS, Setting
+from studies.costs.stands import LEAST_ROUNDS, Workload
 from studies.terminal.display import duration
 
 LEVEL = 0.95
@@ -63,7 +63,7 @@ class Times:
 
 
 def time_rounds(
-    stands: Sequence[Timed], setting: Setting, clock: Callable[[], float], progress: "Progress"
+    stands: Sequence[Timed], setting: Workload, clock: Callable[[], float], progress: "TimeLeft"
 ) -> list[Times]:
     """Time a step and a forward pass of each case in turn, round by round; warm-up rounds are dropped."""
     times = [Times() for _ in stands]
@@ -117,11 +117,13 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     return ordered[k - 1], ordered[-k]
 
 
-class Progress:
+class TimeLeft:
     """Tells what was measured, how much of all, and how long the rest will take at the speed so far."""
 
-    def __init__(self, report: Report, total: Sequence[float], clock: Callable[[], float] = time.monotonic) -> None:
-        self._report, self._clock, self._started = report, clock, clock()
+    def __init__(
+        self, on_progress: OnProgress, total: Sequence[float], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._on_progress, self._clock, self._started = on_progress, clock, clock()
         self._work, self._num = sum(total), len(total)
         self._done, self._count = 0.0, 0
 
@@ -130,4 +132,4 @@ class Progress:
         self._done += work
         self._count += 1
         left = (self._clock() - self._started) / self._done * (self._work - self._done)
-        self._report(f"{what}, {duration(left)} left", self._count, self._num)
+        self._on_progress(f"{what}, {duration(left)} left", self._count, self._num)

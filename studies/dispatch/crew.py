@@ -21,7 +21,7 @@ from studies.dispatch.board import Board
 from studies.dispatch.leases import claim
 from studies.dispatch.logs import record_failure
 from studies.dispatch.messages import Begins, Broke, Failed, Happened, Left, Ready, Refused
-from studies.dispatch.plan import Plan
+from studies.dispatch.plan import WorkerPlan
 from studies.dispatch.turns import known
 from studies.dispatch.worker import DONE, SPENT, Order, serve
 from studies.runs.folders import lease_of
@@ -51,7 +51,7 @@ class Worker:
 class Crew:
     """All workers of a command."""
 
-    def __init__(self, agenda: Agenda, plan: Plan, board: Board, started: datetime) -> None:
+    def __init__(self, agenda: Agenda, plan: WorkerPlan, board: Board, started: datetime) -> None:
         self._agenda, self._plan, self._board, self._started = agenda, plan, board, started
         self._workers: list[Worker] = []
         self._deaths: Counter[int] = Counter()

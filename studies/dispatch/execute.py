@@ -7,7 +7,7 @@ from pathlib import Path
 from harness.config import require
 from studies.agenda import Agenda
 from studies.dispatch.board import Board, Failure
-from studies.dispatch.plan import Plan
+from studies.dispatch.plan import WorkerPlan
 from studies.terminal.display import Display
 
 
@@ -31,7 +31,7 @@ def run_here(agenda: Agenda, waits: bool = True) -> list[Failure]:
     return board.failures()
 
 
-def run_in_workers(agenda: Agenda, plan: Plan) -> list[Failure]:
+def run_in_workers(agenda: Agenda, plan: WorkerPlan) -> list[Failure]:
     """As `run_here`, but in processes of their own; this one starts them, shows what they do and uses no device."""
     from studies.dispatch.crew import Crew
 

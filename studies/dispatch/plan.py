@@ -20,7 +20,7 @@ Jobs = int | Literal["auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class WorkerPlan:
     """Workers, and what each of them uses."""
 
     workers: int
@@ -57,7 +57,7 @@ def check_group(jobs: Jobs, gpus_per_cell: int) -> None:
     )
 
 
-def make_plan(agenda: A, jobs: Jobs, gpus_per_cell: int, option: str = "--jobs") -> tuple[A, Plan]:
+def make_plan(agenda: A, jobs: Jobs, gpus_per_cell: int, option: str = "--jobs") -> tuple[A, WorkerPlan]:
     """The plan, and the agenda with the threads of each cell, when the CPU's are divided.
 
     Args:
@@ -89,7 +89,7 @@ def make_plan(agenda: A, jobs: Jobs, gpus_per_cell: int, option: str = "--jobs")
     runs = [agenda.run(number) for number in range(1, agenda.total + 1)]
     left = sum(run is None or not is_done(folder_of(run)) for run in runs)
     workers = max(1, min(side_by_side, left))
-    plan = Plan(workers=workers, processes=gpus_per_cell, gpus=gpus, shares_device=workers > places)
+    plan = WorkerPlan(workers=workers, processes=gpus_per_cell, gpus=gpus, shares_device=workers > places)
     if choice:
         return agenda.with_threads(choice.threads), replace(plan, reason=f"{option} auto: {choice.reason}")
     return with_threads(agenda, side_by_side * gpus_per_cell), plan

@@ -62,8 +62,8 @@ class Analyst:
         patch_size = parse_name(lab.config.model.name)["patch_size"]
         key = _key(lab.prepared, config, patch_size)
         if self._subjects is None or self._subjects[0] != key:
-            self._subjects = key, gather(lab.prepared, config, patch_size, device, lab.report)
-        found = analyse(opened.backbone, self._subjects[1], runtime.precision, runtime.tf32, device, lab.report)
+            self._subjects = key, gather(lab.prepared, config, patch_size, device, lab.on_progress)
+        found = analyse(opened.backbone, self._subjects[1], runtime.precision, runtime.tf32, device, lab.on_progress)
         return store(found, opened.folder / FOLDER, opened.file, opened.facts)
 
 

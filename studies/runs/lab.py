@@ -16,7 +16,7 @@ from harness.evaluation.evaluate import Evaluator
 from harness.frozen.encoders import encoder_width
 from harness.machine import environment
 from harness.machine.processes import main_first, open_accelerator
-from harness.machine.progress import Report
+from harness.machine.progress import OnProgress
 from harness.method import BackboneShape, DataShape, Method, Needs
 from harness.records.run_folder import RunFolder
 from harness.rng import global_state_kept
@@ -42,10 +42,10 @@ class Lab:
     evaluator: Evaluator
     final: Evaluator | None
     """That of the protocol at the end of a run, where there is one."""
-    report: Report
+    on_progress: OnProgress
 
 
-def open_lab(config: RunConfig, report: Report) -> Lab:
+def open_lab(config: RunConfig, on_progress: OnProgress) -> Lab:
     """Read data and autoencoder, and build the evaluator.
 
     Raises:
@@ -55,11 +55,11 @@ def open_lab(config: RunConfig, report: Report) -> Lab:
     environment.apply_runtime(runtime)
     accelerator = open_accelerator(runtime)
     with main_first(accelerator):
-        prepared = prepare(config, Needs(), accelerator.device, report)
+        prepared = prepare(config, Needs(), accelerator.device, on_progress)
     shape = backbone_shape(config, prepared)
     runtime = replace(runtime, compile=resolve_compile(config, shape, accelerator.device))
     cache = cache_folder(config.output)
-    evaluator = Evaluator(config.evaluation, runtime, prepared, accelerator, cache, report)
+    evaluator = Evaluator(config.evaluation, runtime, prepared, accelerator, cache, on_progress)
     config = replace(config, runtime=runtime, evaluation=evaluator.config)
     images = prepared.images
     return Lab(
@@ -70,7 +70,7 @@ def open_lab(config: RunConfig, report: Report) -> Lab:
         data=DataShape(image_size=config.data.image_size, num_classes=images.num_classes, encoder_width=encoder_width),
         evaluator=evaluator,
         final=evaluator.under(config.protocols["final"]) if "final" in config.protocols else None,
-        report=report,
+        on_progress=on_progress,
     )
 
 
@@ -122,7 +122,7 @@ def check_cell(lab: Lab, config: RunConfig, seeds: Sequence[int]) -> None:
     if not finished:
         check_compiler(config, lab.accelerator.device)
         check_run(config, method, lab.accelerator.num_processes, lab.accelerator.device)
-    prepared = lab.prepared if finished else prepare(config, needs, lab.accelerator.device, lab.report)
+    prepared = lab.prepared if finished else prepare(config, needs, lab.accelerator.device, lab.on_progress)
     for run in runs:
         refuse_other_run(folder_of(run), run, {**evaluation_digests(lab), **prepared.digests})
 

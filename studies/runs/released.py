@@ -13,7 +13,7 @@ from harness import official
 from harness.backbones.sit import SiT
 from harness.config import FinalConfig, RunConfig, require
 from harness.errors import UserError
-from harness.machine.progress import Report
+from harness.machine.progress import OnProgress
 from harness.records.files import file_digest
 from studies.configs import cells, settings
 from studies.runs.lab import Lab, open_lab
@@ -67,7 +67,7 @@ def build_parser(command: str, description: str) -> ArgumentParser:
     return parser
 
 
-def parse_to_open(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Namespace, Callable[[Report], Opened]]:
+def parse_to_open(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Namespace, Callable[[OnProgress], Opened]]:
     """The command's own words, and how to open what they name; model, data and protocol are those of its config."""
     namespace = settings.parse(parser, argv)
     require(bool(namespace.checkpoint), "--source says whose file it is: name the file too, with --checkpoint")
@@ -83,7 +83,7 @@ def parse_to_open(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Namespac
 # -- opening ----------------------------------------------------------------------------------------------------------
 
 
-def open_released(release: Release, config: RunConfig, report: Report) -> Opened:
+def open_released(release: Release, config: RunConfig, on_progress: OnProgress) -> Opened:
     """Read a released backbone, then the data that it is seen with.
 
     Raises:
@@ -92,7 +92,7 @@ def open_released(release: Release, config: RunConfig, report: Report) -> Opened
     # The file first: it is refused within seconds, where data may take hours.
     state, _ = official.load(release.path, release.source, release.which)
     backbone = official.build(state, config.model.name)
-    lab = open_lab(config, report)
+    lab = open_lab(config, on_progress)
     fit(release.path, backbone, lab)
     sha256 = file_digest(release.path)
     facts = {

@@ -36,7 +36,7 @@ def run_cell(lab: Lab, config: RunConfig, context: Context, watch: Watch = lambd
         folder.create()
         folder.write_manifest(first_manifest(config, context))
     method = build_method(lab, config)
-    prepared = prepare(config, method.needs(), lab.accelerator.device, lab.report)
+    prepared = prepare(config, method.needs(), lab.accelerator.device, lab.on_progress)
     run = set_up(config, method, prepared, lab.accelerator)
     facts = manifest(lab, run, context)
     tracker = open_tracker(config, previous.get("mlflow_run", ""), main, context.mlflow_parent)

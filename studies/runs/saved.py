@@ -19,7 +19,7 @@ from harness.evaluation.evaluate import Evaluator
 from harness.evaluation.generate import generate_rounds, labels_for
 from harness.evaluation.samples_file import Destination
 from harness.machine.processes import from_main, is_main
-from harness.machine.progress import Report
+from harness.machine.progress import OnProgress
 from harness.records.run_folder import RunFolder
 from harness.rng import global_state_kept
 from harness.training import checkpoint
@@ -93,13 +93,13 @@ def require_final(num_samples: int) -> None:
     require(num_samples > 0, f"--protocol final: final.num_samples is 0, so {way_out}")
 
 
-def parse_to_open(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Namespace, Callable[[Report], Opened]]:
+def parse_to_open(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Namespace, Callable[[OnProgress], Opened]]:
     """The words of a command, and how to open the backbone that they name."""
     namespace, folder = parse(parser, argv)
     config = recorded_config(folder, parser, namespace)
 
-    def opening(report: Report) -> Opened:
-        lab = open_lab(config, report)
+    def opening(on_progress: OnProgress) -> Opened:
+        lab = open_lab(config, on_progress)
         backbone, step = load_backbone(folder, lab, namespace.step)
         facts, file = {"step": step}, f"step_{step:08d}"
         return Opened(lab=lab, backbone=backbone, title=f"step {step}", facts=facts, folder=folder.path, file=file)
@@ -172,13 +172,13 @@ def write_samples(lab: Lab, backbone: SiT, num: int, out: Path, is_npz: bool) ->
             to = Destination(out=out, is_npz=is_npz, num=num, side=side, chunk=config.chunk, recipe=recipe)
             writer = held.enter_context(to.writer())
             if writer.done:
-                lab.report(f"{writer.done} of {num} images are there already", 1, 1)
+                lab.on_progress(f"{writer.done} of {num} images are there already", 1, 1)
         done = from_main(accelerator, writer.done if writer else 0)
         for part in generate_rounds(backbone, lab.prepared.autoencoder, config, num, accelerator, done):
             bad_images += part.bad_images
             if writer:
                 writer.add(part.images_NHWC)
-                lab.report("images", part.start + len(part.images_NHWC), num)
+                lab.on_progress("images", part.start + len(part.images_NHWC), num)
         if writer:
             writer.finish(labels_for(0, num, backbone.num_classes).numpy())
     return bad_images

@@ -13,9 +13,9 @@ from harness.data.image_set import split
 from harness.data.images import load_images
 from harness.evaluation.fidelity import Pictures
 from harness.evaluation.samples_file import read_images
-from harness.evaluation.scoring import Place, Scorer, TrainingImages
+from harness.evaluation.scoring import Scorer, ScoringSetup, TrainingImages
 from harness.machine import environment
-from harness.machine.progress import Report
+from harness.machine.progress import OnProgress
 from harness.records.files import digest
 
 
@@ -45,7 +45,7 @@ class Scores:
     warnings: tuple[str, ...]
 
 
-def score_file(path: Path, protocol: Protocol, report: Report) -> Scores:
+def score_file(path: Path, protocol: Protocol, on_progress: OnProgress) -> Scores:
     """Score a .npz in ADM's layout or a folder of PNG files.
 
     Raises:
@@ -57,8 +57,8 @@ def score_file(path: Path, protocol: Protocol, report: Report) -> Scores:
     height, width, _ = images.get(0).shape
     side = protocol.data.image_size if protocol.data else height
     cache = cache_folder(protocol.output)
-    place = Place(device=torch.device(runtime.device), tf32=runtime.tf32, cache=cache, report=report)
-    scorer = Scorer(protocol.evaluation, _training_images(protocol, cache, report), side, place)
+    place = ScoringSetup(device=torch.device(runtime.device), tf32=runtime.tf32, cache=cache, on_progress=on_progress)
+    scorer = Scorer(protocol.evaluation, _training_images(protocol, cache, on_progress), side, place)
     scorer.require_enough(images.num, f"{images.num} images in {path} and {scorer.source.num} in the reference")
     settings = {**scorer.protocol, "num_samples": images.num, "samples": "from a file"}
     record = {
@@ -76,9 +76,9 @@ def score_file(path: Path, protocol: Protocol, report: Report) -> Scores:
     return Scores(record=record, settings=settings, warnings=tuple(warnings))
 
 
-def _training_images(protocol: Protocol, cache: Path, report: Report) -> TrainingImages | None:
+def _training_images(protocol: Protocol, cache: Path, on_progress: OnProgress) -> TrainingImages | None:
     if protocol.data is None:
         return None
-    images = load_images(protocol.data, cache, report)
+    images = load_images(protocol.data, cache, on_progress)
     rows, _ = split(len(images), protocol.data.holdout, protocol.data.split_seed)
     return TrainingImages(images=images, rows=rows)

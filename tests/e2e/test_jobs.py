@@ -24,7 +24,7 @@ from studies.configs.cells import comparison
 from studies.configs.settings import parse
 from studies.dispatch import leases
 from studies.dispatch.execute import run_in_workers
-from studies.dispatch.plan import Plan
+from studies.dispatch.plan import WorkerPlan
 from tests.e2e.conftest import ROOT, STUDY, TIMES, Faults, FinishedStudy, Place, draw_nothing, run_process
 
 Ditbench = Callable[..., tuple[int, str, str]]
@@ -319,7 +319,7 @@ def test_a_worker_of_two_processes(place: Place, finished: FinishedStudy, capsys
     """As `--gpus_per_cell 2` has them, on the CPU."""
     parser = command_parser()
     asked = comparison(parser, parse(parser, place.words("compare", *TOGETHER)[1:]))
-    assert run_in_workers(asked, Plan(workers=1, processes=2)) == []
+    assert run_in_workers(asked, WorkerPlan(workers=1, processes=2)) == []
     assert capsys.readouterr().out.count("cell 1 of 2: sit seed 0: finished") == 1
     assert_trained_together(place, finished)
     # Both processes of a cell note in its log that they begin.

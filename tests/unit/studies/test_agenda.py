@@ -17,7 +17,7 @@ from studies.dispatch.board import Board, Failure
 from studies.dispatch.crew import Crew
 from studies.dispatch.leases import claim
 from studies.dispatch.messages import Begins, Failed, Happened, Left, Message, Over
-from studies.dispatch.plan import Plan, make_plan
+from studies.dispatch.plan import WorkerPlan, make_plan
 from studies.dispatch.turns import ALL_OVER, WAIT, Task, Turns
 from studies.dispatch.work import noted_end
 from studies.runs.folders import folder_of, lease_of
@@ -204,7 +204,7 @@ def test_a_process_that_died_is_replaced_once(agenda: Late, capsys: pytest.Captu
     folder = start(agenda.configs[0])
     with Display(agenda) as display:
         board = Board(agenda, display)
-        crew = Crew(agenda, Plan(workers=1), board, datetime.now(UTC))
+        crew = Crew(agenda, WorkerPlan(workers=1), board, datetime.now(UTC))
         for _ in range(2):
             board.hear(Begins(1, "taken over from host:3, which is gone"))
             crew._record_death(1, "its process was killed by SIGKILL")

@@ -47,8 +47,8 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
-def load(path: str, tmp_path: Path, report: progress.Report | None = None) -> ImageSet:
-    return load_images(DataConfig(name="parquet", path=path, image_size=16), tmp_path / "cache", report)
+def load(path: str, tmp_path: Path, on_progress: progress.OnProgress | None = None) -> ImageSet:
+    return load_images(DataConfig(name="parquet", path=path, image_size=16), tmp_path / "cache", on_progress)
 
 
 def refused(path: str) -> str:

@@ -339,7 +339,7 @@ def test_damaged_caches_of_the_reference_are_made_again(tmp_path, kind):
     content[-3] ^= 64
     shard.write_bytes(content)
     notices: list[str] = []
-    again = dataclasses.replace(reference(real, tmp_path), report=lambda what, done, total: notices.append(what))
+    again = dataclasses.replace(reference(real, tmp_path), on_progress=lambda what, done, total: notices.append(what))
     assert distances(again, points, 8) == first
     assert notices[0] == f"{shard} is missing or damaged and is made again"
     assert (again.pictures.reads >= 8) is (kind == "features")

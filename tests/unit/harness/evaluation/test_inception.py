@@ -15,7 +15,7 @@ from harness.errors import UserError
 from harness.evaluation import extractors
 from harness.evaluation.extractors import LOGITS, POOLED, SPATIAL
 from harness.evaluation.fidelity import Pictures, extract
-from harness.evaluation.scoring import Place, Scorer, TrainingImages
+from harness.evaluation.scoring import Scorer, ScoringSetup, TrainingImages
 from harness.frozen import weights
 from harness.records.files import file_digest
 from harness.records.metrics import metric
@@ -96,7 +96,7 @@ def scorer(cache: Path) -> Scorer:
     held = ImageSet(IMAGES[::-1].copy(), np.arange(NUM) % 3, tuple("abc"), "noise")
     training = TrainingImages(images=held, rows=np.arange(0, NUM, 2))
     config = EvaluationConfig(extractor="inception", kid_subset=6)
-    return Scorer(config, training, 16, Place(device=CPU, tf32=False, cache=cache))
+    return Scorer(config, training, 16, ScoringSetup(device=CPU, tf32=False, cache=cache))
 
 
 def test_other_weights_give_no_fid(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from harness.config import EvaluationConfig
 from harness.errors import UserError
 from harness.evaluation.extractors import Extractor
 from harness.evaluation.reference import Source, open_reference
-from harness.evaluation.scoring import Place, Scorer
+from harness.evaluation.scoring import Scorer, ScoringSetup
 
 WIDTH = 5
 EXTRACTOR = Extractor(name="test", label="test", family="", width=WIDTH, spatial="map", spatial_width=3)
@@ -185,7 +185,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 
 def scorer(reference: Path, tmp_path: Path, **fields: Any) -> Scorer:
     config = EvaluationConfig(reference=str(reference), extractor_size=32, **fields)
-    return Scorer(config, None, 8, Place(device=torch.device("cpu"), tf32=False, cache=tmp_path / "cache"))
+    return Scorer(config, None, 8, ScoringSetup(device=torch.device("cpu"), tf32=False, cache=tmp_path / "cache"))
 
 
 def test_statistics_alone_need_few_images_and_say_what_is_left_out(tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from harness.backbones.sit import SIZES, parse_name
 from harness.method import BackboneShape
 from harness.records.run_folder import UserError
 from reports.ablation.published import FOLDER
-from reports.claims.statements import ALL_DEPTHS, CLAIMS, COUNTS, Claim, Published, Setting, asked, load_ledger
+from reports.claims.statements import ALL_DEPTHS, CLAIMS, COUNTS, Claim, ClaimedCell, Published, asked, load_ledger
 
 LEDGER = load_ledger()
 BY_ID = {claim.id: claim for claim in LEDGER.claims}
 
 
-def sides(claim: Claim) -> list[Setting]:
+def sides(claim: Claim) -> list[ClaimedCell]:
     return [claim.cell, claim.against] if claim.against else [claim.cell]
 
 

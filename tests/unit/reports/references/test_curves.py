@@ -11,8 +11,8 @@ import yaml
 
 from harness.records.run_folder import RunFolder, UserError, point_share
 from reports.references import curves as reference_curves
-from reports.references.curves import Reference, band, check, made, matching, read, text
-from reports.study.load import Run, load_run
+from reports.references.curves import ReferenceCurves, band, check, made, matching, read, text
+from reports.study.load import RecordedRun, load_run
 from studies import cli
 from studies.configs.settings import PRESETS
 from tests.unit.reports.records_factory import MAIN, STEPS, write_study
@@ -20,7 +20,7 @@ from tests.unit.reports.records_factory import MAIN, STEPS, write_study
 SEEDS = (0, 1, 2, 3)
 
 
-def runs_of(study: Path, cell: str, seeds: Sequence[int] = SEEDS) -> list[Run]:
+def runs_of(study: Path, cell: str, seeds: Sequence[int] = SEEDS) -> list[RecordedRun]:
     return [load_run(RunFolder(study / cell / f"seed{seed}")) for seed in seeds]
 
 
@@ -161,7 +161,7 @@ def test_what_makes_no_reference(study: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(params=sorted(path.stem for path in reference_curves.FOLDER.glob("*.json")))
-def shipped(request: pytest.FixtureRequest) -> Reference:
+def shipped(request: pytest.FixtureRequest) -> ReferenceCurves:
     return read(reference_curves.FOLDER / f"{request.param}.json")
 
 
@@ -170,7 +170,7 @@ def test_there_is_a_reference_for_each_precision_and_for_each_method() -> None:
     assert found >= {(name, precision) for name in ("sit", "repa", "sra", "vae_repa") for precision in ("fp32", "bf16")}
 
 
-def test_every_seed_lies_in_the_band_of_the_others(shipped: Reference) -> None:
+def test_every_seed_lies_in_the_band_of_the_others(shipped: ReferenceCurves) -> None:
     places = [(name, step) for name, curve in shipped.curves.items() for step in curve]
     for name, step in places:
         values = shipped.curves[name][step]
@@ -180,7 +180,7 @@ def test_every_seed_lies_in_the_band_of_the_others(shipped: Reference) -> None:
             assert low <= value <= high, (name, step, seed)
 
 
-def test_a_shipped_reference_is_of_the_preset_as_it_is(shipped: Reference) -> None:
+def test_a_shipped_reference_is_of_the_preset_as_it_is(shipped: ReferenceCurves) -> None:
     preset = yaml.safe_load((PRESETS / "digits.yaml").read_text())
     for section in ("model", "data", "autoencoder", "optimizer", "ema", "budget"):
         for key, value in preset[section].items():

@@ -18,7 +18,7 @@ from harness.training.trainer import Event
 from studies.ablation.book import full_name
 from studies.ablation.commands import finish, prepare
 from studies.ablation.plan import RECORD, Ablation
-from studies.ablation.storage import Ledger, connect
+from studies.ablation.storage import TrialLedger, connect
 from studies.ablation.trials import AblationAgenda
 from studies.dispatch.leases import claim
 from studies.runs.folders import folder_of, is_done, lease_of
@@ -258,8 +258,8 @@ def test_a_storage_that_goes_away_loses_nothing(tmp_path: Path, monkeypatch: pyt
     first, second = numbers(agenda, "vae_repa") + numbers(agenda, "vae_repa,block=2")
     line = r"^storage sqlite:///.* cannot be used \(server closed the connection\): start its server, "
     with monkeypatch.context() as patched:
-        patched.setattr(Ledger, "begin", away)
-        patched.setattr(Ledger, "tell", away)
+        patched.setattr(TrialLedger, "begin", away)
+        patched.setattr(TrialLedger, "tell", away)
         with pytest.raises(UserError, match=line):
             agenda.begins(second)
         config = agenda.run(first)

@@ -14,7 +14,7 @@ from studies.configs.cells import Comparison
 from studies.dispatch import execute
 from studies.dispatch.board import Board
 from studies.dispatch.crew import Crew
-from studies.dispatch.plan import Plan
+from studies.dispatch.plan import WorkerPlan
 from studies.dispatch.turns import Task
 from studies.terminal.display import Display
 
@@ -33,12 +33,12 @@ def asked(tmp_path: Path) -> Comparison:
 def test_workers_wait_for_others_unless_that_is_refused(
     asked: Comparison, waits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plans: list[Plan] = []
+    plans: list[WorkerPlan] = []
     monkeypatch.setattr(children, "start_server", lambda: None)
     monkeypatch.setattr(execute, "run_in_workers", lambda agenda, plan: plans.append(plan) or [])
     assert command.run(asked, 2, 1, waits=waits) == []
     assert ablate.run(cast(Any, asked), 2, waits=waits) == []
-    assert plans == [Plan(workers=2, shares_device=True, waits=waits)] * 2
+    assert plans == [WorkerPlan(workers=2, shares_device=True, waits=waits)] * 2
     with Display(asked) as display:
         crew = Crew(asked, plans[0], Board(asked, display), datetime.now(UTC))
     task = Task(**crew._task(), tell=lambda message: None)
@@ -49,6 +49,6 @@ def test_the_choice_of_auto_is_printed_once(
     asked: Comparison, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("studies.dispatch.crew.Crew.run", lambda self: None)
-    plan = Plan(workers=1, reason="--jobs auto: 1 process of 2 threads, as there is nothing to divide")
+    plan = WorkerPlan(workers=1, reason="--jobs auto: 1 process of 2 threads, as there is nothing to divide")
     assert execute.run_in_workers(asked, plan) == []
     assert capsys.readouterr().out.splitlines() == [plan.reason]

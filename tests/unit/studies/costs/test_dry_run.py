@@ -8,7 +8,7 @@ import pytest
 
 from studies import cli
 from studies.costs.dry_run import table
-from studies.costs.estimate import CellCost, Estimate, Rate
+from studies.costs.estimate import CellEstimate, Estimate, Rate
 
 DIGITS = ("--config", "digits", "--dry_run", "--tflops", "0.5")
 
@@ -68,8 +68,8 @@ def test_ablate_counts_settings_and_trials(capsys: pytest.CaptureFixture[str], f
     assert list(folder.iterdir()) == []
 
 
-def cell(name: str, runs: int, final_gflops: float = 0.0, recomputed_gflops: float = 0.0) -> CellCost:
-    return CellCost(
+def cell(name: str, runs: int, final_gflops: float = 0.0, recomputed_gflops: float = 0.0) -> CellEstimate:
+    return CellEstimate(
         cell=name, method=name, runs=runs, train_gflops_per_image=711.699, steps=400_000, train_gflops=7.2e10,
         recomputed_gflops=recomputed_gflops, evaluations=8, evaluation_gflops=3.6e8, final_gflops=final_gflops,
         disk={"checkpoints": 2 * 10**9, "EMA backbones": 10**9}, memory={"device": 4 * 10**10, "ram": 10**9},

@@ -29,11 +29,11 @@ from studies import children
 from studies.costs import measure, timing
 from studies.costs import peaks as costs_peaks
 from studies.costs import stands as costs_stands
-from studies.costs.stands import Case, Conditions, Setting, Stand
+from studies.costs.stands import Case, Conditions, Stand, Workload
 from studies.costs.synthetic import prepared_data
-from studies.costs.timing import Progress, Ratio, Spread
+from studies.costs.timing import Ratio, Spread, TimeLeft
 
-SMALL = Setting(batch_size=4, rounds=6, warmup=1, input_size=4, num_classes=5, image_size=32)
+SMALL = Workload(batch_size=4, rounds=6, warmup=1, input_size=4, num_classes=5, image_size=32)
 ENCODER = "dinov2_vits14"
 
 
@@ -52,8 +52,8 @@ def silent(what: str, done: int, total: int) -> None:
     pass
 
 
-def no_progress(steps: int = 1000) -> Progress:
-    return Progress(silent, [1.0] * steps)
+def no_progress(steps: int = 1000) -> TimeLeft:
+    return TimeLeft(silent, [1.0] * steps)
 
 
 def state_of(run: Run) -> dict[str, Tensor]:
@@ -145,20 +145,20 @@ def test_the_interval_holds_the_median_as_often_as_it_says(n: int, misses: int) 
 
 def test_too_few_rounds_are_refused() -> None:
     with pytest.raises(UserError, match="rounds is 5: give 6 or more"):
-        Setting(rounds=5)
+        Workload(rounds=5)
     with pytest.raises(UserError, match="warmup is -1: give 1 or more rounds"):
-        Setting(warmup=-1)
+        Workload(warmup=-1)
     with pytest.raises(UserError, match="batch_size is -1: give 1 or more images"):
-        Setting(batch_size=-1)
-    sizes = [Setting().resolved(torch.device(name)) for name in ("cpu", "cuda")]
+        Workload(batch_size=-1)
+    sizes = [Workload().resolved(torch.device(name)) for name in ("cpu", "cuda")]
     assert [(s.batch_size, s.rounds, s.warmup) for s in sizes] == [(8, 6, 1), (32, 50, 5)]
-    asked = Setting(batch_size=3, rounds=7, warmup=2)
+    asked = Workload(batch_size=3, rounds=7, warmup=2)
     assert asked.resolved(torch.device("cuda")) == asked
 
 
 def test_time_left_goes_by_work_and_the_speed_so_far() -> None:
     clock, told = FakeClock(), list[tuple[str, int, int]]()
-    progress = Progress(lambda *line: told.append(line), [2, 2, 6, 30], clock)
+    progress = TimeLeft(lambda *line: told.append(line), [2, 2, 6, 30], clock)
     clock.now += 4
     progress.tell("a", 2)  # 2 seconds a unit, 38 left
     clock.now += 20
@@ -350,7 +350,7 @@ def test_what_does_not_fit_is_refused(
     conditions: Conditions,
     monkeypatch: pytest.MonkeyPatch,
     names: list[str],
-    setting: Setting,
+    setting: Workload,
     share: float,
     message: str,
 ) -> None:

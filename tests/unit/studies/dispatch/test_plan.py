@@ -11,7 +11,7 @@ from harness.errors import UserError
 from harness.records.run_folder import RunFolder, run_path
 from studies.configs.cells import Comparison
 from studies.dispatch import plan
-from studies.dispatch.plan import Plan, check_group, in_group, make_plan, visible_gpus
+from studies.dispatch.plan import WorkerPlan, check_group, in_group, make_plan, visible_gpus
 from studies.dispatch.side_by_side import Choice
 
 
@@ -49,7 +49,7 @@ def on_gpus(asked: Comparison, count: int, monkeypatch: pytest.MonkeyPatch) -> C
 )
 def test_threads_are_divided(asked: Comparison, jobs: int, workers: int, threads: int) -> None:
     divided, made = make_plan(asked, jobs, 1)
-    assert made == Plan(workers=workers, shares_device=workers > 1)
+    assert made == WorkerPlan(workers=workers, shares_device=workers > 1)
     assert {cell.runtime.threads for cell in divided.cells} == {threads}
     assert [cell.cell for cell in divided.cells] == ["a", "b", "c"]
 
@@ -59,7 +59,7 @@ def test_threads_do_not_depend_on_what_is_left(asked: Comparison) -> None:
     finish(asked, 5)
     divided, made = make_plan(asked, 3, 1)
     assert divided.cells[0].runtime.threads == 2
-    assert made == Plan(workers=1), "one run is left, so it is alone"
+    assert made == WorkerPlan(workers=1), "one run is left, so it is alone"
     finish(asked, 6)
     assert make_plan(asked, 3, 1)[1].workers == 1
 
@@ -75,14 +75,14 @@ def test_torchs_own_number_of_threads_is_divided_too(asked: Comparison, monkeypa
 def test_each_worker_sees_its_own_gpu(asked: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     _, made = make_plan(on_gpus(asked, 3, monkeypatch), 0, 1)
-    assert made == Plan(workers=3, gpus=("0", "1", "2"))
+    assert made == WorkerPlan(workers=3, gpus=("0", "1", "2"))
     assert [made.devices(worker)["CUDA_VISIBLE_DEVICES"] for worker in range(3)] == ["0", "1", "2"]
 
 
 def test_more_jobs_than_gpus_take_turns_on_them(asked: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,5")
     divided, made = make_plan(on_gpus(asked, 2, monkeypatch), 3, 1)
-    assert made == Plan(workers=3, gpus=("GPU-a", "5"), shares_device=True)
+    assert made == WorkerPlan(workers=3, gpus=("GPU-a", "5"), shares_device=True)
     assert [made.devices(worker)["CUDA_VISIBLE_DEVICES"] for worker in range(3)] == ["GPU-a", "5", "GPU-a"]
     assert divided.cells[0].runtime.threads == 2
 
@@ -91,7 +91,7 @@ def test_several_gpus_a_cell(asked: Comparison, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     asked = on_gpus(asked, 5, monkeypatch)
     divided, made = make_plan(asked, 0, 2)
-    assert made == Plan(workers=2, processes=2, gpus=("0", "1", "2", "3", "4"))
+    assert made == WorkerPlan(workers=2, processes=2, gpus=("0", "1", "2", "3", "4"))
     assert [made.devices(worker)["CUDA_VISIBLE_DEVICES"] for worker in range(2)] == ["0,1", "2,3"]
     assert divided.cells[0].runtime.threads == 1
     with pytest.raises(UserError, match=r"^--gpus_per_cell is 6: this command sees 5 CUDA devices"):
@@ -99,7 +99,7 @@ def test_several_gpus_a_cell(asked: Comparison, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_no_device_is_named_on_the_cpu() -> None:
-    assert Plan(workers=2).devices(1) == {}
+    assert WorkerPlan(workers=2).devices(1) == {}
 
 
 def test_a_hidden_gpu_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_takes_what_was_measured(asked: Comparison) -> None:
     divided, made = make_plan(asked, "auto", 1)
     reason = "--jobs auto: 3 processes of 2 threads each: 9.0 images/s together"
-    assert made == Plan(workers=3, shares_device=True, reason=reason)
+    assert made == WorkerPlan(workers=3, shares_device=True, reason=reason)
     assert {cell.runtime.threads for cell in divided.cells} == {2}
     finish(asked, 5)
     divided, made = make_plan(asked, "auto", 1, "--workers")
@@ -160,6 +160,6 @@ def test_auto_measures_nothing_on_gpus_nor_for_a_budget_in_seconds(
 ) -> None:
     budget = BudgetConfig(unit="seconds", amount=5)
     timed = replace(asked, cells=tuple(replace(cell, budget=budget) for cell in asked.cells))
-    assert make_plan(timed, "auto", 1)[1] == Plan(workers=1)
+    assert make_plan(timed, "auto", 1)[1] == WorkerPlan(workers=1)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert make_plan(on_gpus(asked, 2, monkeypatch), "auto", 1)[1] == Plan(workers=2, gpus=("0", "1"))
+    assert make_plan(on_gpus(asked, 2, monkeypatch), "auto", 1)[1] == WorkerPlan(workers=2, gpus=("0", "1"))
