@@ -36,7 +36,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """In what a repository's files differ from our backbone."""
+    """The differences between a repository's files and our backbone."""
 
     repository: str
     head: str = ""
@@ -54,7 +54,7 @@ LAYOUTS = {
     "sra": Layout(repository="vvvvvjdy/SRA", head="ap_head"),
     "sit": Layout(repository="willisma/SiT", out_factor=2, data_at_one=True),
 }
-"""By the name that `load` takes as `source`."""
+"""Layouts by the name that `load` takes as `source`."""
 
 PATCH, TABLE, POSITIONS = "x_embedder.proj.weight", "y_embedder.embedding_table.weight", "pos_embed"
 QKV, QK_NORM = "blocks.0.attn.qkv.weight", "blocks.0.attn.q_norm.weight"

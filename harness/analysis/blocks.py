@@ -53,7 +53,7 @@ PROBE_STEPS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisConfig:
-    """What is computed, and on how many images."""
+    """The quantities that are computed, and the number of images that they are computed on."""
 
     encoder: str
     """Frozen encoder that blocks are compared with."""
@@ -110,7 +110,7 @@ class Pictured:
     scores: np.ndarray
     """float32 [K, side, side, 3]."""
     shares: list[float]
-    """Of the variance that each component holds."""
+    """Share of the variance that each component holds."""
 
     @classmethod
     def of(cls, tokens_KTD: Tensor) -> "Pictured":
@@ -140,7 +140,7 @@ class Subjects:
 
     config: AnalysisConfig
     facts: Mapping[str, Any]
-    """Of data, autoencoder, encoder and images: their part of the settings."""
+    """Digests and names of data, autoencoder, encoder and images, as the settings of an analysis have them."""
     held_out: Seen
     train: Seen
     pictured_rows: np.ndarray
@@ -149,7 +149,7 @@ class Subjects:
     pictures: Mapping[str, np.ndarray]
     """`images`, `encoder` and `latent` of the .npz."""
     shares: Mapping[str, list[float]]
-    """Of `encoder` and `latent`."""
+    """Share of the variance that each component of `encoder` and `latent` holds."""
     patch_size: int
 
     @cached_property
@@ -158,12 +158,12 @@ class Subjects:
 
     @cached_property
     def latent(self) -> Kernel:
-        """Of the clean latents: the mean over an image's patches."""
+        """The likeness of the images by their clean latents, each the mean over its patches."""
         return Kernel.of(patchify(self.held_out.x0_NCHW, self.patch_size).mean(dim=1), self.config.neighbours)
 
     @property
     def has_probe(self) -> bool:
-        """Whether there is something to tell apart."""
+        """Whether the images have two classes or more, which a probe can tell apart."""
         return len(np.unique(self.train.labels_N)) > 1
 
 
@@ -237,14 +237,14 @@ def _latents(prepared: PreparedData, rows: np.ndarray) -> Tensor:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What one backbone gives."""
+    """The result of analysing one backbone."""
 
     settings: Mapping[str, Any]
     values: Sequence[Mapping[str, Any]]
     pictures: Mapping[str, np.ndarray]
-    """Of the .npz."""
+    """The arrays of the .npz file, by name."""
     shares: Mapping[str, Any]
-    """Of every picture; those of blocks as [times][blocks][components]."""
+    """Share of the variance that each component of every picture holds; for blocks as [times][blocks][components]."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ class Reader:
     """Reads hidden states of a backbone, a chunk of images at a time."""
 
     backbone: SiT
-    """On `device`."""
+    """The backbone that is read; it lies on `device`."""
     blocks: tuple[int, ...]
     precision: str
     """fp32 or bf16."""

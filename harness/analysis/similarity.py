@@ -17,12 +17,12 @@ COMPONENTS = 3
 LEAST_IMAGES = 4
 """The unbiased estimator divides by N - 3."""
 LEAST_SPREAD = 1e-6
-"""Of features around their mean, over their size: what varies less, varies by the rounding of float32."""
+"""Least spread of features around their mean, as a share of their size; below it lies the rounding of float32."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """What one set of features says of the likeness of its N images."""
+    """The likeness of N images to one another, as one set of features has it."""
 
     centred_NN: Tensor
     """Inner products of the features less their mean."""
@@ -32,7 +32,7 @@ class Kernel:
     near_NN: Tensor
     """1 where image j is among the nearest neighbours of image i by that product, itself not counted; else 0."""
     varies: bool
-    """Whether the features are finite and differ between images; else they are like nothing."""
+    """Whether the features are finite and differ between images; otherwise they are like nothing."""
 
     @classmethod
     def of(cls, features_ND: Tensor, neighbours: int) -> "Kernel":

@@ -134,7 +134,7 @@ class SelfAttention(Attention):
     """timm's attention with `attend` at its heart."""
 
     plain_tokens = PLAIN_TOKENS
-    """As for `attend`."""
+    """The most tokens that are multiplied by plain products, as `attend` takes it."""
 
     def forward(self, x_NTD: Tensor) -> Tensor:  # type: ignore[override]  # no masks here
         n, t, d = x_NTD.shape

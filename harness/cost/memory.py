@@ -83,12 +83,12 @@ def backbone_parameters(shape: BackboneShape) -> int:
 
 
 def block_parameters(shape: BackboneShape) -> int:
-    """Of one block: qkv 3 D^2, proj 1, MLP 8, adaLN 6, with biases."""
+    """Parameters of one block: qkv has 3 D^2, proj 1 D^2, the MLP 8 D^2, adaLN 6 D^2, and each has biases."""
     return 18 * shape.hidden_size**2 + 15 * shape.hidden_size
 
 
 def weight_parts(config: RunConfig, method: Method) -> Iterator[Part]:
-    """What lies in memory between two steps: weights and two moments, and of the backbone also the EMA."""
+    """The parts that lie in memory between two steps: weights, two moments, and the EMA of the backbone."""
     backbone, heads = backbone_parameters(method.backbone), head_parameters(method)
     smaller = "choose a smaller model.name"
     yield Part(name="weights, moments and EMA", num_bytes=4 * FLOAT * backbone, way_out=smaller, on_device=True)
@@ -97,7 +97,7 @@ def weight_parts(config: RunConfig, method: Method) -> Iterator[Part]:
 
 
 def training_parts(config: RunConfig, method: Method, num_processes: int) -> Iterator[Part]:
-    """What one step needs beside the weights, and the batches that are made ahead."""
+    """The parts that a step needs beside the weights, and the batches that are made ahead."""
     shape, batch = method.backbone, config.optimizer.batch_size
     share = batch // num_processes
     images = min(share, config.optimizer.micro_batch or share)
@@ -192,7 +192,7 @@ def head_activations(config: RunConfig, method: Method) -> int:
 def evaluation_parts(
     config: RunConfig, shape: BackboneShape, num_processes: int, section: str = "evaluation"
 ) -> Iterator[Part]:
-    """What one evaluation under the protocol of a section needs. `num_samples` is resolved."""
+    """The parts that one evaluation under the protocol of a section needs. `num_samples` is resolved."""
     from harness.evaluation.extractors import (  # here, because importing torch-fidelity takes a second
         PIXEL_SIDE,
         compared_width,

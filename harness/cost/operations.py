@@ -184,11 +184,11 @@ class Passes:
         return torch.zeros(size, device=self.device), torch.zeros(1, device=self.device), label
 
     def whole(self) -> Count:
-        """From the latent to the velocity."""
+        """The pass from the latent to the velocity."""
         return self._count(0, lambda x, t, y: self.backbone(x, t, y)[0])
 
     def up_to(self, block: int) -> Count:
-        """From the latent to the output of `block`, counted from 1, and no further."""
+        """The pass from the latent to the output of `block`, counted from 1, and no further."""
         return self._count(block, lambda x, t, y: self.backbone.hidden(x, t, y, block))
 
     def _count(self, key: int, call: Callable[..., Tensor]) -> Count:
@@ -246,7 +246,7 @@ def _terms(passes: Passes, method: Method) -> tuple[Count, list[tuple[int, bool]
 
 
 def _view(passes: Passes, method: Method, teacher: Callable[..., Tensor]) -> StepView:
-    """What a method reads of one image."""
+    """The view that a method reads at one step, for a single image."""
     latent_NCHW, t_N, y_N = passes.inputs()
     image_size = method.data.image_size
     tokens = {
@@ -292,7 +292,7 @@ class CacheCost:
 
     @property
     def external_parameters(self) -> int:
-        """Of the frozen encoders; the autoencoder is every method's."""
+        """Parameters of the frozen encoders; the autoencoder is left out, as every method has it."""
         return sum(encoder.parameters for encoder in self.encoders.values())
 
     @property

@@ -38,7 +38,7 @@ TIME_BINS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What one evaluation gives."""
+    """The result of one evaluation."""
 
     metrics: dict[str, float]
     grid: np.ndarray
@@ -46,7 +46,8 @@ class Evaluation:
     bad_images: int
     """Images whose latent held a NaN or an infinity; they are scored as the decoder shows them."""
     images_per_s: dict[str, float]
-    """How fast images were sampled, decoded, and went through the extractors (`features`), all processes together."""
+    """Images a second that were sampled, decoded and sent through the extractors (`features`), by all processes
+    together."""
 
 
 class Evaluator:
@@ -132,7 +133,7 @@ class Evaluator:
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """What `evaluate` gives."""
+        """Names of the metrics that `evaluate` gives."""
         bins = [f"velocity_loss_t{number}" for number in range(1, TIME_BINS + 1)]
         return (*self.scorer.metric_names(self.config.num_samples), "velocity_loss", *bins)
 

@@ -47,15 +47,15 @@ class Extractor:
     """A registered extractor, and what its layers are for."""
 
     name: str
-    """In torch-fidelity."""
+    """Its name in torch-fidelity."""
     label: str
-    """In metric names."""
+    """Its name inside metric names."""
     family: str
     """Methods that were trained towards features of the same family are favoured."""
     width: int
     """F of the layer that distances are computed on."""
     layer: str = LAYER
-    """Of Frechet and kernel distances, precision and recall."""
+    """Layer whose features the Frechet and kernel distances, precision and recall are computed on."""
     spatial: str = ""
     """Layer of the spatial Frechet distance; "" = there is none."""
     spatial_width: int = 0
@@ -63,9 +63,9 @@ class Extractor:
     logits: str = ""
     """Layer of class logits, for the Inception score; "" = there is none."""
     is_standard: bool = False
-    """Whether it is the standard evaluator's, so that its Frechet distance is called FID."""
+    """Whether this is the standard evaluator's extractor, so that its Frechet distance is called FID."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What decides its features, for the evaluation protocol."""
+    """The facts that decide its features; they stand in the evaluation protocol."""
 
     @property
     def compared(self) -> tuple[str, ...]:
@@ -79,7 +79,7 @@ class Extractor:
 
 
 class _Features(FeatureExtractorBase):
-    """What torch-fidelity asks of an extractor with one layer. It passes all its own settings as keywords."""
+    """The methods that torch-fidelity calls on an extractor with one layer; it passes its own settings as keywords."""
 
     def __init__(self, name: str, features_list: list[str], **_: Any) -> None:
         super().__init__(name, features_list)
@@ -281,7 +281,7 @@ def register_pixels() -> str:
 
 
 def describe(encoder: str, size: int) -> dict[str, Any]:
-    """What decides an encoder's features, for the evaluation protocol."""
+    """The facts that decide an encoder's features; they stand in the evaluation protocol."""
     mean, std = encoders.spec(encoder).normalisation
     return {
         "name": encoder,

@@ -72,10 +72,10 @@ Statistics = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What all images are compared with. Features of its own images are computed once and cached."""
+    """The images that all others are compared with. Their features are computed once and cached."""
 
     pictures: Pictures | None
-    """None where statistics alone are known: then nothing but Frechet distances can be computed."""
+    """The images; None where only their statistics are known, which Frechet distances alone can be computed from."""
     name: str
     """Digest of all that decides the features but the extractor: images, device, TF32."""
     device: torch.device
@@ -83,10 +83,10 @@ class Reference:
     on_progress: OnProgress | None = None
     """Told about features made, and about damaged files."""
     statistics: Mapping[str, Statistics] = field(default_factory=dict)
-    """By the names of Frechet distances, `fd` and `sfd`: these count instead of those of the images' features."""
+    """Given statistics by the name of a Frechet distance, `fd` or `sfd`; they replace those of the images' features."""
 
     def distances(self, extractor: Extractor, ours: Mapping[str, Tensor], kid_subset: int) -> dict[str, float]:
-        """What can be said of images by one extractor.
+        """Distances between the reference and other images, on the features of one extractor.
 
         Args:
             extractor: a registered one.
@@ -157,7 +157,7 @@ class Features:
     """Features of images by several extractors, made part by part, so that the images need not lie in memory."""
 
     def __init__(self, extractors: Sequence[Extractor], num: int, device: torch.device):
-        """Of `num` images, of which none is there yet."""
+        """Make an empty collection that `num` images will be added to."""
         self._extractors, self.num, self._device = extractors, num, device
         self._parts: dict[str, list[dict[str, Tensor]]] = {extractor.name: [] for extractor in extractors}
         self._waiting: list[np.ndarray] = []
@@ -179,7 +179,7 @@ class Features:
         self.seconds += time.perf_counter() - started
 
     def of(self, extractor: Extractor) -> dict[str, Tensor]:
-        """Those of one extractor, all pictures', by layer: float32 [N, F] on the CPU."""
+        """The features of all images by one extractor, by layer: float32 [N, F] on the CPU."""
         assert self._done == self.num, (self._done, self.num)
         parts = self._parts[extractor.name]
         return {layer: torch.cat([part[layer] for part in parts]) for layer in extractor.layers}

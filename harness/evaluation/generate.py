@@ -69,7 +69,7 @@ class Round:
     images_NHWC: np.ndarray
     """uint8."""
     bad_images: int
-    """How many of them had a non-finite latent."""
+    """Number of images whose latent was not finite."""
     sampling_s: float
     """Time that this process took to sample its chunk, in seconds."""
     decoding_s: float
@@ -78,10 +78,10 @@ class Round:
 
 @dataclass
 class Summary:
-    """Of rounds, from the first one on: their first images, and sums."""
+    """Sums over rounds, and the first images of them all."""
 
     num_first: int
-    """How many images are kept."""
+    """Number of images that are kept."""
     first: list[np.ndarray] = field(default_factory=list)
     """uint8 [H, W, 3] each."""
     bad_images: int = 0
@@ -138,7 +138,7 @@ def generate_latents(
     device: torch.device,
     chunks: Iterable[int] | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """As `generate`, before the decoder: (number of the first image, float64 [N, C, H, W])."""
+    """The latents that `generate` decodes: (number of the first image, float64 [N, C, H, W])."""
     bounds = chunk_bounds(num_images, config.chunk)
     for number in range(len(bounds)) if chunks is None else chunks:
         start, stop = bounds[number]

@@ -39,7 +39,7 @@ class Source:
     digest: Any
     """Changes with any image or number of it; stands in the evaluation protocol."""
     statistics: Mapping[str, Statistics] = field(default_factory=dict)
-    """By the names of Frechet distances."""
+    """Given statistics of Frechet distances, by the distance's name."""
 
     @property
     def pictures(self) -> Pictures | None:

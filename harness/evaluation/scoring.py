@@ -65,7 +65,7 @@ class TrainingImages:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringSetup:
-    """Where scores are computed, and where features are kept."""
+    """The device that scores are computed on, and the folder that features are kept in."""
 
     device: torch.device
     tf32: bool
@@ -127,13 +127,13 @@ class Scorer:
         return self.score_features(features, labels_N)
 
     def features(self, num: int) -> Features:
-        """What scores are computed on, of `num` images, of which none is there yet."""
+        """An empty collection of the features of `num` images; `score_features` takes it when all were added."""
         needs_pixels = self.source.num or self.has_classifier
         found = [self.extractor, self._pixels] if needs_pixels else [self.extractor]
         return Features(found, num, self._place.device)
 
     def score_features(self, features: Features, labels_N: np.ndarray | None) -> dict[str, float]:
-        """As `score`, of images whose features are made."""
+        """The metrics that `score` gives, from features that were made before."""
         num = features.num
         found = self._reference.distances(self.extractor, features.of(self.extractor), self.config.kid_subset)
         metrics = {self.metric_name(kind, num): value for kind, value in found.items()}
@@ -146,7 +146,7 @@ class Scorer:
         return metrics
 
     def metric_names(self, num: int) -> tuple[str, ...]:
-        """What `score` gives of `num` images whose classes are known."""
+        """Names of the metrics that `score` gives for `num` images whose classes are known."""
         extractor, source = self.extractor, self.source
         kinds = [
             kind
@@ -160,7 +160,7 @@ class Scorer:
         return (*(self.metric_name(kind, num) for kind in kinds), *(f"{other}_{count_name(num)}" for other in others))
 
     def metric_name(self, kind: str, num: int) -> str:
-        """What a kind of score of `num` images is called: `fid50k`, or `fd_efficientnet_lite0_898`."""
+        """The metric name of a kind of score of `num` images, such as `fid50k` or `fd_efficientnet_lite0_898`."""
         if self.extractor.is_standard:
             return f"{STANDARD_NAMES.get(kind, kind)}{count_name(num)}"
         return f"{kind}_{self.extractor.label}_{count_name(num)}"
@@ -206,7 +206,7 @@ class Scorer:
         }
 
     def warnings(self, num: int) -> list[str]:
-        """What a reader of the scores of `num` images should know."""
+        """Warnings that a reader of scores of `num` images should see."""
         found = []
         least = min(num, self.source.num or num)
         if least < self.extractor.width:

@@ -28,13 +28,13 @@ PASS_IMAGES = {True: 8, False: 64}
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
-    """What has to be known about an encoder without loading it."""
+    """The facts about an encoder that are known without loading it."""
 
     family: str
     """Networks of one family, seen by a metric and by a method, bias that metric in the method's favour."""
     timm_name: str
     width: int
-    """Z."""
+    """Z, the numbers in one token."""
     stride: int
     """Pixels of the encoder's input along one token."""
     normalisation: tuple[tuple[float, ...], tuple[float, ...]]
@@ -65,7 +65,7 @@ def _dinov2(timm_name: str, width: int) -> EncoderSpec:
 
 
 WIDTHS = {"s": 384, "b": 768, "l": 1024, "g": 1536}
-"""Of DINOv2, by the letter of its size."""
+"""Z of DINOv2, by the letter of its size."""
 ENCODERS = {
     "efficientnet_lite0": _efficientnet(0),
     "efficientnet_lite2": _efficientnet(2),
@@ -75,7 +75,7 @@ ENCODERS = {
 
 
 def spec(name: str) -> EncoderSpec:
-    """What is known of a named encoder, in the table or in timm; `UserError` lists the known names."""
+    """The facts about a named encoder, from the table or from timm; `UserError` lists the known names."""
     if name.startswith(weights.TIMM):
         return _timm_spec(name)
     if name not in ENCODERS:

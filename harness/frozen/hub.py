@@ -16,7 +16,7 @@ from harness.machine.progress import OnProgress
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 """Names of repositories: `stabilityai/sd-vae-ft-ema`."""
 TIMEOUT_SECONDS = 10
-"""For the first answer."""
+"""Seconds that the hub has for its first answer."""
 
 
 class Unavailable(UserError):

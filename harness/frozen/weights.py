@@ -51,7 +51,7 @@ class Asset:
     name: str
     path: Path | None
     advice: str
-    """What to do, or what is wrong with the file that is there; "" = nothing."""
+    """What the user can do, or what is wrong with the file that is there; "" = nothing to do."""
 
 
 def find(name: str) -> WeightsFile:

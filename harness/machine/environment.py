@@ -28,7 +28,7 @@ LARGEST_KEPT = 2**25
 """32 MB, the size up to which glibc itself comes to keep blocks. Of larger ones the aligned allocation of releases
 before 2.38 can leave holes that it cannot use again."""
 MALLOC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
-"""In these a user tells glibc the same."""
+"""Environment variables by which a user tells glibc the same."""
 
 
 def resolve_device(name: str) -> torch.device:
