@@ -16,7 +16,7 @@ DESCRIPTION = (
     "them. For a released checkpoint give --checkpoint FILE --source repa|sra|sit --config CONFIG."
 )
 QUANTITIES = ("cknna_encoder", "cka_encoder", "cknna_latent", "cka_latent", "probe_accuracy")
-"""Of the printed table, in this order."""
+"""Columns of the printed table, in this order."""
 PASSED_ON = {
     "--runtime.device": "auto, cpu, cuda or mps (default: as the run recorded it)",
     "--runtime.threads": "CPU threads of torch; 0 = torch's own choice (default: as the run recorded it)",

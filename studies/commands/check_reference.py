@@ -54,7 +54,7 @@ def make(runs: "Sequence[RecordedRun]", file: Path) -> int:
 
 
 def check(run: "RecordedRun", file: Path | None) -> "Verdict":
-    """How a run stands to the reference of its settings."""
+    """The verdict on a run, held to the reference of its settings."""
     from reports.references import curves as reference_curves
 
     require(bool(run.evaluations), f"{run.folder} holds no evaluation yet: let it reach its first one")

@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _place(weights: dict[str, str]) -> str:
-    """Where weights are, and what is wrong with them; or what to do."""
+    """The path of weights, and what is wrong with them, or what the user can do."""
     path, advice = weights["path"], weights["advice"]
     if not path:
         return f"missing: {advice}"

@@ -63,7 +63,7 @@ def show(cells: Sequence[tuple[RunConfig, int]], namespace: Namespace) -> int:
 # -- for programs ---------------------------------------------------------------------------------------------------
 
 PARTS = ("train", "evaluation", "final")
-"""Of a run's time."""
+"""The parts that a run's time is divided into."""
 
 
 def record(found: "Estimate") -> dict[str, Any]:
@@ -87,7 +87,7 @@ def record(found: "Estimate") -> dict[str, Any]:
 
 
 def hours(found: "Estimate", cell: "CellEstimate") -> dict[str, float]:
-    """Of one run, by part; training with the second forward pass of checkpointed activations."""
+    """Hours of one run, by part; training includes the second forward pass of checkpointed activations."""
     counted = {part: found.rate.hours(getattr(cell, f"{part}_gflops")) for part in PARTS}
     return {**counted, "train": counted["train"] + found.rate.hours(cell.recomputed_gflops)}
 
@@ -159,7 +159,7 @@ def _spent(train_gflops: float, hours: Mapping[str, float]) -> dict[str, str]:
 
 
 def cache_lines(caches: Mapping[str, Any]) -> list[str]:
-    """What is made once for all runs."""
+    """The row of what is made once for all runs."""
     sizes = caches["bytes"]
     listed = ", ".join(f"{name} {in_words(size)}" for name, size in sizes.items())
     made = f"{_number(caches['gflops'] / 1e6)} PFLOPs, {_number(caches['hours'])} h"

@@ -51,7 +51,7 @@ from studies.costs.synthetic import backbone_shape, build_method
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
 """Training images of ILSVRC 2012."""
 REFERENCE_IMAGES = 10_000
-"""In ADM's reference batch of ImageNet at 256 pixels."""
+"""Images in ADM's reference batch of ImageNet at 256 pixels."""
 MEASURED_SECONDS, MEASURED_PASSES = 4.0, 3
 """The rate is measured for at least as long, and over at least as many passes."""
 CPU_IMAGES = 2
@@ -73,7 +73,7 @@ class Rate:
     tflops: float
     """10^12 FLOPs a second, a multiplication and an addition being two."""
     source: str
-    """Where the number comes from."""
+    """The origin of the number: measured here, or given by the user."""
 
     def hours(self, gflops: float) -> float:
         return gflops / (1000 * self.tflops) / 3600
@@ -81,7 +81,7 @@ class Rate:
 
 @dataclass(frozen=True, kw_only=True)
 class CellEstimate:
-    """One run of a cell."""
+    """The cost of one run of a cell."""
 
     cell: str
     method: str
@@ -90,13 +90,13 @@ class CellEstimate:
     steps: int
     train_gflops: float
     recomputed_gflops: float
-    """Of the second forward pass with checkpointed activations: it takes time, and is in no counted number."""
+    """The second forward pass of checkpointed activations: it takes time, and is in no counted number."""
     evaluations: int
     """Points of the curve."""
     evaluation_gflops: float
-    """Of all of them."""
+    """Cost of all evaluations of the curve together."""
     final_gflops: float
-    """Of the evaluation at the end; 0 without one."""
+    """Cost of the evaluation at the end; 0 without one."""
     disk: Mapping[str, int]
     """Bytes by what is kept, at the run's end."""
     memory: Mapping[str, int]
@@ -115,14 +115,14 @@ class Estimate:
     caches: Mapping[str, int]
     """Bytes by cache; all runs share them."""
     cache_gflops: float
-    """Of the frozen networks, when the caches are made."""
+    """Cost of the frozen networks when the caches are made."""
     assumptions: tuple[str, ...]
-    """What was not there to be looked at, a line each."""
+    """What had to be assumed, as it was not there to be looked at; a line each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Frame:
-    """What all cells share."""
+    """The facts that all cells share."""
 
     config: RunConfig
     """The first cell's, its shared sections resolved."""
@@ -140,7 +140,7 @@ class _Frame:
 
 
 def estimate(planned: Sequence[Planned], tflops: float, on_progress: OnProgress) -> Estimate:
-    """What these cells cost.
+    """The cost of these cells.
 
     Args:
         planned: the cells; the first one's shared sections are all cells'.
@@ -235,7 +235,7 @@ def _frame(config: RunConfig, outline: Outline) -> _Frame:
 
 
 def measured_rate(frame: _Frame, on_progress: OnProgress) -> Rate:
-    """That of forward passes of the backbone itself, as in sampling, timed here for some seconds after a first one.
+    """The rate of forward passes of the backbone, as in sampling, timed on this machine for some seconds.
 
     Raises:
         UserError: when the backbone does not fit.
@@ -310,7 +310,7 @@ def _on_the_machine_meant(config: RunConfig, rate: Rate) -> RunConfig:
 
 
 def protocol_gflops(frame: _Frame, protocol: EvaluationConfig) -> float:
-    """Of one evaluation: sampling, decoding, and the velocity loss on held-out images; not the extractor's passes."""
+    """Cost of one evaluation: sampling, decoding, and the velocity loss on held-out images, without the extractor."""
     of_sample = forward_passes(protocol.sampler) * frame.forward_gmacs + frame.decoder_gmacs
     passes = TIME_BINS * min(protocol.velocity_images, frame.held_out)
     return 2 * (protocol.num_samples * of_sample + passes * frame.forward_gmacs)

@@ -19,7 +19,7 @@ from harness.machine.processes import open_accelerator
 from harness.machine.progress import OnProgress
 from studies.costs.peaks import PEAK_STEPS, check_memory, peak_bytes
 from studies.costs.stands import Case, Conditions, Workload, stands_of, work
-from studies.costs.timing import Ratio, Spread, TimeLeft, paired_ratio, spread, synced_clock, time_rounds
+from studies.costs.timing import Ratio, Spread, TimeLeft, paired_ratio, spread_ms, synced_clock, time_rounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def measure(
 
 
 def control_of(group: Sequence[Case]) -> int:
-    """Which case of a model all are compared with."""
+    """The number of the case that all cases of a model are compared with."""
     found = [index for index, case in enumerate(group) if case.method == methods.control()]
     model, control = group[0].model, methods.control()
     require(bool(found), f"{model} has no row to compare with: measure {control} beside the other methods")
@@ -100,9 +100,9 @@ def measure_model(conditions: Conditions, group: Sequence[Case], progress: TimeL
             model=case.model,
             label=case.label,
             method=case.method,
-            step_ms=spread(own.steps),
+            step_ms=spread_ms(own.steps),
             images_per_s=conditions.setting.batch_size / statistics.median(own.steps),
-            forward_ms=spread(own.forwards),
+            forward_ms=spread_ms(own.forwards),
             ratio=paired_ratio(own.steps, control.steps),
             peak_memory_gb=peak / 1e9,
             batch=conditions.setting.batch_size,

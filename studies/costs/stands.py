@@ -38,7 +38,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What all cases share."""
+    """The sizes of data and batch, and the rounds, that all cases are measured with."""
 
     batch_size: int = 0
     """Images a step; 0 = 8 on a CPU, 32 elsewhere."""
@@ -74,7 +74,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What all cases are measured with, resolved."""
+    """The machine and the workload that all cases are measured on, with every `auto` resolved."""
 
     runtime: RuntimeConfig
     accelerator: Accelerator
@@ -137,7 +137,7 @@ class Stand:
         train_step(self.run, replace(batch, tokens={**batch.tokens, **tokens}))
 
     def _tokens(self, encoder: FrozenEncoder) -> Tensor:
-        """In the run's precision, as sihyun-yu/REPA train.py does it."""
+        """Tokens of the images, made in the run's precision, as sihyun-yu/REPA train.py does it."""
         images_NCHW = self._images_NCHW.to(self.run.device, non_blocking=True)
         together = PASS_IMAGES[self.run.device.type == "cpu"]
         with self.run.autocast():

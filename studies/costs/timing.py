@@ -45,7 +45,7 @@ class Timed(Protocol):
 
     name: str
     work: float
-    """Of a step, in some unit that is common to all cases."""
+    """The work of a step, in a unit that is common to all cases."""
 
     def batch(self, number: int) -> Batch: ...
 
@@ -92,13 +92,13 @@ def synced_clock(device: torch.device) -> Callable[[], float]:
     return read
 
 
-def spread(seconds: Sequence[float]) -> Spread:
-    """Of times in seconds, in milliseconds."""
+def spread_ms(seconds: Sequence[float]) -> Spread:
+    """Median, least and most of times that are given in seconds, in milliseconds."""
     return Spread(*(1000 * value for value in (statistics.median(seconds), min(seconds), max(seconds))))
 
 
 def paired_ratio(own: Sequence[float], control: Sequence[float]) -> Ratio:
-    """Of two cases' times by round."""
+    """The ratio of two cases' times, round by round: the median, and its interval."""
     ratios = [mine / theirs for mine, theirs in zip(own, control, strict=True)]
     return Ratio(statistics.median(ratios), *median_interval(ratios))
 

@@ -38,7 +38,7 @@ class Opened:
     lab: Lab
     backbone: SiT
     title: str
-    """What it is called where its images and metrics are shown."""
+    """The name that its images and metrics are shown under."""
     facts: Mapping[str, Any]
     """First fields of its records."""
     folder: Path

@@ -21,23 +21,23 @@ from harness.records.files import digest
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """What decides the scores of given images, and where features are kept."""
+    """The settings that decide the scores of given images, and the folder that features are kept in."""
 
     evaluation: EvaluationConfig
     runtime: RuntimeConfig
     output: OutputConfig
     data: DataConfig | None
-    """None: there are no training images, and `evaluation.reference` names what the images are compared with."""
+    """The training images; None where there are none, and `evaluation.reference` names the images to compare with."""
 
     @classmethod
     def of(cls, config: RunConfig) -> "Protocol":
-        """That of a run."""
+        """The protocol of a recorded run."""
         return cls(evaluation=config.evaluation, runtime=config.runtime, output=config.output, data=config.data)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What was found, and what its reader should know."""
+    """The scores, and warnings for their reader."""
 
     record: Mapping[str, Any]
     settings: Mapping[str, Any]

@@ -133,7 +133,7 @@ class Display:
         return f"{step}  {self._facts[number]}  {self._left()} left"
 
     def _where(self, event: Event) -> str:
-        """How far a run is: its step, and what it has spent where the budget is in another unit."""
+        """The progress of a run in words: its step, and what it has spent where the budget has another unit."""
         unit, amount = self._budget.unit, self._budget.amount
         if unit == "steps":
             return f"step {event.step} of {amount}"

@@ -108,7 +108,7 @@ def test_cases_take_turns_and_warm_up_rounds_do_not_count() -> None:
     # Rounds of B over A: 2, 3, 1, 2, 2, 0.5. Six of them are enclosed by the least and the most.
     assert timing.paired_ratio(times[1].steps, times[0].steps) == Ratio(2, 0.5, 3)
     assert timing.paired_ratio(times[0].steps, times[0].steps) == Ratio(1, 1, 1)
-    assert timing.spread(times[1].steps) == Spread(4500, 2000, 10000)  # 2 3 3 6 8 10
+    assert timing.spread_ms(times[1].steps) == Spread(4500, 2000, 10000)  # 2 3 3 6 8 10
 
 
 def test_a_slow_phase_of_the_machine_leaves_paired_ratios_alone() -> None:
