@@ -1,9 +1,10 @@
-"""Parts that methods share: the MLP head, released weights for it, and default blocks by backbone size."""
+"""Parts that methods share: the MLP head, released weights for it, encoders by name, and default blocks by size."""
 
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from harness.config import require
 from harness.errors import UserError
 from harness.method import BackboneShape
 
@@ -48,3 +49,21 @@ def load_renamed(head: nn.Module, released: Mapping[str, Tensor], names: Mapping
 def default_block(backbone: BackboneShape, by_size: Mapping[str, int], fraction: float) -> int:
     """The block of a published size, or `fraction` of another depth, rounded, at least 1."""
     return by_size.get(backbone.size, max(1, round(fraction * backbone.depth)))
+
+
+def default_width(backbone: BackboneShape) -> int:
+    """Width of a head's hidden layers: 2048 as REPA released it, from SiT-S up; below that 4 times the backbone's."""
+    return 2048 if backbone.hidden_size >= 384 else 4 * backbone.hidden_size
+
+
+def encoder_names(section: str, encoders: str) -> tuple[str, ...]:
+    """The frozen encoders that a section's field `encoders` names, separated by commas, or a `UserError`."""
+    names = tuple(encoders.split(","))
+    require(all(names), f"{section}.encoders is {encoders!r}: name at least one encoder, separated by commas")
+    require(len(set(names)) == len(names), f"{section}.encoders is {encoders!r}: name each encoder once")
+    return names
+
+
+def head_name(encoder: str) -> str:
+    """The encoder's name without the dots of timm's, which a module's name may not have."""
+    return encoder.replace(".", "_")

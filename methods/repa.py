@@ -10,7 +10,7 @@ from torch import Tensor
 from harness.config import require, require_finite
 from harness.method import BackboneShape, DataShape, Disclosure, Method, Needs, Progress, StepView, Term
 from methods._losses import cosine, mean_over
-from methods._parts import default_block, load_renamed, mlp
+from methods._parts import default_block, default_width, encoder_names, head_name, load_renamed, mlp
 
 BLOCKS = {"S": 4, "B": 4, "L": 8, "XL": 8}
 """B, L, XL as published; S is ours (it has B's depth)."""
@@ -31,9 +31,7 @@ class RepaConfig:
 
     def __post_init__(self) -> None:
         require_finite(self, "repa")
-        names = self.encoders.split(",")
-        require(all(names), f"repa.encoders is {self.encoders!r}: name at least one encoder, separated by commas")
-        require(len(set(names)) == len(names), f"repa.encoders is {self.encoders!r}: name each encoder once")
+        encoder_names("repa", self.encoders)
         require(self.head_width >= 0, f"repa.head_width is {self.head_width}: give 0 or more")
 
 
@@ -55,7 +53,7 @@ class Repa(Method):
         super().__init__(config, backbone, data)
         width, hidden = backbone.hidden_size, config.head_width
         for name in self.encoders:
-            self.heads[_head_name(name)] = mlp([width, hidden, hidden, data.encoder_width(name)])
+            self.heads[head_name(name)] = mlp([width, hidden, hidden, data.encoder_width(name)])
 
     @classmethod
     def resolve(cls, config: RepaConfig, backbone: BackboneShape) -> RepaConfig:
@@ -68,7 +66,7 @@ class Repa(Method):
 
     @property
     def encoders(self) -> tuple[str, ...]:
-        return tuple(self.config.encoders.split(","))
+        return encoder_names("repa", self.config.encoders)
 
     def needs(self) -> Needs:
         return Needs(encoders=self.encoders)
@@ -82,7 +80,7 @@ class Repa(Method):
         return {"repa": Term(-mean_over(torch.stack(similarities).mean(0)), self.config.weight)}
 
     def _project(self, encoder: str, h_NTD: Tensor) -> Tensor:
-        return self.heads[_head_name(encoder)](h_NTD)
+        return self.heads[head_name(encoder)](h_NTD)
 
     @torch.no_grad()
     def diagnostics(self, view: StepView, hidden: Mapping[int, Tensor]) -> dict[str, float]:
@@ -94,7 +92,7 @@ class Repa(Method):
         num = len({name.split(".")[1] for name in heads if name.startswith("projectors.")})
         require(num == len(self.encoders), f"repa.encoders is {self.config.encoders!r}: the release has {num} heads")
         for index, name in enumerate(self.encoders):
-            load_renamed(self.heads[_head_name(name)], heads, {f"projectors.{index}.": ""})
+            load_renamed(self.heads[head_name(name)], heads, {f"projectors.{index}.": ""})
 
     def search_space(self) -> dict[str, Any]:
         width = default_width(self.backbone)
@@ -103,13 +101,3 @@ class Repa(Method):
             "weight": [0.25, 0.5, 0.75, 1.0],
             "head_width": [width // 4, width // 2, width],
         }
-
-
-def default_width(backbone: BackboneShape) -> int:
-    """Width of a head's hidden layers: 2048 as released, from SiT-S up; below that 4 times the backbone's (ours)."""
-    return 2048 if backbone.hidden_size >= 384 else 4 * backbone.hidden_size
-
-
-def _head_name(encoder: str) -> str:
-    """The encoder's name without the dots of timm's, which a module's name may not have."""
-    return encoder.replace(".", "_")

@@ -12,7 +12,7 @@ from harness.records.run_folder import RunFolder
 from tests.e2e.conftest import ROOT, Place, run_process
 
 PAGE = (ROOT / "docs" / "new-method.md").read_text()
-NAME = "deep_supervision"
+NAME = "class_head"
 MAX_LINES = 40
 
 
@@ -44,7 +44,7 @@ def test_it_is_listed(tree: Path) -> None:
     result = run_process([sys.executable, "-m", "studies.cli", "methods", "--format", "json"], tree, tree)
     assert result.returncode == 0, result.stderr
     rows = {row["method"]: row for row in json.loads(result.stdout)}
-    assert rows[NAME]["adds"] == "Lets block k predict the velocity through a linear layer."
+    assert rows[NAME]["adds"] == "Lets block k name the class through a linear layer."
     assert "sit" in rows
 
 
@@ -74,8 +74,8 @@ def test_it_is_compared(tree: Path, shared_cache: Path) -> None:
     assert (result.returncode, result.stderr) == (0, "")
     sit, new = (RunFolder(place.runs / "mine" / cell / "seed0") for cell in ("sit", NAME))
     facts = new.manifest()["method_facts"]
-    # SiT-pico is 64 wide, and a token's patch has 2 x 2 x 4 numbers.
-    assert (facts["taps"], facts["terms"], facts["head_parameters"]) == ([3], {NAME: 0.1}, 64 * 16 + 16)
+    # SiT-pico is 64 wide, and the digits have ten classes and the null class.
+    assert (facts["taps"], facts["terms"], facts["head_parameters"]) == ([3], {NAME: 0.1}, 64 * 11 + 11)
     assert new.manifest()["digests"] == sit.manifest()["digests"]
     assert [line["trace"] for line in new.lines("train")] == [line["trace"] for line in sit.lines("train")]
     assert all(line["terms"].keys() == {NAME} for line in new.lines("train"))
