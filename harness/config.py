@@ -301,9 +301,9 @@ class RuntimeConfig:
     """auto = cuda where there is one, else cpu; or cpu, cuda, mps."""
     precision: Precision = "auto"
     """auto = bf16 autocast where the device is fast at it, else fp32."""
-    compile: bool | Literal["auto"] = False
-    """torch.compile of the backbone's blocks, which changes the last bits; auto = from budgets of about 15 minutes on,
-    by a rule that looks at model, batch, budget and kind of device alone."""
+    compile: bool = False
+    """torch.compile of the backbone's blocks, which changes the last bits; its warm-up pays in budgets of some minutes
+    or more."""
     checkpoint_activations: bool = False
     """Keep only the input of each block for the backward pass, and run the block once more there: less memory for about
     a third more time, and the same numbers. Counted GFLOPs do not hold the second pass."""

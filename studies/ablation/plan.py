@@ -130,8 +130,8 @@ class Ablation:
     """A metric's full name or its family; "" = the main metric."""
     storage: str = ""
     """URL of a database; "" = a journal in the study's folder."""
-    workers: int | Literal["auto"] = 0
-    """Runs side by side; 0 = as many as the machine has places for; auto = as `side_by_side` chooses."""
+    workers: int = 0
+    """Runs side by side; 0 = as many as the machine has places for."""
 
     @property
     def folder(self) -> Path:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from studies.ablation.plan import Ablation
     from studies.ablation.trials import AblationAgenda
     from studies.dispatch.board import Failure
-    from studies.dispatch.plan import Jobs
 
 HOW = "give a grid, such as --grid.block 1,2,3, or a search, such as --search tpe --trials 40"
 MOST_TRIALS = 10_000
@@ -173,8 +172,8 @@ def _check_options(namespace: Namespace, words: Sequence[str], grid: Mapping[str
     require(not (grid and is_search), f"grid and --search tpe exclude each other: {HOW}")
     for name in ("seed", "cell", "cells", "baseline"):
         require(not was_given(words, name), f"--{name} has no effect here: leave it out")
-    workers: int = 0 if namespace.workers == "auto" else namespace.workers
-    require(workers >= 0, f"workers is {workers}: give how many runs go side by side, 0 or auto")
+    workers: int = namespace.workers
+    require(workers >= 0, f"workers is {workers}: give how many runs go side by side, or 0 for the machine's own")
     require(
         workers < 2 or namespace.budget.unit != "seconds",
         f"workers is {workers} with budget.unit seconds: runs side by side slow each other; give 1",
@@ -286,7 +285,7 @@ def print_plan(ablation: "Ablation") -> None:
     print(yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=120).rstrip())
 
 
-def run(agenda: "AblationAgenda", workers: "Jobs", waits: bool) -> "list[Failure]":
+def run(agenda: "AblationAgenda", workers: int, waits: bool) -> "list[Failure]":
     """Run what is missing, in workers."""
     from studies.children import start_server
     from studies.dispatch.plan import make_plan

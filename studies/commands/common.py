@@ -3,7 +3,7 @@
 import argparse
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import yaml
 
@@ -24,10 +24,9 @@ class Parser(argparse.ArgumentParser):
 def add_side_by_side(parser: "JsonParser", option: str) -> None:
     """The options of a command that trains cells side by side and shares a study with other commands."""
     parser.add_argument(
-        option, type=int | Literal["auto"], default=0,
-        help="cells side by side; 0 = one on the CPU, else one a GPU; auto = on the CPU as many, with the threads "
-        "divided, as train most images a second together, measured once and then remembered: cells that share a device "
-        "are left out of comparisons by seconds",
+        option, type=int, default=0,
+        help="cells side by side, with the CPU's threads divided; 0 = one on the CPU, else one a GPU: cells that share "
+        "a device are left out of comparisons by seconds",
     )  # fmt: skip
     parser.add_argument(
         "--no_wait", action="store_true",

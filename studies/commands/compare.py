@@ -16,7 +16,6 @@ from studies.terminal.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from studies.dispatch.board import Failure
-    from studies.dispatch.plan import Jobs
 
 
 def main(argv: Sequence[str]) -> int:
@@ -72,7 +71,7 @@ def refuse_ablation(study: Path) -> None:
     )
 
 
-def run(asked: Comparison, jobs: "Jobs", gpus_per_cell: int, waits: bool) -> "list[Failure]":
+def run(asked: Comparison, jobs: int, gpus_per_cell: int, waits: bool) -> "list[Failure]":
     """Run what is missing, in workers or in the process group that a launcher started."""
     from studies.children import start_server
     from studies.dispatch.plan import check_group, in_group, make_plan

@@ -1,4 +1,4 @@
-"""YAML that users write, checked before the parser reads it: what the parser would take in silence, or choke on."""
+"""YAML that users write, checked before the parser reads it: what the parser would take in silence, or fail on."""
 
 from pathlib import Path
 from typing import Any
@@ -7,66 +7,53 @@ import yaml
 
 from harness.errors import UserError
 
-MOST_VALUES = 10_000
-"""Values of a document, those behind an alias counted wherever it stands."""
-DEEPEST = 50
-"""Levels of lists and mappings inside one another."""
 MOST_DIGITS = 300
-"""Digits of a whole number."""
+"""A whole number may have so many digits: the parser fails on those that are larger than any float."""
 TEXT_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 """Kinds of keys: text, and `<<`, which merges a mapping in."""
 
 
 def check_file(path: Path) -> None:
-    """`UserError` with the line for a file that is no YAML, no mapping, gives a key twice, or is far too large."""
+    """Raise `UserError`, with the line, for a file that is no YAML or no mapping, or that `_check` refuses."""
     try:
         text = path.read_text(encoding="utf-8")
         documents = list(yaml.compose_all(text, yaml.SafeLoader))
     except OSError as error:
         raise UserError(f"--config {path} cannot be read ({error.strerror}): name a file you may read") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"--config {path} cannot be read as YAML{_reason(error)}") from None
     if len(documents) != 1 or not isinstance(documents[0], yaml.MappingNode):
         raise UserError(f"--config {path} is no mapping of keys to values: write one, such as seed: 1")
     try:
-        _count(documents[0], "")
+        _check(documents[0], "")
         yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"--config {path} cannot be used{_reason(error)}") from None
 
 
 def check_word(word: str, option: str) -> None:
-    """`UserError` for the value of an option that is a document far too large."""
+    """Raise `UserError` for the value of an option that is a YAML document which `_check` refuses."""
     try:
         node: Any = yaml.compose(word, yaml.SafeLoader)
-    except RecursionError:
-        raise UserError(f"{option} is nested too deep: give a plain value") from None
     except (yaml.YAMLError, ValueError):
         return  # plain text, which need not be YAML
     try:
-        _count(node, option)
+        _check(node, option)
     except yaml.YAMLError as error:
         raise UserError(f"{option} cannot be used{_reason(error)}") from None
 
 
-def _count(node: Any, key: str, depth: int = 0) -> int:
-    """Values below the node at `key`, aliases written out; YAML errors for too many, and for bad keys."""
-    if depth > DEEPEST:
-        raise yaml.MarkedYAMLError(problem=f"{key} has more than {DEEPEST} levels", problem_mark=node.start_mark)
-    if not isinstance(node, yaml.CollectionNode):
-        # The parser fails on whole numbers that are larger than any float.
-        if getattr(node, "tag", "") == "tag:yaml.org,2002:int" and len(node.value) > MOST_DIGITS:
-            raise yaml.MarkedYAMLError(problem=f"{key} has {len(node.value)} digits", problem_mark=node.start_mark)
-        return 1
-    inside = _named(node, key) if isinstance(node, yaml.MappingNode) else [(key, part) for part in node.value]
-    total = 1
-    for name, part in inside:
-        total += _count(part, name, depth + 1)
-        if total > MOST_VALUES:
-            raise yaml.MarkedYAMLError(
-                problem=f"{name} holds more than {MOST_VALUES} values", problem_mark=node.start_mark
-            )
-    return total
+def _check(node: Any, key: str) -> None:
+    """Raise a YAML error for what stands at `key` or below it: a key that is given twice or is no text, and a whole
+    number of too many digits."""
+    if isinstance(node, yaml.MappingNode):
+        for name, part in _named(node, key):
+            _check(part, name)
+    elif isinstance(node, yaml.SequenceNode):
+        for part in node.value:
+            _check(part, key)
+    elif getattr(node, "tag", "") == "tag:yaml.org,2002:int" and len(node.value) > MOST_DIGITS:
+        raise yaml.MarkedYAMLError(problem=f"{key} has {len(node.value)} digits", problem_mark=node.start_mark)
 
 
 def _named(node: yaml.MappingNode, key: str) -> list[tuple[str, Any]]:
@@ -89,8 +76,6 @@ def _named(node: yaml.MappingNode, key: str) -> list[tuple[str, Any]]:
 
 def _reason(error: Exception) -> str:
     """Line and problem of a YAML error."""
-    if isinstance(error, RecursionError):
-        return ": it is nested too deep"
     if not isinstance(error, yaml.MarkedYAMLError):
         return f": {error}"
     mark = error.problem_mark

@@ -25,7 +25,7 @@ def _explain_value(message: str) -> str:
     if wrong := re.search(
         r'key "([\w.+-]+)": Does not validate against any .* Subtypes: (.*?) Errors: .* value: ?(.*)', message
     ):
-        # `class 'bool'` of a type, and `Literal['auto']` of a choice.
+        # The kinds of a union stand in it as `class 'int'`.
         wanted = " or ".join(KINDS.get(kind, kind) for kind in re.findall(r"'(\w+)'", wrong[2]) if kind != "NoneType")
         return f"{wrong[1]} is {wrong[3] or 'empty'}: give {wanted}"
     if wrong := re.search(r'Parser key "([\w.+-]+)": Unable to load config (.*) - Parser key', message):

@@ -38,8 +38,6 @@ def run_in_workers(agenda: Agenda, plan: WorkerPlan) -> list[Failure]:
     started = datetime.now(UTC)
     check_writable(Path(agenda.cells[0].output.runs))
     with Display(agenda) as display:
-        if plan.reason:
-            display.report(plan.reason, 1, 1)
         board = Board(agenda, display)
         Crew(agenda, plan, board, started).run()
     return board.failures()

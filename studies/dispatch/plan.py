@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -12,11 +12,7 @@ from harness.machine import environment
 from studies.agenda import Agenda
 from studies.runs.folders import folder_of, is_done
 
-if TYPE_CHECKING:
-    from studies.dispatch.side_by_side import Choice
-
 A = TypeVar("A", bound=Agenda)
-Jobs = int | Literal["auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +28,6 @@ class WorkerPlan:
     """Whether some device serves more than one worker."""
     waits: bool = True
     """Whether workers wait for runs that other commands hold."""
-    reason: str = ""
-    """What `auto` chose, and from which measurements, in one line."""
 
     def devices(self, worker: int) -> Mapping[str, str]:
         """The environment that shows a worker (from 0) its devices and no others: more workers take turns on them."""
@@ -48,35 +42,32 @@ def in_group() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def check_group(jobs: Jobs, gpus_per_cell: int) -> None:
+def check_group(jobs: int, gpus_per_cell: int) -> None:
     """Refuse workers where a launcher has started the processes."""
     require(
-        jobs in ("auto", 0, 1) and gpus_per_cell == 1,
+        jobs in (0, 1) and gpus_per_cell == 1,
         f"--jobs is {jobs} and --gpus_per_cell is {gpus_per_cell}: under torchrun or accelerate launch all processes "
         "train one cell at a time; leave them out, or start the command without a launcher",
     )
 
 
-def make_plan(agenda: A, jobs: Jobs, gpus_per_cell: int, option: str = "--jobs") -> tuple[A, WorkerPlan]:
+def make_plan(agenda: A, jobs: int, gpus_per_cell: int, option: str = "--jobs") -> tuple[A, WorkerPlan]:
     """The plan, and the agenda with the threads of each cell, when the CPU's are divided.
 
     Args:
-        jobs: cells side by side; 0 = one on the CPU, else one a GPU; auto = on the CPU as many as are fastest together.
+        jobs: cells side by side; 0 = one on the CPU, else one a GPU.
         option: what the command calls `jobs`.
 
     Raises:
         UserError: for numbers that make no sense, alone or with the device or the budget.
     """
     shared = agenda.cells[0]
-    is_auto, asked = jobs == "auto", 0 if jobs == "auto" else jobs
-    require(
-        asked >= 0, f"{option} is {asked}: give the number of cells to run side by side, or 0 for the machine's own"
-    )
+    require(jobs >= 0, f"{option} is {jobs}: give the number of cells to run side by side, or 0 for the machine's own")
     require(gpus_per_cell >= 1, f"--gpus_per_cell is {gpus_per_cell}: give 1 or more")
     device, by_clock = environment.resolve_device(shared.runtime.device), shared.budget.unit == "seconds"
     require(
-        asked < 2 or not by_clock,
-        f"{option} is {asked} with budget.unit seconds: cells side by side slow each other; give {option} 1",
+        jobs < 2 or not by_clock,
+        f"{option} is {jobs} with budget.unit seconds: cells side by side slow each other; give {option} 1",
     )
     gpus = visible_gpus() if device.type == "cuda" else ()
     require(
@@ -84,22 +75,12 @@ def make_plan(agenda: A, jobs: Jobs, gpus_per_cell: int, option: str = "--jobs")
         f"--gpus_per_cell is {gpus_per_cell}: this command sees {len(gpus)} CUDA devices; give at most as many",
     )
     places = max(1, len(gpus) // gpus_per_cell)
-    choice = measured_choice(agenda) if is_auto and device.type == "cpu" and not by_clock else None
-    side_by_side = min(choice.processes if choice else asked or (1 if by_clock else places), agenda.total)
+    side_by_side = min(jobs or (1 if by_clock else places), agenda.total)
     runs = [agenda.run(number) for number in range(1, agenda.total + 1)]
     left = sum(run is None or not is_done(folder_of(run)) for run in runs)
     workers = max(1, min(side_by_side, left))
     plan = WorkerPlan(workers=workers, processes=gpus_per_cell, gpus=gpus, shares_device=workers > places)
-    if choice:
-        return agenda.with_threads(choice.threads), replace(plan, reason=f"{option} auto: {choice.reason}")
     return with_threads(agenda, side_by_side * gpus_per_cell), plan
-
-
-def measured_choice(agenda: Agenda) -> "Choice":
-    """What is fastest on this CPU. What measures it takes seconds to load, and most commands do not ask for it."""
-    from studies.dispatch.side_by_side import choose
-
-    return choose(agenda)
 
 
 def with_threads(agenda: A, processes: int) -> A:

@@ -20,7 +20,7 @@ from harness.machine.progress import OnProgress
 from harness.method import BackboneShape, DataShape, Method, Needs
 from harness.records.run_folder import RunFolder
 from harness.rng import global_state_kept
-from harness.training.compilation import check_compiler, resolve_compile
+from harness.training.compilation import check_compiler
 from harness.training.step import check_split
 from studies.agenda import Agenda
 from studies.configs.differences import differing
@@ -57,7 +57,6 @@ def open_lab(config: RunConfig, on_progress: OnProgress) -> Lab:
     with main_first(accelerator):
         prepared = prepare(config, Needs(), accelerator.device, on_progress)
     shape = backbone_shape(config, prepared)
-    runtime = replace(runtime, compile=resolve_compile(config, shape, accelerator.device))
     cache = cache_folder(config.output)
     evaluator = Evaluator(config.evaluation, runtime, prepared, accelerator, cache, on_progress)
     config = replace(config, runtime=runtime, evaluation=evaluator.config)

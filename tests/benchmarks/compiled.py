@@ -16,7 +16,6 @@ from torch._inductor import config as inductor
 
 from harness.config import RuntimeConfig
 from harness.machine import environment
-from harness.training.compilation import forward_gmacs
 from harness.training.step import Run, synchronize, train_step
 from tests.benchmarks.interleaved import timed
 from tests.benchmarks.runs import build_run
@@ -41,7 +40,6 @@ def measure() -> list[dict[str, Any]]:
 def measure_model(name: str, size: int, batch: int, precision: str, count: int) -> dict[str, Any]:
     runtime = environment.resolve_runtime(RuntimeConfig(precision=precision))  # type: ignore[arg-type]
     eager, compiled = (build_run(name, size, batch, replace(runtime, compile=on)) for on in (False, True))
-    forward = forward_gmacs(eager.method.backbone)
     first = {}
     with inductor.patch(force_disable_caches=True):
         torch._dynamo.reset()  # or the graph of a case before this one would be taken
@@ -66,7 +64,7 @@ def measure_model(name: str, size: int, batch: int, precision: str, count: int) 
         "compiled over eager": str(found["compiled"].ratio(found["eager"])),
         "warm-up, s": warmup,
         "pays after, s": steps * found["eager"].median / count,
-        "pays after, GFLOPs": steps * batch * 6 * forward,
+        "pays after, GFLOPs": steps * batch * eager.cost.train_gflops_per_image,
     }
 
 

@@ -185,7 +185,7 @@ BLOCK = ("--grid.block", "1,2")
         ((*BLOCK, "--seeds", "1,1"), "seeds [1, 1] name a seed twice"),
         (
             (*BLOCK, "--workers", "-1"),
-            "workers is -1: give how many runs go side by side, 0 or auto",
+            "workers is -1: give how many runs go side by side, or 0 for the machine's own",
         ),
     ],
 )

@@ -1,16 +1,20 @@
 """What `compare` and `ablate` ask of their workers."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from jsonargparse import ArgumentParser
 
 from harness.config import DataConfig, OutputConfig, RunConfig, RuntimeConfig
+from harness.errors import UserError
 from studies import children
 from studies.commands import ablate
 from studies.commands import compare as command
 from studies.configs.cells import Comparison
+from studies.configs.settings import parse
 from studies.dispatch import execute
 from studies.dispatch.board import Board
 from studies.dispatch.crew import Crew
@@ -45,10 +49,7 @@ def test_workers_wait_for_others_unless_that_is_refused(
     assert (task.waits, task.shares_device) == (waits, True)
 
 
-def test_the_choice_of_auto_is_printed_once(
-    asked: Comparison, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("studies.dispatch.crew.Crew.run", lambda self: None)
-    plan = WorkerPlan(workers=1, reason="--jobs auto: 1 process of 2 threads, as there is nothing to divide")
-    assert execute.run_in_workers(asked, plan) == []
-    assert capsys.readouterr().out.splitlines() == [plan.reason]
+@pytest.mark.parametrize(("parser", "option"), [(command.command_parser, "jobs"), (ablate.command_parser, "workers")])
+def test_workers_are_a_number(parser: Callable[[], ArgumentParser], option: str) -> None:
+    with pytest.raises(UserError, match=f"^{option} is auto: give a whole number$"):
+        parse(parser(), ["--config", "digits", f"--{option}", "auto"])

@@ -210,11 +210,6 @@ def test_a_key_with_nothing_behind_it(tmp_path: Path, key: str) -> None:
     assert line == f"{key} is empty: give it a value, or leave the key out for its default"
 
 
-def test_words_that_hold_far_too_much() -> None:
-    assert refusal([*DIGITS, "--optimizer.lr", "[" * 5000]) == "optimizer.lr is nested too deep: give a plain value"
-    assert refusal([*DIGITS, "--optimizer.lr=&a [*a]"]).startswith("optimizer.lr cannot be used, line 1: ")
-
-
 @pytest.mark.parametrize(
     ("words", "line"),
     [

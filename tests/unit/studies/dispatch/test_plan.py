@@ -12,7 +12,6 @@ from harness.records.run_folder import RunFolder, run_path
 from studies.configs.cells import Comparison
 from studies.dispatch import plan
 from studies.dispatch.plan import WorkerPlan, check_group, in_group, make_plan, visible_gpus
-from studies.dispatch.side_by_side import Choice
 
 
 @pytest.fixture
@@ -126,40 +125,5 @@ def test_launchers_take_neither(jobs: int, gpus_per_cell: int, monkeypatch: pyte
     assert in_group()
     check_group(0, 1)
     check_group(1, 1)
-    check_group("auto", 1)
     with pytest.raises(UserError, match=r"^--jobs is \d and --gpus_per_cell is \d: under torchrun"):
         check_group(jobs, gpus_per_cell)
-
-
-# -- auto -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine on which three processes are fastest."""
-    choice = Choice(3, 2, "3 processes of 2 threads each: 9.0 images/s together")
-    monkeypatch.setattr(plan, "measured_choice", lambda agenda: choice)
-
-
-@pytest.mark.usefixtures("measured")
-def test_auto_takes_what_was_measured(asked: Comparison) -> None:
-    divided, made = make_plan(asked, "auto", 1)
-    reason = "--jobs auto: 3 processes of 2 threads each: 9.0 images/s together"
-    assert made == WorkerPlan(workers=3, shares_device=True, reason=reason)
-    assert {cell.runtime.threads for cell in divided.cells} == {2}
-    finish(asked, 5)
-    divided, made = make_plan(asked, "auto", 1, "--workers")
-    assert (made.workers, made.shares_device) == (1, False), "one run is left, so it is alone"
-    assert divided.cells[0].runtime.threads == 2, "and has the threads of the others"
-    assert made.reason.startswith("--workers auto: ")
-
-
-@pytest.mark.usefixtures("measured")
-def test_auto_measures_nothing_on_gpus_nor_for_a_budget_in_seconds(
-    asked: Comparison, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    budget = BudgetConfig(unit="seconds", amount=5)
-    timed = replace(asked, cells=tuple(replace(cell, budget=budget) for cell in asked.cells))
-    assert make_plan(timed, "auto", 1)[1] == WorkerPlan(workers=1)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert make_plan(on_gpus(asked, 2, monkeypatch), "auto", 1)[1] == WorkerPlan(workers=2, gpus=("0", "1"))
