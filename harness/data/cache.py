@@ -431,6 +431,5 @@ def holding(path: Path, waits: bool) -> Iterator[bool]:
     """Hold a lock file in a folder of caches; without `waits`, say whether it is held or another process has it."""
     with contextlib.ExitStack() as held:
         with writing_to(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
             is_held = held.enter_context(locked(path, waits))
         yield is_held

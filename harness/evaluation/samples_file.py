@@ -78,7 +78,6 @@ class Destination:
         out = self.out
         with contextlib.ExitStack() as held:
             try:
-                out.parent.mkdir(parents=True, exist_ok=True)
                 held.enter_context(locked(out.with_name(f".{out.name}.lock")))
             except OSError as error:
                 reason = error.strerror

@@ -6,7 +6,6 @@ database keeps one of them.
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import re
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.config import OutputConfig
 from harness.records.files import canonical, number
+from harness.records.locks import take
 from harness.records.run_folder import RecordName
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ def prepare_store(output: OutputConfig, study: str) -> None:
 
     root, uri = Path(output.runs).resolve(), tracking_uri(output)
     root.mkdir(parents=True, exist_ok=True)
-    with quiet(), (root / ".mlflow.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with quiet(), take(root / ".mlflow.lock"):
         client = MlflowClient(uri)
         if client.get_experiment_by_name(study) is None:
             artifacts = None if uri.startswith("http") else (root / "mlartifacts" / study).as_uri()

@@ -6,8 +6,6 @@ here can be made from them again. Whoever changes a study holds the ablation's l
 """
 
 import contextlib
-import fcntl
-import io
 import math
 import os
 import time
@@ -29,6 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from harness.errors import UserError
 from harness.records.files import canonical, storing
+from harness.records.locks import Lock, take
 from studies.ablation.plan import Axis, Setting, Subject
 from studies.configs.recorded_command import without_passwords
 from studies.runs.folders import study_lock
@@ -55,20 +54,18 @@ class KernelLock(JournalFileOpenLock):
 
     def __init__(self, journal: Path, lock: Path) -> None:
         self._journal, self._lock = journal, lock
-        self._file: io.TextIOWrapper | None = None
+        self._held: Lock | None = None
 
     def acquire(self) -> bool:
-        self._lock.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._lock.open("a")
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._held = take(self._lock)
         content = self._journal.read_bytes()
         if content and not content.endswith(b"\n"):
             os.truncate(self._journal, content.rfind(b"\n") + 1)
         return True
 
     def release(self) -> None:
-        assert self._file is not None
-        self._file.close()
+        assert self._held is not None
+        self._held.release()
 
 
 @contextlib.contextmanager

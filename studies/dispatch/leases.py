@@ -7,61 +7,55 @@ share the folder, where the file system shares locks (NFSv4 does). The users of 
 """
 
 import contextlib
-import fcntl
-import io
-import json
 import os
-import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from harness.errors import UserError
-from harness.records.locks import is_open
+from harness.records.locks import Lock, NoLocks, locked, take, try_take
 from studies.runs.folders import LEASES
 
 
-class Lease:
-    """A lock that this process holds until it releases it or dies. The file says who holds it, for people."""
-
-    def __init__(self, file: io.TextIOWrapper) -> None:
-        self._file = file
-        holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": datetime.now(UTC).isoformat()}
-        self._write(json.dumps(holder) + "\n")
-
-    def release(self) -> None:
-        """Let go. The file stays: another process may be about to lock it."""
-        self._write("")
-        with contextlib.suppress(OSError):
-            self._file.close()
-
-    def _write(self, text: str) -> None:
-        # On a full disk the lock itself still holds.
-        with contextlib.suppress(OSError):
-            self._file.truncate(0)
-            self._file.write(text)
-            self._file.flush()
-
-
-def claim(path: Path) -> Lease | None:
-    """The lease on a lock file, or None while another process holds it.
+def claim(path: Path) -> Lock | None:
+    """The lease on a lock file, or None while another process holds it. The file says who holds it, for people.
 
     Raises:
         UserError: the file cannot be made, or its file system cannot lock.
     """
-    file = _locked_at(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return Lease(file) if file else None
+    with _refusing(path):
+        lease = try_take(path)
+    if lease is not None:
+        lease.sign()
+    return lease
 
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Hold a lock file within the block, after waiting for it."""
-    file = _locked_at(path, fcntl.LOCK_EX)
-    assert file is not None, path
-    with file:
+    """Hold a lock file of a study within the block, after waiting for it.
+
+    Raises:
+        UserError: the file cannot be made, or its file system cannot lock.
+    """
+    with _refusing(path):
+        lock = take(path)
+    with lock:
         yield
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turn what the disk answers to the lock of a study into one line."""
+    try:
+        yield
+    except NoLocks as error:
+        raise UserError(
+            f"output.runs: cannot lock {path} ({error.strerror}): name a folder on a file system that has file locks"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"output.runs: cannot write to {path.parent} ({error.strerror}): make room or name another folder"
+        ) from None
 
 
 def clear_away(study: Path) -> None:
@@ -69,60 +63,16 @@ def clear_away(study: Path) -> None:
     leases = study / LEASES
     if not leases.is_dir() or list(study.iterdir()) != [leases]:
         return
-    files = list(leases.iterdir())
-    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):  # another command has just begun
-        for path in files:
-            fcntl.flock(stack.enter_context(path.open("a")), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for path in files:
-            path.unlink()
+    with contextlib.ExitStack() as stack, contextlib.suppress(OSError, UserError):
+        locks = [try_take(path) for path in leases.iterdir()]
+        for lock in filter(None, locks):
+            stack.enter_context(lock)
+        if not all(locks):  # another command has just begun
+            return
+        for lock in filter(None, locks):
+            lock.remove()
         leases.rmdir()
         study.rmdir()
-
-
-def holder(path: Path) -> str:
-    """Who holds a lock file, as host and process; "" when it does not say."""
-    try:
-        facts: dict[str, Any] = json.loads(path.read_text())
-        return f"{facts['host']}, process {facts['pid']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-
-
-def _locked_at(path: Path, how: int) -> io.TextIOWrapper | None:
-    """Open and lock a file of a study; None while another process holds it and `how` does not wait.
-
-    Raises:
-        UserError: the file cannot be made, or its file system cannot lock.
-    """
-    while True:
-        file = _open(path)
-        try:
-            fcntl.flock(file, how)
-        except BlockingIOError:
-            file.close()
-            return None
-        except OSError as error:
-            file.close()
-            raise _no_lock(path, error) from None
-        if is_open(file, path):
-            return file
-        file.close()  # it was cleared away between the two
-
-
-def _open(path: Path) -> io.TextIOWrapper:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("a")
-    except OSError as error:
-        raise UserError(
-            f"output.runs: cannot write to {path.parent} ({error.strerror}): make room or name another folder"
-        ) from None
-
-
-def _no_lock(path: Path, error: OSError) -> UserError:
-    return UserError(
-        f"output.runs: cannot lock {path} ({error.strerror}): name a folder on a file system that has file locks"
-    )
 
 
 # -- devices --------------------------------------------------------------------------------------------------------
@@ -139,7 +89,7 @@ def presence(device: str, group: str) -> Iterator[Callable[[], bool]]:
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(_signed_in(device, group))
-        except OSError:
+        except (OSError, UserError):
             # Nobody sees this run, nor can it look: it cannot be said to be alone.
             yield lambda: True
         else:
@@ -155,22 +105,8 @@ def registry() -> Path:
 def _signed_in(device: str, group: str) -> Iterator[None]:
     folder = registry() / device
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = folder / f"{group}.{os.getpid()}"
-    with _locked(path):
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _locked(path: Path) -> io.TextIOWrapper:
-    """Open and lock a file of one's own; again when somebody took it for a dead one's before it was locked."""
-    while True:
-        file = path.open("a")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if is_open(file, path):
-            return file
-        file.close()
+    with locked(folder / f"{group}.{os.getpid()}"):
+        yield
 
 
 def _has_company(group: str) -> bool:
@@ -182,15 +118,12 @@ def _has_company(group: str) -> bool:
 def _is_alive(path: Path) -> bool:
     """Whether a process holds the file; a dead one's is removed."""
     try:
-        handle = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
         # Shared, so that two processes that look at once do not take each other for its owner.
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
-    except BlockingIOError:
+        lock = try_take(path, shared=True, makes=False)
+    except (FileNotFoundError, UserError):
+        return False
+    if lock is None:
         return True
-    finally:
-        os.close(handle)
+    with lock:
+        lock.remove()
     return False

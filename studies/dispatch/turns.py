@@ -8,8 +8,9 @@ from pathlib import Path
 
 from harness.config import RunConfig
 from harness.errors import StorageError, UserError
+from harness.records.locks import Lock, holder
 from studies.agenda import Agenda
-from studies.dispatch.leases import Lease, claim, holder
+from studies.dispatch.leases import claim
 from studies.dispatch.logs import has_failed_since, one_line
 from studies.dispatch.messages import Begins, Failed, Over, Tell, Waits
 from studies.runs.folders import folder_of, is_done, lease_of
@@ -51,7 +52,7 @@ class Turns:
         self._task, self._agenda, self._check = task, task.agenda, check
         self._checked = {cell.label for cell in self._agenda.cells}
         self._open = [number for number in range(1, self._agenda.total + 1) if number not in task.over]
-        self._lease: Lease | None = None
+        self._lease: Lock | None = None
         self._notice = ""
         self._looks = 0
 
@@ -94,7 +95,7 @@ class Turns:
                 self._lease.release()
                 self._lease = None
 
-    def _claim(self, number: int, taken: list[int]) -> Lease | None:
+    def _claim(self, number: int, taken: list[int]) -> Lock | None:
         """The lease on a run that is to be trained; notes in `taken` those that others hold."""
         if self._found_over(number):
             return None

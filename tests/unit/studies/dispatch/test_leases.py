@@ -1,5 +1,7 @@
 """Leases end with their holder, also when it is killed; a run knows whether it has company on its device."""
 
+import errno
+import fcntl
 import json
 import os
 import select
@@ -12,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
+from harness.records.locks import holder
 from studies.dispatch import leases
-from studies.dispatch.leases import claim, clear_away, held, holder, presence
+from studies.dispatch.leases import claim, clear_away, held, presence
 from studies.runs.folders import lease_path, study_lock
 
 ROOT = Path(__file__).parents[4]
@@ -128,6 +131,25 @@ def test_a_place_without_locks_is_named(tmp_path: Path) -> None:
         pass
 
 
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    path = lease_path(tmp_path, "s", "sit", 0)
+    with pytest.raises(UserError, match=rf"^output\.runs: cannot lock {path} \(No locks available\): "):
+        claim(path)
+
+
+def test_what_is_no_lock_file_is_not_cleared_away(tmp_path: Path) -> None:
+    study, stranger = tmp_path / "s", study_lock(tmp_path, "s", "notes")
+    with held(study_lock(tmp_path, "s", "ablation")):
+        stranger.write_text("the only copy")
+    clear_away(study)
+    assert stranger.read_text() == "the only copy"
+    assert study_lock(tmp_path, "s", "ablation").exists()
+
+
 WAITS = """
 print("asks", flush=True)
 with held(Path(sys.argv[1])):
@@ -201,6 +223,18 @@ def test_other_devices_and_ones_own_group_are_no_company(devices: Path, start: S
         assert company(), "the group has a process on the device of another group"
         end(elsewhere)
         assert not company()
+
+
+def test_a_link_in_the_registry_is_no_company_and_is_not_followed(devices: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("the only copy")
+    with presence("cpu", "ours") as company:
+        (devices / "cpu" / "theirs.1").symlink_to(precious)
+        assert not company()
+    (devices / "cpu" / f"mine.{os.getpid()}").symlink_to(precious)
+    with presence("cpu", "mine") as company:
+        assert company(), "it cannot sign in"
+    assert precious.read_text() == "the only copy"
 
 
 def test_a_run_that_cannot_look_does_not_count_as_alone(devices: Path) -> None:

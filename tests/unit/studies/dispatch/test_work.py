@@ -12,13 +12,14 @@ import pytest
 
 from harness.config import DataConfig, OutputConfig, RunConfig
 from harness.errors import StorageError, UserError
+from harness.records.locks import holder
 from harness.records.run_folder import RunFolder
 from harness.training.trainer import Event
 from studies.agenda import Context
 from studies.children import describe
 from studies.configs.cells import Comparison
 from studies.dispatch.board import Board, Failure
-from studies.dispatch.leases import claim, holder
+from studies.dispatch.leases import claim
 from studies.dispatch.logs import logged, one_line, record_failure
 from studies.dispatch.messages import Begins, Failed, Happened, Message, Over, Waits
 from studies.dispatch.turns import ALL_OVER, WAIT, Task, Turns
