@@ -35,7 +35,7 @@ from harness import flow
 from harness.analysis.similarity import LEAST_IMAGES, Kernel, cka, cknna, principal_components
 from harness.backbones.sit import SiT, patchify
 from harness.config import require
-from harness.data.pictures import spread
+from harness.data.image_set import evenly_spaced_rows
 from harness.data.prepare import PreparedData
 from harness.evaluation.generate import chunk_bounds, inference
 from harness.frozen import encoders
@@ -183,9 +183,9 @@ def gather(
     )
     grid = prepared.moments.shape[-1] // patch_size
     network = FrozenEncoder.load(config.encoder, grid, device)
-    held_out = spread(prepared.holdout_rows, config.images)
-    train = spread(prepared.train_rows, config.probe_images)
-    pictured = spread(held_out, config.pictures)
+    held_out = evenly_spaced_rows(prepared.holdout_rows, config.images)
+    train = evenly_spaced_rows(prepared.train_rows, config.probe_images)
+    pictured = evenly_spaced_rows(held_out, config.pictures)
     images_KHWC = prepared.images.rows(pictured)
     latents_KCHW = _latents(prepared, pictured)
     encoder = Pictured.of(network.tokens(_channels_first(images_KHWC)).cpu())

@@ -16,7 +16,7 @@ FILES_QUEUED = 1024
 """Files that wait for a thread to read them; one takes 2 kB in the queue."""
 
 
-def _file_digests(
+def file_digests(
     whole: Path, root: Path, names: Sequence[str], cache: Path, on_progress: OnProgress | None
 ) -> list[list[Any]]:
     """[path relative to `root`, size, SHA-256 of the content] of every file of the data set at `whole`.
@@ -53,7 +53,7 @@ def _read_all(root: Path, names: list[str], on_progress: OnProgress | None) -> d
     """SHA-256 of files by path, read by as many threads as there are cores."""
 
     def read(name: str) -> str:
-        with _reading(root / name):
+        with reading(root / name):
             return file_digest(root / name)
 
     shas: dict[str, str] = {}
@@ -69,13 +69,13 @@ def _read_all(root: Path, names: list[str], on_progress: OnProgress | None) -> d
 
 def _file_state(path: Path) -> list[int]:
     """Size in bytes and modification time in ns."""
-    with _reading(path):
+    with reading(path):
         state = path.stat()
     return [state.st_size, state.st_mtime_ns]
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Turn a file or folder that the system will not read into a `UserError` that names it."""
     try:
         yield

@@ -6,22 +6,33 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.config import DataConfig
 from harness.data import cache as caches
-from harness.data.file_digests import _file_digests, _reading
-from harness.data.image_set import ImageSet
-from harness.data.pictures import EXTENSIONS, FOLDER_TRANSFORM, read_image
+from harness.data.file_digests import file_digests, reading
+from harness.data.image_set import ImageSet, Outline
+from harness.data.pictures import EXTENSIONS, PICTURE_TRANSFORM, read_image
 from harness.errors import UserError
 from harness.machine.progress import OnProgress
 from harness.records.files import digest
 
 
-def _image_folder(root: Path, image_size: int, cache: Path, on_progress: OnProgress | None) -> ImageSet:
+def outline(config: DataConfig, on_progress: OnProgress | None) -> Outline:
+    """Count classes and files; no image is opened."""
+    root = Path(config.path)
+    classes = _find_classes(root)
+    num_images = sum(len(_find_images(root, name)) for name in classes)
+    return Outline(num_images=num_images, num_classes=len(classes), is_cached=True, has_moments=False)
+
+
+def load(config: DataConfig, cache: Path, on_progress: OnProgress | None) -> ImageSet:
+    """Read the images of all class folders through the cache."""
+    root, image_size = Path(config.path), config.image_size
     classes = _find_classes(root)
     files = [(label, path) for label, name in enumerate(classes) for path in _find_images(root, name)]
     names = [path for _, path in files]
     key = {
-        "files": digest(_file_digests(root, root, names, cache, on_progress)),
-        "transform": FOLDER_TRANSFORM,
+        "files": digest(file_digests(root, root, names, cache, on_progress)),
+        "transform": PICTURE_TRANSFORM,
         "image_size": image_size,
     }
 
@@ -43,7 +54,7 @@ def _find_classes(root: Path) -> list[str]:
     """Names of the class folders, sorted; hidden ones are passed over."""
     if not root.is_dir():
         raise UserError(f"data.path: {root} is not a folder: name a folder that holds one folder of images a class")
-    with _reading(root):
+    with reading(root):
         classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not classes:
         raise UserError(

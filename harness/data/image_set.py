@@ -70,3 +70,9 @@ def split(num_images: int, holdout: float, seed: int) -> tuple[np.ndarray, np.nd
         )
     order = torch.randperm(num_images, generator=stream(seed, "split")).numpy()
     return np.sort(order[num_holdout:]), np.sort(order[:num_holdout])
+
+
+def evenly_spaced_rows(rows: np.ndarray, num: int) -> np.ndarray:
+    """At most `num` of the rows, evenly spaced: folders are sorted by class, so the first ones are of one class."""
+    num = min(num, len(rows))
+    return rows[np.arange(num) * len(rows) // num]

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from harness.config import DataConfig
 from harness.data import cache as caches
-from harness.data import parquet
-from harness.data.file_digests import _file_digests
-from harness.data.image_set import ImageSet
-from harness.data.pictures import FOLDER_TRANSFORM, _squared
+from harness.data.file_digests import file_digests
+from harness.data.image_set import ImageSet, Outline
+from harness.data.pictures import PICTURE_TRANSFORM, read_square
 from harness.errors import UserError
 from harness.frozen import hub
 from harness.machine.progress import OnProgress
@@ -30,6 +30,40 @@ from harness.records.files import digest
 
 HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)((?:/\w[\w.-]*)*)")
 """A data set on the hub, and which of its parts: `uoft-cs/cifar10/train`."""
+
+
+def outline(config: DataConfig, on_progress: OnProgress | None) -> Outline:
+    """Read everything but the pictures, after the files were fetched where they are on the hub alone."""
+    table = open_table(locate(config.path, on_progress))
+    num_classes = len(table.class_names)
+    return Outline(num_images=len(table.labels), num_classes=num_classes, is_cached=True, has_moments=False)
+
+
+def load(config: DataConfig, cache: Path, on_progress: OnProgress | None) -> ImageSet:
+    """Read the pictures of all rows through the cache."""
+    path, image_size = locate(config.path, on_progress), config.image_size
+    table = open_table(path)
+    # The files hold classes and their names as well.
+    key = {
+        "files": digest(file_digests(path, table.folder, table.names, cache, on_progress)),
+        "transform": PICTURE_TRANSFORM,
+        "image_size": image_size,
+    }
+
+    def make_rows(start: int, stop: int) -> np.ndarray:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            rows = table.pictures(start, stop)
+            found = pool.map(lambda row: read_square(io.BytesIO(row[1]), row[0], image_size), rows)
+            return np.stack(list(found))
+
+    shape = (image_size, image_size, 3)
+    images = caches.build(
+        caches.entry(cache, "images", key), key, len(table.labels), shape, np.uint8, make_rows, on_progress
+    )
+    return ImageSet(images=images, labels=table.labels, class_names=table.class_names, digest=digest(key))
+
+
+# -- the rows ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -263,24 +297,3 @@ def _pyarrow() -> Any:
     except ImportError:
         raise UserError("data.name is parquet, which needs pyarrow: pip install 'ditbench[hf]'") from None
     return parquet
-
-
-def _parquet(path: Path, image_size: int, cache: Path, on_progress: OnProgress | None) -> ImageSet:
-    table = parquet.open_table(path)
-    # The files hold classes and their names as well.
-    key = {
-        "files": digest(_file_digests(path, table.folder, table.names, cache, on_progress)),
-        "transform": FOLDER_TRANSFORM,
-        "image_size": image_size,
-    }
-
-    def make_rows(start: int, stop: int) -> np.ndarray:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            found = pool.map(lambda row: _squared(io.BytesIO(row[1]), row[0], image_size), table.pictures(start, stop))
-            return np.stack(list(found))
-
-    shape = (image_size, image_size, 3)
-    images = caches.build(
-        caches.entry(cache, "images", key), key, len(table.labels), shape, np.uint8, make_rows, on_progress
-    )
-    return ImageSet(images=images, labels=table.labels, class_names=table.class_names, digest=digest(key))

@@ -10,17 +10,17 @@ from harness.errors import UserError
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 """Endings of image files, in lower case; other files are passed over."""
-FOLDER_TRANSFORM = "exif, white under alpha, RGB, box halving, bicubic short side, centre crop"
+PICTURE_TRANSFORM = "exif, white under alpha, RGB, box halving, bicubic short side, centre crop"
 """What `read_image` does; part of the data's digest, so change it when the pixels change."""
 
 
 def read_image(path: Path, image_size: int) -> np.ndarray:
     """One image file as uint8 [image_size, image_size, 3]; `UserError` names a file that cannot be read."""
-    return _squared(path, str(path), image_size)
+    return read_square(path, str(path), image_size)
 
 
-def _squared(file: Path | io.BytesIO, place: str, image_size: int) -> np.ndarray:
-    """An encoded picture that lies at `place`, as `read_image` gives it."""
+def read_square(file: Path | io.BytesIO, place: str, image_size: int) -> np.ndarray:
+    """As `read_image`, of an encoded picture in a file or in memory; `place` says in errors where it lies."""
     try:
         with Image.open(file) as image:
             rgb = to_rgb(ImageOps.exif_transpose(image))
@@ -62,9 +62,3 @@ def centre_crop(image: Image.Image, image_size: int) -> Image.Image:
     image = image.resize(size, Image.Resampling.BICUBIC)
     left, top = (image.width - image_size) // 2, (image.height - image_size) // 2
     return image.crop((left, top, left + image_size, top + image_size))
-
-
-def spread(rows: np.ndarray, num: int) -> np.ndarray:
-    """At most `num` of the rows, evenly spaced: folders are sorted by class, so the first ones are of one class."""
-    num = min(num, len(rows))
-    return rows[np.arange(num) * len(rows) // num]

@@ -24,9 +24,8 @@ import numpy as np
 from PIL import Image
 
 from harness.config import DataConfig
-from harness.data import preprocessed
-from harness.data.file_digests import _file_digests
-from harness.data.image_set import ImageSet
+from harness.data.file_digests import file_digests
+from harness.data.image_set import ImageSet, Outline
 from harness.data.pictures import EXTENSIONS
 from harness.errors import UserError
 from harness.machine.progress import OnProgress
@@ -41,6 +40,60 @@ MAX_MEMBER_BYTES = 2**30
 """Of one file in a zip: a few bytes of a zip may unpack to more than the memory there is."""
 READERS = 8
 """Threads that read and decode files of one batch."""
+MOMENTS_EXTENSIONS = frozenset({".npy"})
+"""Endings of files of moments."""
+TRANSFORM = "as stored, RGB"
+"""What is done to preprocessed images; part of the data's digest."""
+
+
+def outline(config: DataConfig, on_progress: OnProgress | None) -> Outline:
+    """List the files and read their labels; no image is opened."""
+    pictures_at, moments_at = locate(Path(config.path), config.latents)
+    pictures = Archive.open(pictures_at, EXTENSIONS)
+    moments = None if moments_at is None else Archive.open(moments_at, MOMENTS_EXTENSIONS)
+    labels = labels_of(pictures, moments)
+    return Outline(
+        num_images=len(labels), num_classes=int(labels.max()) + 1, is_cached=False, has_moments=moments is not None
+    )
+
+
+def load(config: DataConfig, cache: Path, on_progress: OnProgress | None) -> ImageSet:
+    """Open images and moments where they are."""
+    pictures_at, moments_at = locate(Path(config.path), config.latents)
+    pictures = Archive.open(pictures_at, EXTENSIONS)
+    archives, moments = [pictures], None
+    if moments_at is not None:
+        archives.append(Archive.open(moments_at, MOMENTS_EXTENSIONS))
+        check_pairs(*archives)
+    labels = labels_of(pictures, archives[1] if moments_at else None)
+    contents = [file_digests(a.root, a.folder, a.files, cache, on_progress) for a in archives]
+    images = Stored(pictures, decode_image, contents[0])
+    if images.shape[1] != config.image_size:
+        raise UserError(
+            f"data.image_size is {config.image_size}: the images in {pictures_at} are read as they are, "
+            f"so give {images.shape[1]}"
+        )
+    if moments_at is not None:
+        moments = Stored(archives[1], decode_moments, contents[1])
+    return ImageSet(
+        images=images,
+        labels=labels,
+        class_names=tuple(str(number) for number in range(labels.max() + 1)),
+        digest=digest(
+            {
+                # The name of a zip says nothing of what is in it.
+                "files": [
+                    content[0][1:] if a.is_zip else content for a, content in zip(archives, contents, strict=True)
+                ],
+                "labels": hashlib.sha256(labels.tobytes()).hexdigest(),
+                "transform": TRANSFORM,
+            }
+        ),
+        moments=moments,
+    )
+
+
+# -- files, in a folder or a zip --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -262,42 +315,3 @@ def decode_moments(content: bytes) -> np.ndarray:
     if not np.isfinite(moments).all() or (moments[len(moments) // 2 :] < 0).any():
         raise ValueError("its second half holds no standard deviations: mean and std are wanted, not mean and logvar")
     return moments
-
-
-STORED_TRANSFORM = "as stored, RGB"
-"""What is done to preprocessed images; part of the data's digest."""
-
-
-def _preprocessed(config: DataConfig, cache: Path, on_progress: OnProgress | None) -> ImageSet:
-    pictures_at, moments_at = preprocessed.locate(Path(config.path), config.latents)
-    pictures = Archive.open(pictures_at, EXTENSIONS)
-    archives, moments = [pictures], None
-    if moments_at is not None:
-        archives.append(Archive.open(moments_at, frozenset({".npy"})))
-        preprocessed.check_pairs(*archives)
-    labels = preprocessed.labels_of(pictures, archives[1] if moments_at else None)
-    contents = [_file_digests(a.root, a.folder, a.files, cache, on_progress) for a in archives]
-    images = Stored(pictures, preprocessed.decode_image, contents[0])
-    if images.shape[1] != config.image_size:
-        raise UserError(
-            f"data.image_size is {config.image_size}: the images in {pictures_at} are read as they are, "
-            f"so give {images.shape[1]}"
-        )
-    if moments_at is not None:
-        moments = Stored(archives[1], preprocessed.decode_moments, contents[1])
-    return ImageSet(
-        images=images,
-        labels=labels,
-        class_names=tuple(str(number) for number in range(labels.max() + 1)),
-        digest=digest(
-            {
-                # The name of a zip says nothing of what is in it.
-                "files": [
-                    content[0][1:] if a.is_zip else content for a, content in zip(archives, contents, strict=True)
-                ],
-                "labels": hashlib.sha256(labels.tobytes()).hexdigest(),
-                "transform": STORED_TRANSFORM,
-            }
-        ),
-        moments=moments,
-    )

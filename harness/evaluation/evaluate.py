@@ -20,7 +20,7 @@ from harness import flow
 from harness.backbones.sit import SiT
 from harness.config import EvaluationConfig, RuntimeConfig, require
 from harness.data.cache import read_small, write_small
-from harness.data.pictures import spread
+from harness.data.image_set import evenly_spaced_rows
 from harness.data.prepare import PreparedData
 from harness.evaluation import extractors
 from harness.evaluation.fidelity import Pictures
@@ -144,7 +144,7 @@ class Evaluator:
         if stored is not None:
             return stored
         prepared = self.prepared
-        rows = spread(prepared.holdout_rows, self.config.num_samples)
+        rows = evenly_spaced_rows(prepared.holdout_rows, self.config.num_samples)
         labels_N = prepared.images.labels[rows]
         moments = torch.from_numpy(prepared.moments.rows(rows))
         reconstructed = prepared.autoencoder.decode(prepared.autoencoder.latent_means(moments))
@@ -167,7 +167,7 @@ class Evaluator:
     def velocity_loss(self, backbone: SiT) -> dict[str, float]:
         """Mean squared velocity error on held-out images at fixed times and noise, by quarter of time and in all."""
         prepared, config = self.prepared, self.config
-        rows = spread(prepared.holdout_rows, config.velocity_images)
+        rows = evenly_spaced_rows(prepared.holdout_rows, config.velocity_images)
         errors = [
             velocity_errors(
                 backbone,

@@ -28,7 +28,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
 
 from harness.data import cache as caches
-from harness.data.pictures import spread
+from harness.data.image_set import evenly_spaced_rows
 from harness.evaluation.extractors import Extractor
 from harness.machine.progress import OnProgress
 from harness.rng import global_state_kept
@@ -261,7 +261,7 @@ def _kernel_sums(x_NF: np.ndarray, y_MF: np.ndarray, chosen_SN: np.ndarray, chos
 
 
 def _kernel_and_manifold(ours_NF: Tensor, theirs_MF: Tensor, kid_subset: int) -> dict[str, float]:
-    real_MF = theirs_MF[spread(np.arange(len(theirs_MF)), MANIFOLD_IMAGES)]
+    real_MF = theirs_MF[evenly_spaced_rows(np.arange(len(theirs_MF)), MANIFOLD_IMAGES)]
     manifold = prc_features_to_metric(ours_NF, real_MF, prc_neighborhood=NEIGHBOURS, save_cpu_ram=True, verbose=False)
     return {
         "kd": kernel_distance(ours_NF, theirs_MF, kid_subset),

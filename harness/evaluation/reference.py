@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from harness.data import cache as caches
-from harness.data.pictures import EXTENSIONS, FOLDER_TRANSFORM, read_image
+from harness.data.pictures import EXTENSIONS, PICTURE_TRANSFORM, read_image
 from harness.errors import UserError
 from harness.evaluation.extractors import Extractor
 from harness.evaluation.fidelity import Pictures, Statistics
@@ -104,7 +104,7 @@ def _open_folder(root: Path, image_size: int, cache: Path, on_progress: OnProgre
     return Source(
         num=len(names),
         get=lambda index: _read_image(root / names[index], image_size),
-        digest=digest({"files": files, "transform": FOLDER_TRANSFORM, "image_size": image_size}),
+        digest=digest({"files": files, "transform": PICTURE_TRANSFORM, "image_size": image_size}),
     )
 
 

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 from harness.config import EvaluationConfig, require
-from harness.data.image_set import ImageSet
-from harness.data.pictures import spread
+from harness.data.image_set import ImageSet, evenly_spaced_rows
 from harness.evaluation import extractors
 from harness.evaluation.fidelity import (
     BATCH,
@@ -230,7 +229,7 @@ class Scorer:
         from sklearn.svm import SVC  # here, because importing scikit-learn takes a second
 
         assert self._training is not None, "no training images"
-        rows, images = spread(self._training.rows, CLASSIFIER_IMAGES), self._training.images
+        rows, images = evenly_spaced_rows(self._training.rows, CLASSIFIER_IMAGES), self._training.images
         parts = [
             extractors.pixel_features(images.rows(part)) for part in np.split(rows, range(BATCH, len(rows), BATCH))
         ]

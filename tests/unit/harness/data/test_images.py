@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -41,6 +42,10 @@ def folder(tmp_path: Path) -> Path:
 
 def folder_config(root: Path, size: int = 8) -> DataConfig:
     return DataConfig(path=str(root), image_size=size)
+
+
+def test_every_kind_of_data_set_that_can_be_named_has_a_source() -> None:
+    assert data.SOURCES.keys() == set(get_args(get_type_hints(DataConfig)["name"]))
 
 
 # -- digits ---------------------------------------------------------------------------------------------------------

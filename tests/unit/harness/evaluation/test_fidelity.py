@@ -18,7 +18,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from harness.data.pictures import spread
+from harness.data.image_set import evenly_spaced_rows
 from harness.errors import UserError
 from harness.evaluation import extractors, fidelity
 from harness.evaluation.extractors import Extractor
@@ -284,7 +284,7 @@ def test_features_made_piece_by_piece_are_those_of_one_pass():
 
 def test_rows_are_spread_evenly():
     rows = np.array([3, 5, 8, 9, 12, 20])
-    assert spread(rows, 3).tolist() == [3, 8, 12] and spread(rows, 9).tolist() == rows.tolist()
+    assert evenly_spaced_rows(rows, 3).tolist() == [3, 8, 12] and evenly_spaced_rows(rows, 9).tolist() == rows.tolist()
 
 
 def test_equal_and_disjoint_sets_are_the_extremes(tmp_path):
