@@ -31,6 +31,22 @@ from harness.training.ema import Ema
 from harness.training.schedule import Schedule, make_schedule
 
 
+class Handed(torch.autograd.Function):
+    """Hands a hidden state to a method; the gradient that comes back is laid out row by row, as the backbone's own are.
+
+    Gradients of one tensor are added up in the layout of whichever comes first. One in another layout, as a convolution
+    gives, would have the backward pass multiply in another order and change the backbone's bits, even if it were zero.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_NTD: Tensor) -> Tensor:
+        return hidden_NTD.view_as(hidden_NTD)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_NTD: Tensor) -> Tensor:
+        return gradient_NTD.contiguous()
+
+
 class StepModule(nn.Module):
     """Backbone and heads as one module, so that both share one gradient reduction over processes."""
 
@@ -41,6 +57,7 @@ class StepModule(nn.Module):
 
     def forward(self, view: StepView, taps: tuple[int, ...]) -> tuple[Tensor, dict[str, Term], dict[int, Tensor]]:
         velocity_NCHW, hidden = self.backbone(view.xt_NCHW, view.t_N, view.labels_N, taps=taps)
+        hidden = {block: Handed.apply(hidden_NTD) for block, hidden_NTD in hidden.items()}
         return velocity_NCHW.float(), self._method.terms(view, hidden), hidden
 
 
