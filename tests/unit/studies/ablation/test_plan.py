@@ -18,10 +18,13 @@ from studies.ablation.plan import (
     LONGEST_LABEL,
     Ablation,
     Subject,
+    axis_field,
+    axis_name,
     differences,
     grown,
     joined,
     plan_record,
+    recorded_sections,
     refusal,
     text_of,
 )
@@ -163,6 +166,18 @@ def test_the_plan_of_a_search_tells_no_password(cell: Cell) -> None:
     assert plan["storage"] == "postgresql" and "secret" not in str(plan)
     assert plan["sampler"] == {"name": "tpe", "seed": 0} and plan["trials"] == 4
     assert plan["methods"]["repa+vae_repa"]["section"].keys() == {"repa", "vae_repa"}
+
+
+@pytest.mark.parametrize(("method", "axis"), [("repa", "block"), ("repa+vae_repa", "repa.block")])
+def test_axes_and_sections_of_a_sum_name_the_part(cell: Cell, method: str, axis: str) -> None:
+    assert axis_name(method, "repa", "block") == axis
+    assert axis_field(method, axis) == ("repa", "block")
+    plan = plan_record(search(cell, method))
+    entry = plan["methods"][method]
+    assert ("repa" in entry["section"]) == (method != "repa"), "a single method has its section itself on record"
+    sections = recorded_sections(method, entry)
+    assert tuple(sections) == methods.parts(method)
+    assert sections["repa"]["encoders"] == "efficientnet_lite2"
 
 
 # -- what may not change --------------------------------------------------------------------------------------------
