@@ -113,6 +113,12 @@ def tuned_comparison(parser: ArgumentParser, namespace: Namespace, argv: Sequenc
         require(not was_given(argv, name), f"--{name} with --tuned: the study says what is compared; leave it out")
     own = next((word for word in argv if word.startswith(tuple(f"--{name}." for name in methods.names()))), "")
     require(not own, f"{own} with --tuned: the study says how its methods are set; leave it out")
+    # Studies of 0.1.0 have `auto` on record, and defaults are not checked by the parser.
+    require(
+        namespace.runtime.compile != "auto",
+        f"--tuned {tuning.folder} has runtime.compile auto on record: give --runtime.compile true or false, as its "
+        "trials ran",
+    )
     used = sorted(set(namespace.seeds) & set(tuning.record["seeds"]))
     require(
         not used,

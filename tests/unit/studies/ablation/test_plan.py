@@ -201,6 +201,14 @@ def test_preset_and_protocol_may_not_change(cell: Cell, words: tuple[str, ...], 
     assert lines[0] == first
 
 
+def test_a_study_that_left_compile_to_the_machine_goes_on(cell: Cell) -> None:
+    """Version 0.1.0 put `auto` on record."""
+    before, now = (plan_record(grid(cell, GRID, "--runtime.compile", value)) for value in ("false", "true"))
+    assert differences(before, now) == ["runtime.compile False, now True"]
+    before["base"]["runtime"]["compile"] = "auto"
+    assert differences(before, now) == []
+
+
 def test_another_data_set_method_or_kind_is_named_alone(cell: Cell) -> None:
     before = plan_record(grid(cell, GRID))
     other_data = grid(cell, GRID, "--data.name", "imagefolder", "--data.path", "x", "--vae_repa.weight", "0.1")
