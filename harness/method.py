@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from harness.backbones.sit import NetworkShape, parse_name
 from harness.errors import UserError
 from harness.rng import stream
 
@@ -65,18 +66,23 @@ class Disclosure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneShape:
-    """Shapes of the backbone that a method builds its heads for."""
+class BackboneShape(NetworkShape):
+    """The shape of the backbone that a method builds its heads for: `depth`, `hidden_size`, `num_heads`, `input_size`,
+    `patch_size`, `in_channels` and `num_classes` of the network, and what follows from them."""
 
     size: str
     """Size letter of the name (S, B, L, XL, ...), for defaults by size."""
-    depth: int
-    hidden_size: int
-    num_heads: int
-    input_size: int
-    patch_size: int
-    in_channels: int
-    num_classes: int
+
+    @classmethod
+    def of(cls, name: str, *, input_size: int, in_channels: int, num_classes: int) -> "BackboneShape":
+        """The shape of a named backbone, such as `SiT-B/2`, on latents of `in_channels` x `input_size` x `input_size`.
+
+        Raises:
+            UserError: for a name that is not known.
+        """
+        parts = parse_name(name)
+        size = name.removeprefix("SiT-").split("/")[0]
+        return cls(size=size, input_size=input_size, in_channels=in_channels, num_classes=num_classes, **parts)
 
     @property
     def grid(self) -> int:

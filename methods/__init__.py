@@ -9,12 +9,13 @@ import importlib.metadata
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from harness.errors import UserError
 from harness.method import BackboneShape, DataShape, Disclosure, Method, Needs, Progress, StepView, Term
+from harness.rng import global_state_kept
 
 ENTRY_POINTS = "ditbench.methods"
 
@@ -32,18 +33,21 @@ def _outside() -> dict[str, importlib.metadata.EntryPoint]:
     return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
 
 
+def parts(name: str) -> tuple[str, ...]:
+    """Names of the methods that a name such as `repa` or `repa+vae_repa` adds up."""
+    return tuple(name.split("+"))
+
+
 def load(name: str) -> type[Method]:
     """The class of a method, or of a sum of methods such as `repa+vae_repa`.
 
     Raises:
         UserError: for an unknown name (lists those there are) and for a sum that names a part twice.
     """
-    parts = name.split("+")
-    if len(set(parts)) != len(parts):
+    own = parts(name)
+    if len(set(own)) != len(own):
         raise UserError(f"method {name!r} names a part twice: write each part of a sum once")
-    if len(parts) == 1:
-        return _load_one(name)
-    return _sum([_load_one(part) for part in parts])
+    return _load_one(name) if len(own) == 1 else _sum([_load_one(part) for part in own])
 
 
 def _load_one(name: str) -> type[Method]:
@@ -62,6 +66,31 @@ def _load_one(name: str) -> type[Method]:
         method = _outside()[name].load()
     method.name = name
     return method
+
+
+class Configured(Protocol):
+    """What says how a method is set, such as the config of a run."""
+
+    @property
+    def method(self) -> str:
+        """The method, or a sum."""
+
+    @property
+    def sections(self) -> Mapping[str, Any]:
+        """The section of each part, by the part's name: a single method has one."""
+
+
+def resolve(config: Configured, shape: BackboneShape) -> dict[str, Any]:
+    """The section of each part, with its size defaults filled in and checked."""
+    return {part: load(part).resolve(config.sections[part], shape) for part in parts(config.method)}
+
+
+def build(config: Configured, shape: BackboneShape, data: DataShape) -> Method:
+    """The method of a config whose sections are resolved: its heads have the right shapes, and no weights are drawn."""
+    sections = {part: config.sections[part] for part in parts(config.method)}
+    with global_state_kept():
+        # A single method takes its own section, a sum those of its parts.
+        return load(config.method)(sections.get(config.method, sections), shape, data)
 
 
 def control() -> str:

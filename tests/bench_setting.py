@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 
+import methods
 from harness.config import OutputConfig, RunConfig
 from harness.data.batches import Batch
 from harness.data.prepare import prepare
@@ -17,7 +18,7 @@ from harness.training.step import Run, set_up, train_step
 from harness.training.trainer import extend_chain
 from studies.configs.cells import run_config
 from studies.configs.settings import build_parser, parse
-from studies.runs.lab import Lab, build_method, open_lab, resolve_run
+from studies.runs.lab import Lab, open_lab, resolve_run
 
 WORDS = ("--config", "digits", "--model.name", "SiT-pico/2", "--optimizer.batch_size", "16")
 CLIP_NORM = 0.01
@@ -40,7 +41,7 @@ class Bench:
 
     def start(self, config: RunConfig, zeroed: bool = False) -> Run:
         """A run of a resolved config at step 0; `zeroed` gives every term the weight 0."""
-        method = build_method(self.lab, config)
+        method = methods.build(config, self.lab.shape, self.lab.data)
         if zeroed:
             weight_zero(method)
         prepared = prepare(config, method.needs(), self.lab.accelerator.device)

@@ -23,7 +23,7 @@ import torch
 from docstring_parser.attrdoc import AttributeDocstrings
 from torch import Tensor
 
-from harness.backbones.sit import SiT, parse_name
+from harness.backbones.sit import SiT
 from harness.flow import interpolate
 from harness.method import BackboneShape, DataShape, Method, MethodDraws, Progress, StepView
 from harness.rng import global_state_kept
@@ -76,8 +76,7 @@ def shape_of() -> Callable[[str], BackboneShape]:
     """The shape of a named backbone on 32 x 32 x 4 latents of 1000 classes, as in the papers."""
 
     def build(name: str) -> BackboneShape:
-        size = name.removeprefix("SiT-").split("/")[0]
-        return BackboneShape(size=size, input_size=32, in_channels=4, num_classes=1000, **parse_name(name))
+        return BackboneShape.of(name, input_size=32, in_channels=4, num_classes=1000)
 
     return build
 

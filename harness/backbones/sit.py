@@ -6,9 +6,11 @@ name and no label dropout lives here; methods read hidden states through `taps`.
 Shapes: N images, C channels, H W latent height and width, T tokens, D width, P = p*p*C numbers of a token's patch.
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -41,6 +43,19 @@ def parse_name(name: str) -> dict[str, int]:
         raise UserError(f"model.name is {name!r}: give SiT-<size>/<patch> with a size of {', '.join(SIZES)}")
     depth, width, heads = SIZES[match[1]]
     return {"depth": depth, "hidden_size": width, "num_heads": heads, "patch_size": int(match[2])}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkShape:
+    """The whole numbers that a backbone is built from."""
+
+    depth: int
+    hidden_size: int
+    num_heads: int
+    input_size: int
+    patch_size: int
+    in_channels: int
+    num_classes: int
 
 
 def patchify(latent: Tensor, p: int) -> Tensor:
@@ -231,6 +246,12 @@ class SiT(nn.Module):
     def from_name(cls, name: str, **overrides: Any) -> "SiT":
         """Build from a name such as `SiT-XL/2`; overrides win over the table."""
         return cls(**{**parse_name(name), **overrides})
+
+    @classmethod
+    def of(cls, shape: NetworkShape, qk_norm: bool = False) -> "SiT":
+        """Build the network of a shape, such as a `BackboneShape` of `harness.method`."""
+        numbers = {item.name: getattr(shape, item.name) for item in dataclasses.fields(NetworkShape)}
+        return cls(**numbers, qk_norm=qk_norm)
 
     def initialize(self, generator: torch.Generator | None = None) -> None:
         """Draw all weights anew (willisma/SiT models.py:186-221): from `generator`, or torch's global state if None."""

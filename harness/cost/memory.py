@@ -154,7 +154,6 @@ def kept_bytes(shape: BackboneShape, qk_norm: bool, runtime: RuntimeConfig, imag
     """
     is_elsewhere = runtime.device == "cuda" and not torch.cuda.is_available()
     device = "cpu" if is_elsewhere else runtime.device
-    arguments = {key: value for key, value in vars(shape).items() if key != "size"}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -163,7 +162,7 @@ def kept_bytes(shape: BackboneShape, qk_norm: bool, runtime: RuntimeConfig, imag
         return tensor
 
     with global_state_kept(), FakeTensorMode(), torch.device(device):
-        backbone = SiT(**arguments, qk_norm=qk_norm)
+        backbone = SiT.of(shape, qk_norm)
         backbone.checkpoint_activations = is_checkpointed
         for module in backbone.modules():
             if is_elsewhere and isinstance(module, SelfAttention):

@@ -205,13 +205,7 @@ def check_split(config: RunConfig, num_processes: int) -> None:
 def build_backbone(config: RunConfig, shape: BackboneShape) -> SiT:
     """The backbone with the initial weights of the run's seed."""
     with global_state_kept():
-        backbone = SiT.from_name(
-            config.model.name,
-            input_size=shape.input_size,
-            in_channels=shape.in_channels,
-            num_classes=shape.num_classes,
-            qk_norm=config.model.qk_norm,
-        )
+        backbone = SiT.of(shape, config.model.qk_norm)
     backbone.initialize(stream(config.seed, "init"))
     return backbone
 

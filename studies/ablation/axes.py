@@ -17,9 +17,8 @@ from harness.cost.memory import outline
 from harness.errors import UserError
 from harness.frozen.encoders import encoder_width
 from harness.method import DataShape, Method
-from harness.rng import global_state_kept
-from studies.ablation.plan import Axis, Setting, Subject
-from studies.configs.sections import nominal_shape, resolve_sections, section_of
+from studies.ablation.plan import Axis, Setting, Subject, axis_name
+from studies.configs.sections import nominal_shape, resolve_sections
 from studies.configs.settings import comma_list
 
 MOST_SETTINGS = 10_000
@@ -56,7 +55,7 @@ def fields(config: RunConfig) -> dict[str, Field]:
         for item in dataclasses.fields(section):
             kind, choices = _kind(types[item.name])
             if kind is not None:
-                name = f"{part}.{item.name}" if "+" in config.method else item.name
+                name = axis_name(config.method, part, item.name)
                 found[name] = Field(name=name, kind=kind, default=getattr(section, item.name), choices=choices)
     return found
 
@@ -225,9 +224,7 @@ def _outline(config: RunConfig) -> Method:
     """The method of a resolved cell, its heads without numbers."""
     shape = nominal_shape(config)
     data = DataShape(image_size=config.data.image_size, num_classes=1, encoder_width=encoder_width)
-    build = partial(methods.load(config.method), section_of(config), shape, data)
-    with global_state_kept():
-        return outline(config.method, build)
+    return outline(config.method, partial(methods.build, config, shape, data))
 
 
 # -- settings of a grid ---------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import methods
 from harness.backbones.sit import parse_name
 from harness.config import RunConfig, require
 from harness.records.files import digest
@@ -68,7 +69,7 @@ class Subject:
         """
         changed: dict[str, dict[str, Any]] = {}
         for name, value in setting.items():
-            part, key = self.field(name)
+            part, key = axis_field(self.method, name)
             changed.setdefault(part, {})[key] = value
         # All fields of a section at once: between two of them it may be one that the method refuses.
         sections = {part: replace(own, **changed.get(part, {})) for part, own in self.base.sections.items()}
@@ -80,7 +81,7 @@ class Subject:
         """The values of the axes in a cell."""
         values = {}
         for axis in self.axes:
-            part, key = self.field(axis.name)
+            part, key = axis_field(self.method, axis.name)
             values[axis.name] = getattr(cell.sections[part], key)
         return values
 
@@ -92,10 +93,16 @@ class Subject:
             return label
         return f"{label.encode()[: LONGEST_LABEL - 9].decode(errors='ignore')}~{digest(label)[:8]}"
 
-    def field(self, axis: str) -> tuple[str, str]:
-        """Section and field of an axis."""
-        part, dot, key = axis.rpartition(".")
-        return (part, key) if dot else (self.method, key)
+
+def axis_name(method: str, part: str, field_name: str) -> str:
+    """The name of the axis over a field: the field's own, in a sum `part.field`."""
+    return field_name if part == method else f"{part}.{field_name}"
+
+
+def axis_field(method: str, axis: str) -> tuple[str, str]:
+    """The part and the field that an axis of a method varies: what `axis_name` was made of."""
+    part, dot, field_name = axis.rpartition(".")
+    return (part, field_name) if dot else (method, field_name)
 
 
 def is_default(axis: Axis, setting: Setting) -> bool:
@@ -175,13 +182,20 @@ def _subject_record(subject: Subject) -> dict[str, Any]:
     sections = {part: dataclasses.asdict(section) for part, section in subject.base.sections.items()}
     return {
         "default_cell": subject.base.label,
-        "section": sections if "+" in subject.method else sections[subject.method],
+        # Of a sum the record holds all sections by part, of a single method its section itself.
+        "section": sections.get(subject.method, sections),
         "space": {name: list(choices) for name, choices in subject.space.items()},
         "axes": [
             {**dataclasses.asdict(axis), "levels": list(axis.levels), "choices": list(axis.choices)}
             for axis in subject.axes
         ],
     }
+
+
+def recorded_sections(method: str, entry: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """The sections of a method's parts, by part, from what the record holds of the method."""
+    section: Mapping[str, Any] = entry["section"]
+    return section if len(methods.parts(method)) > 1 else {method: section}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -212,15 +226,17 @@ def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[
 
 
 def _base_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [f"{key} {old!r}, now {new!r}" for key, old, new in _differing(before["base"], now["base"])]
+    changed = _differing(before["base"], now["base"])
+    # Studies of 0.1.0 have `auto` here, which is no value any more. What it came to stands in the manifests of
+    # their runs and is compared when these go on.
+    return [f"{key} {old!r}, now {new!r}" for key, old, new in changed if (key, old) != ("runtime.compile", "auto")]
 
 
 def _method_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     found = []
     for method, entry in before["methods"].items():
-        for key, old, new in _differing(entry["section"], now["methods"][method]["section"]):
-            name = key if "+" in method else f"{method}.{key}"
-            found.append(f"{name} {old!r}, now {new!r}")
+        sections = (recorded_sections(method, each) for each in (entry, now["methods"][method]))
+        found += [f"{key} {old!r}, now {new!r}" for key, old, new in _differing(*sections)]
     return found
 
 
@@ -282,10 +298,9 @@ def _join_axes(subject: Subject, recorded: Sequence[Mapping[str, Any]]) -> tuple
         levels = _join_levels(entry["levels"], own.levels if own else ())
         known[entry["name"]] = Axis(**{**entry, "levels": levels, "choices": tuple(entry["choices"])})
     order = [
-        name
+        axis_name(subject.method, part, item.name)
         for part, section in subject.base.sections.items()
-        for field_ in dataclasses.fields(section)
-        for name in (field_.name, f"{part}.{field_.name}")
+        for item in dataclasses.fields(section)
     ]
     return tuple(sorted(known.values(), key=lambda axis: order.index(axis.name)))
 

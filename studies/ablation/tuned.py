@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 import methods
 from harness.config import require
 from harness.records.files import read_json
-from studies.ablation.plan import RECORD
+from studies.ablation.plan import RECORD, axis_field, recorded_sections
 from studies.configs.cells import Comparison, comparison
 from studies.configs.settings import was_given
 
@@ -32,12 +32,11 @@ class Tuning:
         return control | {trial["cell"]: self._cell(method, trial) for method, trial in self.winners.items()}
 
     def _cell(self, method: str, trial: Trial) -> dict[str, Any]:
-        section = self.record["methods"][method]["section"]
-        sections = section if "+" in method else {method: section}
+        sections = recorded_sections(method, self.record["methods"][method])
         changed = {part: dict(fields) for part, fields in sections.items()}
         for axis, value in trial["setting"].items():
-            part, dot, key = axis.rpartition(".")
-            changed[part if dot else method][key if dot else axis] = value
+            part, key = axis_field(method, axis)
+            changed[part][key] = value
         return {"method": method, **changed}
 
     def notes(self) -> dict[str, dict[str, Any]]:
@@ -114,6 +113,12 @@ def tuned_comparison(parser: ArgumentParser, namespace: Namespace, argv: Sequenc
         require(not was_given(argv, name), f"--{name} with --tuned: the study says what is compared; leave it out")
     own = next((word for word in argv if word.startswith(tuple(f"--{name}." for name in methods.names()))), "")
     require(not own, f"{own} with --tuned: the study says how its methods are set; leave it out")
+    # Studies of 0.1.0 have `auto` on record, and defaults are not checked by the parser.
+    require(
+        namespace.runtime.compile != "auto",
+        f"--tuned {tuning.folder} has runtime.compile auto on record: give --runtime.compile true or false, as its "
+        "trials ran",
+    )
     used = sorted(set(namespace.seeds) & set(tuning.record["seeds"]))
     require(
         not used,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harness.config import RunConfig, require
 from studies.configs.cells import comparison, run_config
-from studies.configs.sections import nominal_shape, resolve_sections, section_of
+from studies.configs.sections import nominal_shape, resolve_sections
 from studies.configs.settings import build_parser, parse
 from studies.terminal.quiet import quiet_libraries
 
@@ -93,13 +93,11 @@ def _needs(config: RunConfig):
     from harness.cost.memory import outline
     from harness.frozen.encoders import encoder_width
     from harness.method import DataShape
-    from harness.rng import global_state_kept
 
     shape = nominal_shape(config)
     data = DataShape(image_size=config.data.image_size, num_classes=shape.num_classes, encoder_width=encoder_width)
-    section = section_of(resolve_sections(config, shape))
-    with global_state_kept():
-        return outline(config.method, lambda: methods.load(config.method)(section, shape, data)).needs()
+    config = resolve_sections(config, shape)
+    return outline(config.method, lambda: methods.build(config, shape, data)).needs()
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,6 @@ def _config(parser: ArgumentParser, namespace: Namespace, method: str, cell: str
     """Build the typed config of one run, with every section checked and only the method's own sections kept."""
     methods.load(method)
     made = parser.instantiate(namespace)
-    sections = {name: made[name] for name in method.split("+")}
+    sections = {name: made[name] for name in methods.parts(method)}
     shared = {name: made[name] for name in SECTIONS}
     return RunConfig(study=namespace.study, cell=cell or method, method=method, seed=seed, sections=sections, **shared)

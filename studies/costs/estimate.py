@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+import methods
 from harness.backbones.sit import SiT
 from harness.config import DataConfig, EvaluationConfig, RunConfig
 from harness.cost import memory
@@ -46,7 +47,6 @@ from harness.sampler import forward_passes
 from harness.training.schedule import make_schedule
 from harness.training.step import build_backbone, synchronize
 from studies.configs.sections import resolve_sections
-from studies.costs.synthetic import backbone_shape, build_method
 
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
 """Training images of ILSVRC 2012."""
@@ -217,9 +217,9 @@ def _frame(config: RunConfig, outline: Outline) -> _Frame:
     )
     config = replace(config, runtime=runtime, evaluation=protocol)
     latent_shape = autoencoder.latent_shape(config.data.image_size)
-    shape = backbone_shape(config, latent_shape[1], latent_shape[0], outline.num_classes)
-    arguments = {key: value for key, value in vars(shape).items() if key != "size"}
-    passes = Passes(hollow(lambda: SiT(**arguments, qk_norm=config.model.qk_norm)))
+    channels, side, _ = latent_shape
+    shape = BackboneShape.of(config.model.name, input_size=side, in_channels=channels, num_classes=outline.num_classes)
+    passes = Passes(hollow(partial(SiT.of, shape, config.model.qk_norm)))
     return _Frame(
         config=config,
         outline=outline,
@@ -277,8 +277,9 @@ def _method(frame: _Frame, config: RunConfig) -> Method:
     shapes = DataShape(
         image_size=config.data.image_size, num_classes=frame.shape.num_classes, encoder_width=encoder_width
     )
-    memory.outline(config.method, lambda: build_method(config, frame.shape, shapes))
-    return build_method(config, frame.shape, shapes)
+    build = partial(methods.build, config, frame.shape, shapes)
+    memory.outline(config.method, build)
+    return build()
 
 
 def _cell_cost(frame: _Frame, planned: Planned, method: Method, cost: StepCost, rate: Rate) -> CellEstimate:

@@ -15,7 +15,6 @@ from harness.frozen.autoencoder import SD_RECIPE, build_network
 from harness.frozen.encoders import encoder_width
 from harness.machine.progress import OnProgress
 from harness.method import BackboneShape, DataShape, Method
-from harness.rng import global_state_kept
 
 MOST_SIDE = 256
 """Of latents: those of 2048 pixels, the largest images that a config allows."""
@@ -63,12 +62,8 @@ class Request:
 
     def shape(self, model: str) -> BackboneShape:
         """The shape of a named backbone."""
-        return BackboneShape(
-            size=model.removeprefix("SiT-").split("/")[0],
-            input_size=self.input_size,
-            in_channels=self.in_channels,
-            num_classes=self.num_classes,
-            **parse_name(model),
+        return BackboneShape.of(
+            model, input_size=self.input_size, in_channels=self.in_channels, num_classes=self.num_classes
         )
 
 
@@ -90,7 +85,7 @@ def control_first(names: Sequence[str]) -> tuple[str, ...]:
 def variants(request: Request) -> Iterator[Variant]:
     """The rows of a model, but for their targets."""
     for name in control_first(request.methods):
-        own = {part: request.sections[part] for part in name.split("+")}
+        own = {part: request.sections[part] for part in methods.parts(name)}
         yield Variant(method=name, label=name, sections=own)
         for part, section in own.items():
             for label, fields in methods.load(part).cost_variants.items():
@@ -99,16 +94,9 @@ def variants(request: Request) -> Iterator[Variant]:
                     yield Variant(method=name, label=f"{name}, {label}", sections={**own, part: changed})
 
 
-def build(variant: Variant, shape: BackboneShape, data: DataShape) -> Method:
-    """The method of a variant for this backbone."""
-    with global_state_kept():
-        return methods.load(variant.method)(resolve(variant, shape), shape, data)
-
-
-def resolve(variant: Variant, shape: BackboneShape) -> Any:
-    """What the method's class takes: its section, or those of a sum's parts, with size defaults filled in."""
-    section = dict(variant.sections) if "+" in variant.method else variant.sections[variant.method]
-    return methods.load(variant.method).resolve(section, shape)
+def resolved(variant: Variant, shape: BackboneShape) -> Variant:
+    """The variant with its size defaults filled in for this backbone."""
+    return replace(variant, sections=methods.resolve(variant, shape))
 
 
 # -- counted --------------------------------------------------------------------------------------------------------
@@ -123,16 +111,16 @@ def counted_rows(request: Request, on_progress: OnProgress | None = None) -> lis
     vae = hollow(lambda: build_network(replace(SD_RECIPE, latent_channels=request.in_channels)))
     own, rows = list(variants(request)), []
     for model, variant in itertools.product(request.models, own):
-        resolve(variant, request.shape(model))  # refuses wrong settings before minutes of counting
+        resolved(variant, request.shape(model))  # refuses wrong settings before minutes of counting
     for model in request.models:
         shape = request.shape(model)
-        arguments = {key: value for key, value in vars(shape).items() if key != "size"}
-        passes = Passes(hollow(partial(SiT, **arguments)))
-        for variant in own:
-            method = build(variant, shape, request.data)
+        passes = Passes(hollow(partial(SiT.of, shape)))
+        for number, each in enumerate(own, start=1):
+            variant = resolved(each, shape)
+            method = methods.build(variant, shape, request.data)
             rows += rows_of(variant, model, method, step_cost(passes, method), cache_cost(vae, method))
             if on_progress is not None:
-                done = own.index(variant) + 1 + request.models.index(model) * len(own)
+                done = number + request.models.index(model) * len(own)
                 on_progress(f"counted {model} {variant.label}", done, len(request.models) * len(own))
     return with_change(rows)
 
@@ -142,7 +130,7 @@ def rows_of(variant: Variant, model: str, method: Method, step: StepCost, cache:
     record = cost_record(step, cache)
     cached, online = (record.pop(f"train_gflops_per_image{end}") for end in ("", "_online"))
     who = {"model": model, "method": variant.method, "is_control": method.is_control, "note": method.disclosure.note}
-    settings = {part: dataclasses.asdict(section) for part, section in resolved(method).items()}
+    settings = {part: dataclasses.asdict(section) for part, section in variant.sections.items()}
     return [
         {**who, "label": label, "targets": targets, **record, "train_gflops_per_image": total, "settings": settings}
         for (label, targets), total in zip(labels(variant, method), (cached, online), strict=False)
@@ -154,11 +142,6 @@ def labels(variant: Variant, method: Method) -> list[tuple[str, Literal["cached"
     if not method.needs().encoders:
         return [(variant.label, "cached")]
     return [(f"{variant.label}, cached targets", "cached"), (f"{variant.label}, online targets", "online")]
-
-
-def resolved(method: Method) -> dict[str, Any]:
-    """Resolved sections by the name of the part."""
-    return dict(method.config) if "+" in method.name else {method.name: method.config}
 
 
 def with_change(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -183,7 +166,9 @@ def measured_rows(
         Case(model=model, label=label, method=variant.method, sections=variant.sections, targets=targets)
         for model in request.models
         for variant in variants(request)
-        for label, targets in labels(variant, build(variant, request.shape(model), request.data))
+        for label, targets in labels(
+            variant, methods.build(resolved(variant, request.shape(model)), request.shape(model), request.data)
+        )
     ]
     shapes = {name: getattr(request, name) for name in ("input_size", "in_channels", "num_classes", "image_size")}
     setting = Workload(batch_size=batch_size, rounds=rounds, **shapes)

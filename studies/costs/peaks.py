@@ -20,7 +20,6 @@ from harness.method import Method
 from harness.training.step import synchronize
 from studies.children import in_own_process
 from studies.costs.stands import Case, Conditions, Stand, Workload
-from studies.costs.synthetic import build_method
 
 PEAK_STEPS = 2
 """The second step has the optimiser's moments beside the activations, which is the most that a step needs."""
@@ -31,7 +30,7 @@ def check_memory(conditions: Conditions, group: Sequence[Case]) -> None:
     outlines = []
     for case in group:
         config = conditions.config(case)
-        build = partial(build_method, config, conditions.shape(config), conditions.data)
+        build = partial(methods.build, config, conditions.shape(config), conditions.data)
         outlines.append((config, memory.outline(case.method, build)))
     resting = [heads_bytes(method) for _, method in outlines]
     for (config, method), own in zip(outlines, resting, strict=True):

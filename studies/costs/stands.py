@@ -15,7 +15,7 @@ from harness.frozen.encoders import PASS_IMAGES, FrozenEncoder, encoder_width
 from harness.method import BackboneShape, DataShape
 from harness.training.step import Run, train_step
 from studies.configs.sections import resolve_sections
-from studies.costs.synthetic import backbone_shape, random_images, synthetic_run
+from studies.costs.synthetic import random_images, synthetic_run
 
 LEAST_ROUNDS = 6
 """Least and most of n values enclose the median with confidence 1 - 2 / 2^n: 96.9% for 6, and too little for 5."""
@@ -105,7 +105,12 @@ class Conditions:
 
     def shape(self, config: RunConfig) -> BackboneShape:
         setting = self.setting
-        return backbone_shape(config, setting.input_size, setting.in_channels, setting.num_classes)
+        return BackboneShape.of(
+            config.model.name,
+            input_size=setting.input_size,
+            in_channels=setting.in_channels,
+            num_classes=setting.num_classes,
+        )
 
     def run(self, case: Case) -> Run:
         """The case's run at step 0."""

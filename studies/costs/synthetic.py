@@ -12,13 +12,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 import methods
-from harness.backbones.sit import parse_name
 from harness.config import RunConfig
 from harness.data.prepare import PreparedData
-from harness.method import BackboneShape, DataShape, Method, Needs
-from harness.rng import global_state_kept, stream
+from harness.method import BackboneShape, DataShape, Needs
+from harness.rng import stream
 from harness.training.step import Run, set_up
-from studies.configs.sections import section_of, size_of
 
 
 @dataclass(frozen=True)
@@ -70,20 +68,6 @@ class _Prepared:
     mirrored: None = None
 
 
-def backbone_shape(config: RunConfig, input_size: int, in_channels: int, num_classes: int) -> BackboneShape:
-    """The shape of the config's model on latents of `in_channels` x `input_size` x `input_size`."""
-    sizes = parse_name(config.model.name)
-    return BackboneShape(
-        size=size_of(config), input_size=input_size, in_channels=in_channels, num_classes=num_classes, **sizes
-    )
-
-
-def build_method(config: RunConfig, shape: BackboneShape, data: DataShape) -> Method:
-    """The method of a config whose sections are resolved; no weights are drawn yet."""
-    with global_state_kept():
-        return methods.load(config.method)(section_of(config), shape, data)
-
-
 def prepared_data(shape: BackboneShape, data: DataShape, needs: Needs, num_images: int) -> PreparedData:
     """Random moments (float32 [M, 2C, h, w]), tokens (float16 [M, T, Z]) and images; the same at every call."""
     generator = stream(0, "data")
@@ -117,5 +101,5 @@ def synthetic_run(
     config: RunConfig, shape: BackboneShape, data: DataShape, accelerator: Accelerator, num_images: int
 ) -> Run:
     """A run at step 0, as the trainer sets it up. `config` is resolved."""
-    method = build_method(config, shape, data)
+    method = methods.build(config, shape, data)
     return set_up(config, method, prepared_data(shape, data, method.needs(), num_images), accelerator)

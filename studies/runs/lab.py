@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from accelerate import Accelerator
 
 import methods
-from harness.backbones.sit import parse_name
 from harness.config import RunConfig
 from harness.cost.memory import check_run, outline
 from harness.data.cache import cache_folder
@@ -17,14 +16,13 @@ from harness.frozen.encoders import encoder_width
 from harness.machine import environment
 from harness.machine.processes import main_first, open_accelerator
 from harness.machine.progress import OnProgress
-from harness.method import BackboneShape, DataShape, Method, Needs
+from harness.method import BackboneShape, DataShape, Needs
 from harness.records.run_folder import RunFolder
-from harness.rng import global_state_kept
 from harness.training.compilation import check_compiler
 from harness.training.step import check_split
 from studies.agenda import Agenda
 from studies.configs.differences import differing
-from studies.configs.sections import SECTIONS, as_plain, resolve_sections, section_of, size_of
+from studies.configs.sections import SECTIONS, as_plain, resolve_sections
 from studies.runs.folders import folder_of, is_done
 
 
@@ -75,14 +73,9 @@ def open_lab(config: RunConfig, on_progress: OnProgress) -> Lab:
 
 def backbone_shape(config: RunConfig, prepared: PreparedData) -> BackboneShape:
     """The backbone's shape for these latents and classes."""
-    parts = parse_name(config.model.name)
     _, numbers, side, _ = prepared.moments.shape
-    return BackboneShape(
-        size=size_of(config),
-        input_size=side,
-        in_channels=numbers // 2,
-        num_classes=prepared.images.num_classes,
-        **parts,
+    return BackboneShape.of(
+        config.model.name, input_size=side, in_channels=numbers // 2, num_classes=prepared.images.num_classes
     )
 
 
@@ -90,12 +83,6 @@ def resolve_run(lab: Lab, config: RunConfig) -> RunConfig:
     """A cell's config with the shared sections as the lab resolved them, and its method's section resolved."""
     shared = {name: getattr(lab.config, name) for name in SECTIONS}
     return resolve_sections(replace(config, **shared), lab.shape)
-
-
-def build_method(lab: Lab, config: RunConfig) -> Method:
-    """The method of a resolved config, with heads of the right shapes and no weights drawn yet."""
-    with global_state_kept():
-        return methods.load(config.method)(section_of(config), lab.shape, lab.data)
 
 
 def check_agenda(lab: Lab, agenda: Agenda) -> None:
@@ -113,7 +100,7 @@ def check_cell(lab: Lab, config: RunConfig, seeds: Sequence[int]) -> None:
     """
     config = resolve_run(lab, config)
     check_split(config, lab.accelerator.num_processes)
-    method = outline(config.method, lambda: build_method(lab, config))
+    method = outline(config.method, lambda: methods.build(config, lab.shape, lab.data))
     needs = method.needs()
     runs = [replace(config, seed=seed) for seed in seeds]
     # A finished study needs no encoder: its table can be made again where the weights are missing.

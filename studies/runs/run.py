@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import methods
 from harness.config import RunConfig
 from harness.cost.operations import cache_cost, cost_record
 from harness.data.prepare import prepare
@@ -16,7 +17,7 @@ from harness.training.trainer import Event, end_run, resume, train
 from studies.agenda import Context
 from studies.configs.sections import as_plain
 from studies.runs.folders import folder_of
-from studies.runs.lab import Lab, build_method, resolve_run
+from studies.runs.lab import Lab, resolve_run
 from studies.runs.manifest import first_manifest, manifest, now
 
 Watch = Callable[[Event], bool]
@@ -35,7 +36,7 @@ def run_cell(lab: Lab, config: RunConfig, context: Context, watch: Watch = lambd
         # What fails from here on has a place on record.
         folder.create()
         folder.write_manifest(first_manifest(config, context))
-    method = build_method(lab, config)
+    method = methods.build(config, lab.shape, lab.data)
     prepared = prepare(config, method.needs(), lab.accelerator.device, lab.on_progress)
     run = set_up(config, method, prepared, lab.accelerator)
     facts = manifest(lab, run, context)

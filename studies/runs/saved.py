@@ -133,13 +133,7 @@ def load_backbone(folder: RunFolder, lab: Lab, step: int) -> tuple[SiT, int]:
     """The EMA backbone of a step (-1: the last one), and its step."""
     tensors, found = checkpoint.load_ema(folder.checkpoints, None if step < 0 else step)
     with global_state_kept():
-        backbone = SiT.from_name(
-            lab.config.model.name,
-            input_size=lab.shape.input_size,
-            in_channels=lab.shape.in_channels,
-            num_classes=lab.shape.num_classes,
-            qk_norm=lab.config.model.qk_norm,
-        )
+        backbone = SiT.of(lab.shape, lab.config.model.qk_norm)
     backbone.load_state_dict(tensors)
     return backbone.to(lab.accelerator.device).eval(), found
 

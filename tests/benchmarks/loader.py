@@ -26,11 +26,11 @@ from harness.data.prepare import PreparedData
 from harness.frozen.encoders import encoder_width
 from harness.machine import environment
 from harness.machine.processes import open_accelerator
-from harness.method import DataShape, Needs
+from harness.method import BackboneShape, DataShape, Needs
 from harness.rng import stream
 from harness.training.step import train_step
 from studies.configs.sections import resolve_sections
-from studies.costs.synthetic import backbone_shape, prepared_data, synthetic_run
+from studies.costs.synthetic import prepared_data, synthetic_run
 
 TITLE = "batches of 256 from caches of SiT-B/2 at 256 pixels"
 NUM_IMAGES, BATCH, COUNT = 12288, 256, 24
@@ -52,7 +52,7 @@ def build(folder: Path, row_shape: tuple[int, ...], dtype: torch.dtype) -> Shard
 def prepared_at(folder: Path) -> PreparedData:
     """Caches on the disk; labels and the rest are made up."""
     config = RunConfig(model=ModelConfig(name="SiT-B/2"), data=DataConfig(name="digits"))
-    shape, needs = backbone_shape(config, 32, 4, 1000), Needs()
+    shape, needs = BackboneShape.of(config.model.name, input_size=32, in_channels=4, num_classes=1000), Needs()
     made = prepared_data(shape, DataShape(image_size=0, num_classes=1000, encoder_width=encoder_width), needs, 1)
     images = replace(cast(Any, made.images), labels=np.arange(NUM_IMAGES) % 1000)
     return replace(
@@ -136,7 +136,7 @@ def measure_training(prepared: PreparedData) -> dict[str, Any]:
         budget=BudgetConfig(amount=10**9),
         runtime=runtime,
     )
-    shape = backbone_shape(config, 32, 4, 1000)
+    shape = BackboneShape.of(config.model.name, input_size=32, in_channels=4, num_classes=1000)
     run = synthetic_run(resolve_sections(config, shape), shape, data, open_accelerator(runtime), 1)
     batches = BatchSource(prepared, 0, STEP_BATCH, 0.1, Needs(encoders=(ENCODER,)), Shard(), run.device)
     waited: list[float] = []

@@ -12,10 +12,10 @@ from harness.config import (
 )
 from harness.frozen.encoders import encoder_width
 from harness.machine.processes import open_accelerator
-from harness.method import DataShape
+from harness.method import BackboneShape, DataShape
 from harness.training.step import Run
 from studies.configs.sections import resolve_sections
-from studies.costs.synthetic import backbone_shape, synthetic_run
+from studies.costs.synthetic import synthetic_run
 
 CLASSES = 1000
 
@@ -43,6 +43,6 @@ def build_run(
         runtime=runtime,
         output=output or OutputConfig(),
     )
-    shape = backbone_shape(config, side, 4, CLASSES)
+    shape = BackboneShape.of(model, input_size=side, in_channels=4, num_classes=CLASSES)
     data = DataShape(image_size=8 * side, num_classes=CLASSES, encoder_width=encoder_width)
     return synthetic_run(resolve_sections(config, shape), shape, data, open_accelerator(runtime), batch)

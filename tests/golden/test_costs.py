@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import methods
-from harness.backbones.sit import SiT, parse_name
+from harness.backbones.sit import SiT
 from harness.cost.operations import (
     Passes,
     StepCost,
@@ -33,14 +33,11 @@ BIG = pytest.mark.full
 
 
 def shape_of(name: str, input_size: int = 32, in_channels: int = 4) -> BackboneShape:
-    size = name.removeprefix("SiT-").split("/")[0]
-    return BackboneShape(
-        size=size, input_size=input_size, in_channels=in_channels, num_classes=1000, **parse_name(name)
-    )
+    return BackboneShape.of(name, input_size=input_size, in_channels=in_channels, num_classes=1000)
 
 
 def passes_of(shape: BackboneShape) -> Passes:
-    return Passes(hollow(lambda: SiT(**{key: value for key, value in vars(shape).items() if key != "size"})))
+    return Passes(hollow(lambda: SiT.of(shape)))
 
 
 def method_of(name: str, shape: BackboneShape, **fields: Any) -> Method:

@@ -45,6 +45,15 @@ def weights(method: Method) -> dict[str, Tensor]:
 # -- shapes ---------------------------------------------------------------------------------------------------------
 
 
+def test_the_shape_of_a_named_backbone() -> None:
+    expected = BackboneShape(
+        size="XL", depth=28, hidden_size=1152, num_heads=16, patch_size=4, input_size=32, in_channels=3, num_classes=7
+    )
+    assert BackboneShape.of("SiT-XL/4", input_size=32, in_channels=3, num_classes=7) == expected
+    with pytest.raises(UserError, match=r"^model\.name is 'SiT-Z/2'"):
+        BackboneShape.of("SiT-Z/2", input_size=32, in_channels=3, num_classes=7)
+
+
 def test_shape_properties_by_hand(shape: BackboneShape) -> None:
     assert (shape.grid, shape.num_tokens, shape.patch_numbers) == (2, 4, 12)
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 import methods
 from harness import official
-from harness.backbones.sit import parse_name
 from harness.errors import UserError, one_line
 from harness.method import BackboneShape, DataShape, Method
 from harness.rng import global_state_kept, stream
@@ -317,9 +316,7 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
 
 def build_method(name: str, **fields: Any) -> Method:
     """The method on SiT-pico's shapes; encoder `a` has 12 numbers a token and `b` 20."""
-    shape = BackboneShape(
-        size="pico", input_size=SIDE, in_channels=CHANNELS, num_classes=CLASSES, **parse_name("SiT-pico/2")
-    )
+    shape = BackboneShape.of("SiT-pico/2", input_size=SIDE, in_channels=CHANNELS, num_classes=CLASSES)
     data = DataShape(image_size=32, num_classes=CLASSES, encoder_width=lambda encoder: {"a": 12, "b": 20}[encoder])
     cls = methods.load(name)
     with global_state_kept():

@@ -9,7 +9,7 @@ import math
 import random
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -450,6 +450,37 @@ def test_two_taps_on_one_block_are_read_once(shape: BackboneShape, data_shape: D
     with global_state_kept():
         method = cls(cls.resolve(sections, shape), shape, data_shape)
     assert method.taps(PROGRESS) == (2,)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """As much of a run's config as says how its method is set."""
+
+    method: str
+    sections: dict[str, Any]
+
+
+def test_a_name_has_parts() -> None:
+    assert methods.parts("repa") == ("repa",)
+    assert methods.parts("repa+vae_repa") == ("repa", "vae_repa")
+
+
+def test_a_single_method_is_built_with_its_own_section(shape: BackboneShape, data_shape: DataShape) -> None:
+    own = load("sra").Config(block=1, teacher_block=2)
+    sections = methods.resolve(Settings("sra", {"sra": own, "repa": None}), shape)
+    assert sections == {"sra": load("sra").resolve(own, shape)}
+    before = torch.get_rng_state()
+    method = methods.build(Settings("sra", sections), shape, data_shape)
+    assert method.config is sections["sra"] and isinstance(method, load("sra"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_sum_is_built_with_the_section_of_each_part(shape: BackboneShape, data_shape: DataShape) -> None:
+    sections = {"repa": load("repa").Config(block=3, encoders="a"), "vae_repa": load("vae_repa").Config(block=2)}
+    sections = methods.resolve(Settings("repa+vae_repa", sections), shape)
+    assert sections == {name: load(name).resolve(section, shape) for name, section in sections.items()}
+    method = methods.build(Settings("repa+vae_repa", {**sections, "sra": None}), shape, data_shape)
+    assert method.name == "repa+vae_repa" and method.config == sections and method.taps(PROGRESS) == (2, 3)
 
 
 # -- contract -------------------------------------------------------------------------------------------------------

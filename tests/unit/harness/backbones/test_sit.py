@@ -3,6 +3,7 @@
 Shapes: N images, C channels, H W latent height and width, T tokens, D width, A heads.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, cast
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from harness.backbones.sit import PLAIN_TOKENS, SIZES, SiT, TimestepEmbedder, attend, parse_name, patchify, unpatchify
 from harness.errors import UserError
+from harness.method import BackboneShape
 from harness.rng import global_state_kept, stream
 
 Array = NDArray[np.float64]
@@ -457,6 +459,14 @@ def test_from_name_and_its_overrides() -> None:
         model = SiT.from_name("SiT-pico/2", input_size=8, num_classes=10, depth=2)
     assert (model.depth, model.hidden_size, model.num_heads, model.patch_size) == (2, 64, 2, 2)
     assert (model.input_size, model.in_channels, model.num_classes) == (8, 4, 10)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_a_shape_says_all_numbers_of_the_network(shape: BackboneShape, qk_norm: bool) -> None:
+    model = SiT.of(shape, qk_norm)
+    names = [item.name for item in dataclasses.fields(shape) if item.name != "size"]
+    assert {name: getattr(model, name) for name in names} == {name: getattr(shape, name) for name in names}
+    assert any("q_norm" in name for name in model.state_dict()) == qk_norm
 
 
 @pytest.mark.parametrize("name", ["SiT-XXL/2", "SiT-B", "SiT-B/0", "DiT-B/2", "SiT-B/2 ", "sit-B/2", ""])

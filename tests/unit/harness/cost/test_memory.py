@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import methods
-from harness.backbones.sit import SIZES, SiT, parse_name
+from harness.backbones.sit import SIZES, SiT
 from harness.config import (
     DataConfig,
     EvaluationConfig,
@@ -34,8 +34,7 @@ GB = 10**9
 
 def shape_of(name: str, input_size: int = 8) -> BackboneShape:
     """Latents of the digits: 4 channels, 10 classes."""
-    size = name.removeprefix("SiT-").split("/")[0]
-    return BackboneShape(size=size, input_size=input_size, in_channels=4, num_classes=10, **parse_name(name))
+    return BackboneShape.of(name, input_size=input_size, in_channels=4, num_classes=10)
 
 
 def run_of(name: str = "SiT-nano/2", precision: str = "fp32", **sections: Any) -> RunConfig:
@@ -75,8 +74,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 def test_parameters_of_every_size(name: str) -> None:
     shape = shape_of(name)
     with torch.device("meta"), global_state_kept():
-        fields = {key: value for key, value in vars(shape).items() if key != "size"}
-        model = SiT(**fields)
+        model = SiT.of(shape)
     assert memory.backbone_parameters(shape) == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
@@ -98,7 +96,7 @@ def kept_bytes(module: nn.Module, precision: str, run: Callable[[], Any]) -> int
 
 def backbone_of(shape: BackboneShape) -> SiT:
     with global_state_kept():
-        return SiT(**{key: value for key, value in vars(shape).items() if key != "size"})
+        return SiT.of(shape)
 
 
 def inputs_of(shape: BackboneShape, images: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import methods
-from harness.backbones.sit import SiT, parse_name
+from harness.backbones.sit import SiT
 from harness.cost import operations as costs
 from harness.cost.operations import Passes, StepCost, cache_cost, cost_record, count, hollow, step_cost
 from harness.errors import UserError
@@ -34,8 +34,7 @@ ENCODER_WIDTH = 768
 
 
 def shape_of(name: str, input_size: int = 32) -> BackboneShape:
-    size = name.removeprefix("SiT-").split("/")[0]
-    return BackboneShape(size=size, input_size=input_size, in_channels=4, num_classes=10, **parse_name(name))
+    return BackboneShape.of(name, input_size=input_size, in_channels=4, num_classes=10)
 
 
 def embed_macs(shape: BackboneShape) -> int:
@@ -101,7 +100,7 @@ def passes_of(shape: BackboneShape) -> Passes:
 
 def build(shape: BackboneShape) -> SiT:
     with global_state_kept():
-        return SiT(**{key: value for key, value in vars(shape).items() if key != "size"})
+        return SiT.of(shape)
 
 
 def macs(gmacs: float) -> int:

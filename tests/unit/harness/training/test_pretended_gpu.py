@@ -24,7 +24,6 @@ from harness.evaluation.evaluate import velocity_errors
 from harness.evaluation.generate import generate_latents
 from harness.training import step
 from harness.training.step import Run, set_up, train_step
-from studies.runs.lab import build_method
 from tests.bench_setting import Bench
 
 GPU = torch.device("cuda", 0)
@@ -96,7 +95,7 @@ def test_a_training_step(bench: Bench, monkeypatch: pytest.MonkeyPatch, name: st
     real = bench.start(config)
     batch = bench.batch(real)
     with pretended_gpu(real) as mode, Products() as products:
-        run = set_up(config, build_method(bench.lab, config), bench.lab.prepared, ACCELERATOR)
+        run = set_up(config, methods.build(config, bench.lab.shape, bench.lab.data), bench.lab.prepared, ACCELERATOR)
         monkeypatch.setattr(Tensor, "backward", lambda loss: backward(run))
         train_step(run, without_numbers(batch, mode))
     trained = [weight for weight in run.module.parameters() if weight.requires_grad]
@@ -116,7 +115,7 @@ def test_what_a_step_may_not_do_is_found(bench: Bench, monkeypatch: pytest.Monke
     real = bench.start(config)
     batch = bench.batch(real)
     with pretended_gpu(real) as mode:
-        run = set_up(config, build_method(bench.lab, config), bench.lab.prepared, ACCELERATOR)
+        run = set_up(config, methods.build(config, bench.lab.shape, bench.lab.data), bench.lab.prepared, ACCELERATOR)
         monkeypatch.setattr(Tensor, "backward", lambda loss: loss.item())
         with pytest.raises(DataDependentOutputException):
             train_step(run, without_numbers(batch, mode))
@@ -130,7 +129,7 @@ def test_samples_and_velocities(bench: Bench, monkeypatch: pytest.MonkeyPatch) -
     steps = sampler.times(evaluation.sampler)
     monkeypatch.setattr(sampler, "times", lambda config: steps)
     with pretended_gpu(bench.start(config)), Products() as products:
-        run = set_up(config, build_method(bench.lab, config), bench.lab.prepared, ACCELERATOR)
+        run = set_up(config, methods.build(config, bench.lab.shape, bench.lab.data), bench.lab.prepared, ACCELERATOR)
         [(_, latents)] = generate_latents(run.ema.backbone, evaluation, 5, GPU, [0])
         assert latents.device == GPU and latents.dtype == torch.float64
         num, bins, shape = 3, 4, latents.shape[1:]

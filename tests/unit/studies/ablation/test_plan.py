@@ -18,10 +18,13 @@ from studies.ablation.plan import (
     LONGEST_LABEL,
     Ablation,
     Subject,
+    axis_field,
+    axis_name,
     differences,
     grown,
     joined,
     plan_record,
+    recorded_sections,
     refusal,
     text_of,
 )
@@ -165,6 +168,18 @@ def test_the_plan_of_a_search_tells_no_password(cell: Cell) -> None:
     assert plan["methods"]["repa+vae_repa"]["section"].keys() == {"repa", "vae_repa"}
 
 
+@pytest.mark.parametrize(("method", "axis"), [("repa", "block"), ("repa+vae_repa", "repa.block")])
+def test_axes_and_sections_of_a_sum_name_the_part(cell: Cell, method: str, axis: str) -> None:
+    assert axis_name(method, "repa", "block") == axis
+    assert axis_field(method, axis) == ("repa", "block")
+    plan = plan_record(search(cell, method))
+    entry = plan["methods"][method]
+    assert ("repa" in entry["section"]) == (method != "repa"), "a single method has its section itself on record"
+    sections = recorded_sections(method, entry)
+    assert tuple(sections) == methods.parts(method)
+    assert sections["repa"]["encoders"] == "efficientnet_lite2"
+
+
 # -- what may not change --------------------------------------------------------------------------------------------
 
 
@@ -184,6 +199,14 @@ GRID = {"block": "1,2"}
 def test_preset_and_protocol_may_not_change(cell: Cell, words: tuple[str, ...], first: str) -> None:
     lines = differences(plan_record(grid(cell, GRID)), plan_record(grid(cell, GRID, *words)))
     assert lines[0] == first
+
+
+def test_a_study_that_left_compile_to_the_machine_goes_on(cell: Cell) -> None:
+    """Version 0.1.0 put `auto` on record."""
+    before, now = (plan_record(grid(cell, GRID, "--runtime.compile", value)) for value in ("false", "true"))
+    assert differences(before, now) == ["runtime.compile False, now True"]
+    before["base"]["runtime"]["compile"] = "auto"
+    assert differences(before, now) == []
 
 
 def test_another_data_set_method_or_kind_is_named_alone(cell: Cell) -> None:

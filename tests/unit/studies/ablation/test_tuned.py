@@ -131,6 +131,14 @@ def test_refusals_of_the_command_line(study: Callable[..., Path], words: tuple[s
     assert refusal(study(*TRIALS), *words) == line
 
 
+def test_a_study_that_left_compile_to_the_machine_asks_for_it(study: Callable[..., Path], plan: Record) -> None:
+    """Version 0.1.0 put `auto` on record."""
+    base = {**plan["base"], "runtime": {**plan["base"]["runtime"], "compile": "auto"}}
+    folder = study(*TRIALS, base=base)
+    assert "give --runtime.compile true or false" in refusal(folder, "--seeds", "2")
+    assert tuned(folder, "--seeds", "2", "--runtime.compile", "true").cells[0].runtime.compile is True
+
+
 @pytest.mark.parametrize("state", ["waiting", "running"])
 def test_a_winner_that_could_still_change_is_refused(study: Callable[..., Path], state: str) -> None:
     open_trial = trial(SUM, f"{SUM},repa.weight=1.0", {"repa.weight": 1.0, "vae_repa.block": 1}, None, state)

@@ -11,7 +11,7 @@ import yaml
 import methods
 from harness.config import DataConfig, RunConfig
 from harness.errors import UserError
-from studies.configs import sections, settings
+from studies.configs import settings
 from studies.configs.cells import Comparison, comparison, run_config
 from studies.configs.sections import as_plain, nominal_shape, resolve_sections
 from studies.configs.settings import build_parser, comma_list, parse, whole_numbers
@@ -124,8 +124,7 @@ def test_only_the_methods_own_sections_are_kept() -> None:
     config = trained(*DIGITS, "--method", "repa+vae_repa", "--vae_repa.weight", "0.5")
     assert config.sections.keys() == {"repa", "vae_repa"}
     assert config.sections["vae_repa"].weight == 0.5
-    assert sections.section_of(config).keys() == {"repa", "vae_repa"}
-    assert sections.section_of(trained(*DIGITS, "--method", "repa")) == config.sections["repa"]
+    assert trained(*DIGITS, "--method", "repa").sections == {"repa": config.sections["repa"]}
 
 
 # -- what a wrong word is answered with -----------------------------------------------------------------------------
