@@ -5,9 +5,11 @@ starts in a fraction of a second, and none inherits threads or a device from ano
 import multiprocessing
 import signal
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from harness.errors import UserError
@@ -17,6 +19,22 @@ CONTEXT = multiprocessing.get_context("forkserver")
 """Makes processes and pipes."""
 PRELOADED = "studies.dispatch.worker"
 """The module whose libraries the server loads. Python passes over a name that it cannot import, without a word."""
+GRACE_SECONDS = 5
+"""Between asking a process to end and killing it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Child:
+    """A process that was forked from the server."""
+
+    process: ForkServerProcess
+    heard: Connection
+    """What the process says; at its end comes an `EOFError`."""
+
+    def ended(self) -> int:
+        """Wait for the end of the process; returns its exit status, which is negative after a signal."""
+        self.process.join()
+        return self.process.exitcode or 0
 
 
 def start_server() -> None:
@@ -30,6 +48,27 @@ def start_server() -> None:
         signal.signal(signal.SIGINT, before)
 
 
+def start_child(target: Callable[..., None], *arguments: Any) -> Child:
+    """Start a process that calls `target` with the arguments and, last, the connection to tell through."""
+    heard, told = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=target, args=(*arguments, told))
+    process.start()
+    told.close()  # so that the end of the process is the end of what is heard
+    return Child(process, heard)
+
+
+def end_children(children: Iterable[Child]) -> None:
+    """End processes, whatever they do, and wait until they are gone."""
+    processes = [child.process for child in children]
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(GRACE_SECONDS)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """What a function returns or raises in a process that has run nothing else; it ends with the call, come what may.
 
@@ -37,35 +76,32 @@ def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
         UserError: the process was killed, as a rule for want of memory.
     """
     start_server()
-    heard, told = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=_answer, args=(told, function, arguments))
-    process.start()
-    told.close()  # so that the end of the process is the end of what is heard
+    child = start_child(_answer, function, *arguments)
     try:
-        answer = heard.recv()
+        answer = child.heard.recv()
     except EOFError:
-        process.join()
-        reason = describe(process.exitcode or 0)
+        reason = ending_in_words(child.ended())
         raise UserError(f"memory cannot be measured ({reason}): lower batch_size, or choose a smaller model") from None
     finally:
-        process.terminate()
-        process.join()
+        end_children([child])
     if isinstance(answer, Exception):
         raise answer
     return answer
 
 
-def _answer(told: Connection, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+def _answer(function: Callable[..., Any], *arguments: Any) -> None:
+    """Tell what a function returns or raises; the connection to tell through is the last argument."""
+    *given, told = arguments
     quiet_libraries()
     try:
-        answer = function(*arguments)
+        answer = function(*given)
     except Exception as error:
         error.add_note(traceback.format_exc())
         answer = error
     told.send(answer)
 
 
-def describe(status: int) -> str:
+def ending_in_words(status: int) -> str:
     """How a process ended, from its exit status; a negative one is a signal."""
     if status >= 0:
         return f"its process ended with status {status}"

@@ -159,6 +159,6 @@ def _no_lock_file(path: Path) -> UserError:
 def _is_open(handle: int, path: Path) -> bool:
     """Whether an open file is what lies at `path`, which another process may have removed or replaced since."""
     try:
-        return os.path.samestat(os.fstat(handle), path.stat(follow_symlinks=False))
+        return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
         return False

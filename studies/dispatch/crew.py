@@ -11,12 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from harness.errors import StorageError, UserError
 from studies.agenda import Agenda
-from studies.children import CONTEXT, describe, start_server
+from studies.children import Child, end_children, ending_in_words, start_child, start_server
 from studies.dispatch.board import Board
 from studies.dispatch.leases import claim
 from studies.dispatch.logs import record_failure
@@ -25,9 +24,6 @@ from studies.dispatch.plan import WorkerPlan
 from studies.dispatch.turns import known
 from studies.dispatch.worker import DONE, SPENT, Order, serve
 from studies.runs.folders import lease_of
-
-GRACE_SECONDS = 5
-"""Between asking a worker to end and killing it."""
 
 
 class WorkerError(Exception):
@@ -40,8 +36,8 @@ class Worker:
 
     place: int
     """Counted from 0; decides its devices."""
-    processes: dict[Connection, ForkServerProcess] = field(default_factory=dict)
-    """By the connection on which each is heard."""
+    children: list[Child] = field(default_factory=list)
+    """The processes that have not ended."""
     number: int = 0
     """The run that it is at; 0 between runs."""
     error: UserError | StorageError | WorkerError | None = None
@@ -73,7 +69,7 @@ class Crew:
             while self._workers:
                 self._listen()
         finally:
-            self._stop(self._workers)
+            end_children(child for worker in self._workers for child in worker.children)
         if self._error is not None and not self._board.all_over:
             raise self._error
 
@@ -85,11 +81,7 @@ class Crew:
         self._workers.append(worker)
         for environment in self._environments(place):
             order = Order(environment=environment, checks=not self._is_ready, task=self._task())
-            heard, told = CONTEXT.Pipe(duplex=False)
-            process = CONTEXT.Process(target=serve, args=(order, told))
-            process.start()
-            told.close()  # so that the end of the process is the end of what is heard
-            worker.processes[heard] = process
+            worker.children.append(start_child(serve, order))
 
     def _task(self) -> Mapping[str, Any]:
         return {
@@ -112,31 +104,20 @@ class Crew:
         for rank in range(size):
             yield {**shared, **group, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)}
 
-    def _stop(self, workers: list[Worker]) -> None:
-        """End processes, whatever they do, and wait until they are gone."""
-        processes = [process for worker in workers for process in worker.processes.values()]
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.join(GRACE_SECONDS)
-            if process.is_alive():
-                process.kill()
-                process.join()
-
     # -- hearing ----------------------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
         """Hear what any worker says next, or that it ended."""
-        heard = {connection: worker for worker in self._workers for connection in worker.processes}
+        heard = {child.heard: (worker, child) for worker in self._workers for child in worker.children}
         for connection in wait(list(heard)):
             assert isinstance(connection, Connection)
-            worker = heard[connection]
+            worker, child = heard[connection]
             if worker not in self._workers:
                 continue  # ended with another process of its group, heard just before
             try:
                 self._hear(worker, connection.recv())
             except EOFError:
-                self._end_process(worker, connection)
+                self._end_child(worker, child)
 
     def _hear(self, worker: Worker, message: Any) -> None:
         match message:
@@ -156,28 +137,28 @@ class Crew:
                 worker.number = 0
         self._board.hear(message)
 
-    def _end_process(self, worker: Worker, connection: Connection) -> None:
+    def _end_child(self, worker: Worker, child: Child) -> None:
         """A process ended: one that did not finish takes the others of its group with it."""
-        process = worker.processes.pop(connection)
-        process.join()
-        if process.exitcode == DONE:
-            if not worker.processes:
+        worker.children.remove(child)
+        status = child.ended()
+        if status == DONE:
+            if not worker.children:
                 self._workers.remove(worker)
             return
-        self._stop([worker])
-        for other in worker.processes:
+        end_children(worker.children)
+        for other in worker.children:
             with contextlib.suppress(EOFError):
-                while other.poll():
-                    self._hear(worker, other.recv())
+                while other.heard.poll():
+                    self._hear(worker, other.heard.recv())
         self._workers.remove(worker)
-        self._end_worker(worker, process.exitcode or 0)
+        self._end_worker(worker, status)
 
     def _end_worker(self, worker: Worker, status: int) -> None:
         """Replace a worker that ended in a cell; one that ended outside of any would only end again."""
         if worker.number:
-            self._record_death(worker.number, describe(status))
+            self._record_death(worker.number, ending_in_words(status))
         elif status != SPENT:
-            self._error = worker.error or WorkerError(f"a worker ended outside of any cell: {describe(status)}")
+            self._error = worker.error or WorkerError(f"a worker ended outside of any cell: {ending_in_words(status)}")
             return
         if not self._board.all_over:
             self._start(worker.place)

@@ -1,11 +1,16 @@
 """The process that workers are forked from loads their libraries, and may have no threads and no device."""
 
 import os
+import signal
 import subprocess
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-from studies.children import PRELOADED, in_own_process
+import pytest
+
+from studies import children
+from studies.children import PRELOADED, end_children, ending_in_words, in_own_process, start_child, start_server
 
 ROOT = Path(__file__).parents[3]
 
@@ -49,3 +54,33 @@ def is_preloaded() -> bool:
 def test_a_child_starts_with_the_libraries_of_workers_loaded() -> None:
     """A name that cannot be imported is passed over by Python, and every worker would load torch anew."""
     assert in_own_process(is_preloaded)
+
+
+def say_and_wait(words: str, told: Connection) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    told.send(words)
+    signal.pause()
+
+
+def say_and_exit(status: int, told: Connection) -> None:
+    told.send("last words")
+    sys.exit(status)
+
+
+def test_children_are_heard_until_they_end_and_are_ended_whatever_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "GRACE_SECONDS", 0.2)
+    start_server()
+    stubborn, quick = start_child(say_and_wait, "here"), start_child(say_and_exit, 7)
+    assert stubborn.heard.recv() == "here"
+    assert quick.heard.recv() == "last words"
+    with pytest.raises(EOFError):
+        quick.heard.recv()
+    assert quick.ended() == 7
+    end_children([stubborn, quick])
+    assert (stubborn.ended(), quick.ended()) == (-signal.SIGKILL, 7)
+
+
+def test_how_a_process_ended() -> None:
+    assert ending_in_words(-signal.SIGKILL) == "its process was killed by SIGKILL (often: out of memory)"
+    assert ending_in_words(-signal.SIGSEGV) == "its process was killed by SIGSEGV"
+    assert ending_in_words(7) == "its process ended with status 7"

@@ -1,7 +1,6 @@
 """Whose turn a run is, what a worker says of runs that others ended, and how failures are put on record."""
 
 import os
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -16,7 +15,6 @@ from harness.records.locks import holder
 from harness.records.run_folder import RunFolder
 from harness.training.trainer import Event
 from studies.agenda import Context
-from studies.children import describe
 from studies.configs.cells import Comparison
 from studies.dispatch.board import Board, Failure
 from studies.dispatch.leases import claim
@@ -252,12 +250,6 @@ def test_a_failure_that_cannot_be_recorded_hides_nothing(asked: Comparison, monk
 )
 def test_an_error_is_one_line(error: Exception, line: str) -> None:
     assert one_line(error) == line
-
-
-def test_how_a_process_ended() -> None:
-    assert describe(-signal.SIGKILL) == "its process was killed by SIGKILL (often: out of memory)"
-    assert describe(-signal.SIGSEGV) == "its process was killed by SIGSEGV"
-    assert describe(7) == "its process ended with status 7"
 
 
 # -- the log --------------------------------------------------------------------------------------------------------
