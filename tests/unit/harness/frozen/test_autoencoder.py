@@ -26,6 +26,7 @@ from harness.frozen.autoencoder import (
     Autoencoder,
     AutoencoderRecipe,
     build_network,
+    latents,
     to_pixels,
     to_uint8,
 )
@@ -100,7 +101,7 @@ def test_latents_by_hand(saved: Path) -> None:
     moments = torch.cat([torch.full((1, 4, 1, 1), 3.0), torch.full((1, 4, 1, 1), 2.0)], dim=1)
     noise = torch.tensor([0.0, 0.5, -1.0, 1.0]).reshape(1, 4, 1, 1)
     # (3 + 2 n - 0.25) * 0.5
-    assert autoencoder.latents(moments, noise).flatten().tolist() == [1.375, 1.875, 0.375, 2.375]
+    assert latents(moments, noise, 0.5, 0.25).flatten().tolist() == [1.375, 1.875, 0.375, 2.375]
     assert autoencoder.latent_means(moments).flatten().tolist() == [1.375] * 4
 
 
@@ -439,7 +440,7 @@ def test_scaled_latents_have_unit_variance(tmp_path: Path) -> None:
     moments = autoencoder.moments(images[:12]).repeat(50, 1, 1, 1)  # 38,400 draws: error of a deviation about 0.4%
     noise = torch.randn(600, 4, 4, 4, generator=torch.Generator().manual_seed(7))
     # The factor itself comes from 768 draws, so its own error is about 2.6%.
-    assert float(autoencoder.latents(moments, noise).std()) == pytest.approx(1, abs=0.1)
+    assert float(latents(moments, noise, autoencoder.scaling, autoencoder.shift).std()) == pytest.approx(1, abs=0.1)
 
 
 def test_training_learns(tmp_path: Path) -> None:
@@ -501,7 +502,7 @@ def test_the_shipped_digits(tmp_path: Path) -> None:
     assert np.sqrt(np.square(decoded.astype(float) - some).mean()) < 2
     moments = autoencoder.moments(images.rows(train_rows[:64]))
     noise = torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert float(autoencoder.latents(moments, noise).std()) == pytest.approx(1, abs=0.05)
+    assert float(latents(moments, noise, autoencoder.scaling, autoencoder.shift).std()) == pytest.approx(1, abs=0.05)
 
 
 def test_a_folder_named_like_a_shipped_one_needs_a_path(
