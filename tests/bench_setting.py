@@ -12,7 +12,6 @@ from jsonargparse import ArgumentParser
 import methods
 from harness.config import OutputConfig, RunConfig
 from harness.data.batches import Batch
-from harness.data.prepare import prepare
 from harness.method import Method, Term
 from harness.training.step import Run, set_up, train_step
 from harness.training.trainer import extend_chain
@@ -44,8 +43,7 @@ class Bench:
         method = methods.build(config, self.lab.shape, self.lab.data)
         if zeroed:
             weight_zero(method)
-        prepared = prepare(config, method.needs(), self.lab.accelerator.device)
-        return set_up(config, method, prepared, self.lab.accelerator)
+        return set_up(config, method, self.lab.prepared.with_tokens(method.needs()), self.lab.accelerator)
 
     def run(self, name: str, zeroed: bool = False, **runtime: Any) -> Run:
         """A run at step 0 whose clipping is active from the first step."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from harness import flow
 from harness.data.cache import Rows
 from harness.data.prepare import PreparedData
+from harness.frozen.autoencoder import latent_means, latents
 from harness.method import Needs
 from harness.rng import batch_rows, stream
 
@@ -103,8 +104,8 @@ class BatchSource:
         batch = Batch(
             step=step,
             first_row=mine.start,
-            x0_NCHW=prepared.autoencoder.latents(moments, draw.latent_noise_NCHW[mine]),
-            x0_mean_NCHW=prepared.autoencoder.latent_means(moments),
+            x0_NCHW=latents(moments, draw.latent_noise_NCHW[mine], prepared.scaling, prepared.shift),
+            x0_mean_NCHW=latent_means(moments, prepared.scaling, prepared.shift),
             noise_NCHW=draw.noise_NCHW[mine],
             t_N=draw.t_N[mine],
             labels_N=labels_N[mine],

@@ -3,8 +3,8 @@
 Shapes: M images in all, C latent channels, h w latent height and width, T tokens, Z encoder width.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,11 +53,36 @@ class PreparedData:
     """Of `data`, `autoencoder` and `encoder/<name>`: what must agree between compared runs."""
     mirrored: Encoded | None = None
     """With `data.flip`."""
+    encodings: "Encodings | None" = None
+    """Where the tokens of further encoders come from; None for data that was made up."""
+
+    @property
+    def scaling(self) -> float:
+        """What a latent is multiplied with, after the shift."""
+        return self.autoencoder.scaling
+
+    @property
+    def shift(self) -> float:
+        """What is taken from a latent, before the scaling."""
+        return self.autoencoder.shift
 
     @property
     def num_encoded(self) -> int:
         """Images that each frozen network has to see."""
         return len(self.images) * (2 if self.mirrored else 1)
+
+    def with_tokens(self, needs: Needs) -> "PreparedData":
+        """The same data with the tokens that a method needs, and with no others.
+
+        What was opened before is handed out again, so this costs nothing at the second time.
+
+        Raises:
+            UserError: for missing weights, or a disk that is full.
+        """
+        assert self.encodings is not None, "made-up data has no encoders"
+        plain, mirrored = self.encodings.open(needs.encoders)
+        digests = self.encodings.digests(needs.encoders)
+        return replace(self, tokens=plain.tokens, mirrored=mirrored, digests=digests)
 
 
 def prepare(
@@ -65,28 +90,30 @@ def prepare(
 ) -> PreparedData:
     """Make or open all caches of a run; a second call only opens them.
 
+    A process calls this once: `with_tokens` of what it returns gives other runs on the same data what they read.
+
     Raises:
         UserError: for bad images, sizes that do not fit each other, missing weights, or a disk that is full.
     """
-    cache, autoencoder = caches.cache_folder(config.output), Autoencoder.load(config.autoencoder.path, device)
+    autoencoder = Autoencoder.load(config.autoencoder.path, device)
     grid = token_grid(config, autoencoder)
-    encoders = {name: encoder_digest(name, grid) for name in needs.encoders}
-    images = data.load_images(config.data, cache, on_progress)
+    known = {name: encoder_digest(name, grid) for name in needs.encoders}  # missing weights are told of first
+    images = data.load_images(config.data, caches.cache_folder(config.output), on_progress)
     train_rows, holdout_rows = image_set.split(len(images), config.data.holdout, config.data.split_seed)
-    plain, *mirrored = _rows(_RowMaker(cache, images, autoencoder, grid, encoders, device), config, on_progress)
+    encodings = Encodings(
+        config=config, images=images, autoencoder=autoencoder, device=device, on_progress=on_progress, _known=known
+    )
+    plain, mirrored = encodings.open(needs.encoders)
     return PreparedData(
         images=images,
         train_rows=train_rows,
         holdout_rows=holdout_rows,
         moments=plain.moments,
         tokens=plain.tokens,
-        mirrored=mirrored[0] if mirrored else None,
+        mirrored=mirrored,
         autoencoder=autoencoder,
-        digests={
-            "data": images.digest,
-            "autoencoder": autoencoder.digest,
-            **{f"encoder/{name}": value for name, value in encoders.items()},
-        },
+        digests=encodings.digests(needs.encoders),
+        encodings=encodings,
     )
 
 
@@ -128,6 +155,8 @@ def token_grid(config: RunConfig, autoencoder: Autoencoder) -> int:
 class _Cache:
     """A cache to be opened, and made before where it is not there."""
 
+    kind: str
+    """The first part of its folder's name."""
     folder: Path
     key: dict[str, str]
     shape: tuple[int, ...]
@@ -143,37 +172,96 @@ class _Cache:
         return caches.build(self.folder, self.key, shape[0], shape[1:], self.dtype, self.make_rows, on_progress)
 
 
-@dataclass(frozen=True)
-class _RowMaker:
-    """Knows how to make the rows of images and of their mirror images."""
+@dataclass(frozen=True, kw_only=True)
+class Encodings:
+    """What the frozen networks make of the images and, with flips, of their mirror images.
 
-    root: Path
-    """Folder of all caches."""
+    Each cache is opened when it is first asked for, and made before where it is not there; then it is kept open.
+    """
+
+    config: RunConfig
     images: ImageSet
     autoencoder: Autoencoder
-    grid: int
-    encoders: dict[str, str]
-    """Digests by name."""
     device: str | torch.device
+    on_progress: OnProgress | None
+    _known: dict[str, str]
+    """Digests of encoders, by name."""
+    _opened: dict[str, Rows] = field(default_factory=dict)
+    """Caches, by kind."""
+    _networks: dict[str, FrozenEncoder] = field(default_factory=dict)
+    """Encoders, by name, while tokens are made."""
 
-    def moments(self, image_size: int, mirror: bool) -> _Cache:
+    def __post_init__(self) -> None:
+        given = self.images.moments
+        if given is not None:
+            _check_given(self.images, given, self.autoencoder, self.config.data.image_size)
+            self._opened[_kind("moments", mirror=False)] = given
+
+    @property
+    def grid(self) -> int:
+        """Tokens along one side."""
+        return token_grid(self.config, self.autoencoder)
+
+    @property
+    def root(self) -> Path:
+        """Folder of all caches."""
+        return caches.cache_folder(self.config.output)
+
+    def open(self, encoders: Sequence[str]) -> tuple[Encoded, Encoded | None]:
+        """What the autoencoder and these encoders make of the images, and of the mirror images where there are any.
+
+        The disk is looked at before the first row is made.
+        """
+        mirrors = _mirrors(self.config)
+        wanted = [
+            each
+            for mirror in mirrors
+            for each in (self._moments(mirror), *(self._tokens(name, mirror) for name in encoders))
+        ]
+        missing = [each for each in wanted if each.kind not in self._opened]
+        disk.check_room(self.root, sum(each.missing_bytes() for each in missing))
+        try:
+            for each in missing:
+                self._opened[each.kind] = each.build(self.on_progress)
+        finally:
+            self._networks.clear()  # the memory of the device is for training
+        plain, *mirrored = [
+            Encoded(
+                moments=self._opened[_kind("moments", mirror)],
+                tokens={name: self._opened[_kind(f"tokens-{name}", mirror)] for name in encoders},
+            )
+            for mirror in mirrors
+        ]
+        return plain, mirrored[0] if mirrored else None
+
+    def digests(self, encoders: Sequence[str]) -> dict[str, str]:
+        """As `PreparedData.digests`, with those of these encoders."""
+        found = {f"encoder/{name}": self._digest(name) for name in encoders}
+        return {"data": self.images.digest, "autoencoder": self.autoencoder.digest, **found}
+
+    def _digest(self, encoder: str) -> str:
+        if encoder not in self._known:
+            self._known[encoder] = encoder_digest(encoder, self.grid)
+        return self._known[encoder]
+
+    def _moments(self, mirror: bool) -> _Cache:
         def make_rows(start: int, stop: int) -> np.ndarray:
             return self.autoencoder.moments(self._pictures(start, stop, mirror)).numpy()
 
         key = {"autoencoder": self.autoencoder.digest, "values": "mean, std"}
-        return self._cache("moments", mirror, key, _moments_shape(self.autoencoder, image_size), np.float32, make_rows)
+        shape = _moments_shape(self.autoencoder, self.config.data.image_size)
+        return self._cache("moments", mirror, key, shape, np.float32, make_rows)
 
-    def tokens(self, name: str, mirror: bool) -> _Cache:
+    def _tokens(self, name: str, mirror: bool) -> _Cache:
         """Tokens of the encoder `name`, which is built only when tokens are missing."""
-        loaded: list[FrozenEncoder] = []
 
         def make_rows(start: int, stop: int) -> np.ndarray:
-            if not loaded:
-                loaded.append(FrozenEncoder.load(name, self.grid, self.device))
+            if name not in self._networks:
+                self._networks[name] = FrozenEncoder.load(name, self.grid, self.device)
             images_NCHW = torch.from_numpy(self._pictures(start, stop, mirror)).permute(0, 3, 1, 2)
-            return loaded[0].tokens(images_NCHW).half().cpu().numpy()
+            return self._networks[name].tokens(images_NCHW).half().cpu().numpy()
 
-        key, shape = {"encoder": self.encoders[name]}, _tokens_shape(name, self.grid)
+        key, shape = {"encoder": self._digest(name)}, _tokens_shape(name, self.grid)
         return self._cache(f"tokens-{name}", mirror, key, shape, np.float16, make_rows)
 
     def _pictures(self, start: int, stop: int, mirror: bool) -> np.ndarray:
@@ -192,25 +280,8 @@ class _RowMaker:
     ) -> _Cache:
         mirrored = {"mirror": "left to right"} if mirror else {}
         key = {"data": self.images.digest, **key, **mirrored, "dtype": np.dtype(dtype).name}
-        folder = caches.entry(self.root, _kind(what, mirror), key)
-        return _Cache(folder, key, (len(self.images), *row_shape), dtype, make_rows)
-
-
-def _rows(maker: _RowMaker, config: RunConfig, on_progress: OnProgress | None) -> list[Encoded]:
-    """What images give, and with flips their mirror images. The disk is looked at before the first row is made."""
-    given, side, mirrors = maker.images.moments, config.data.image_size, _mirrors(config)
-    if given is not None:
-        _check_given(maker.images, given, maker.autoencoder, side)
-    moments = {mirror: maker.moments(side, mirror) for mirror in mirrors if mirror or given is None}
-    tokens = {(mirror, name): maker.tokens(name, mirror) for mirror in mirrors for name in maker.encoders}
-    disk.check_room(maker.root, sum(each.missing_bytes() for each in (*moments.values(), *tokens.values())))
-    return [
-        Encoded(
-            moments=given if given is not None and not mirror else moments[mirror].build(on_progress),
-            tokens={name: tokens[mirror, name].build(on_progress) for name in maker.encoders},
-        )
-        for mirror in mirrors
-    ]
+        kind = _kind(what, mirror)
+        return _Cache(kind, caches.entry(self.root, kind, key), key, (len(self.images), *row_shape), dtype, make_rows)
 
 
 def _mirrors(config: RunConfig) -> tuple[bool, ...]:

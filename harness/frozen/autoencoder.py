@@ -21,7 +21,7 @@ from harness import rng
 from harness.config import require
 from harness.errors import UserError
 from harness.frozen import hub, weights
-from harness.records.files import digest, file_digest, read_json
+from harness.records.files import digest, read_json
 
 ASSETS = Path(__file__).parents[1] / "assets"
 """Shipped autoencoders lie in `<name>_autoencoder/`."""
@@ -53,6 +53,17 @@ def to_uint8(pixels_NCHW: Tensor) -> np.ndarray:
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
+def latents(moments: Tensor, noise: Tensor, scaling: float, shift: float) -> Tensor:
+    """((mean + std * noise) - shift) * scaling: a posterior sample, scaled. [N, 2C, h, w] -> [N, C, h, w]."""
+    mean, std = moments.chunk(2, dim=1)
+    return (mean + std * noise - shift) * scaling
+
+
+def latent_means(moments: Tensor, scaling: float, shift: float) -> Tensor:
+    """(mean - shift) * scaling. [N, 2C, h, w] -> [N, C, h, w]."""
+    return (moments.chunk(2, dim=1)[0] - shift) * scaling
+
+
 class Autoencoder:
     """A frozen AutoencoderKL with its scaling."""
 
@@ -78,7 +89,7 @@ class Autoencoder:
         config = _read_config(source)
         with rng.global_state_kept():
             network = _load_network(source, config)
-        return cls(network.to(device), digest({"config": config, "weights": file_digest(source.weights)}))
+        return cls(network.to(device), digest({"config": config, "weights": weights.sha256(source.weights)}))
 
     @property
     def device(self) -> torch.device:
@@ -109,14 +120,9 @@ class Autoencoder:
                 parts.append(torch.cat([posterior.mean, posterior.std], dim=1).cpu())
         return torch.cat(parts)
 
-    def latents(self, moments: Tensor, noise: Tensor) -> Tensor:
-        """((mean + std * noise) - shift) * scaling: a posterior sample, scaled. [N, 2C, h, w] -> [N, C, h, w]."""
-        mean, std = moments.chunk(2, dim=1)
-        return (mean + std * noise - self.shift) * self.scaling
-
     def latent_means(self, moments: Tensor) -> Tensor:
-        """(mean - shift) * scaling. [N, 2C, h, w] -> [N, C, h, w]."""
-        return (moments.chunk(2, dim=1)[0] - self.shift) * self.scaling
+        """The function `latent_means` with this autoencoder's numbers."""
+        return latent_means(moments, self.scaling, self.shift)
 
     @torch.no_grad()
     def decode(self, latents_NCHW: Tensor) -> np.ndarray:

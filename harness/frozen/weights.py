@@ -4,6 +4,7 @@ A file in $DITBENCH_WEIGHTS wins; the EfficientNets also come as Python packages
 What is in neither place comes from Hugging Face's hub, where the network may be used.
 """
 
+import functools
 import os
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -62,7 +63,19 @@ def find(name: str) -> WeightsFile:
         raise UserError(f"weights of {name} are not on this machine, and {error}: {_local_advice(name)}") from None
     if path is None:
         raise UserError(f"weights of {name} are not on this machine: {_advice(name)}")
-    return WeightsFile(name, path, file_digest(path))
+    return WeightsFile(name, path, sha256(path))
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file of weights. A process reads the file once, as long as it is not replaced or written to."""
+    state = path.stat()
+    return _sha256(path, state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256(path: Path, *state: int) -> str:
+    """`state` tells contents of one path apart."""
+    return file_digest(path)
 
 
 def inventory() -> list[Asset]:
@@ -146,7 +159,7 @@ def _in_package(package: str) -> list[Path]:
 
 def _remark(name: str, path: Path) -> str:
     """What is wrong with a file that is there."""
-    if name == INCEPTION and not is_released(WeightsFile(name, path, file_digest(path))):
+    if name == INCEPTION and not is_released(WeightsFile(name, path, sha256(path))):
         return "not the released file, so its distances are not called FID: replace it"
     return ""
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import math
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,11 +11,24 @@ import torch
 from torch import nn
 
 from harness import rng
-from harness.data.image_set import ImageSet
+from harness.data.image_set import ImageSet, evenly_spaced_rows
 from harness.errors import UserError
-from harness.frozen.autoencoder import WEIGHTS, Autoencoder, AutoencoderRecipe, Network, build_network, to_pixels
+from harness.frozen.autoencoder import (
+    PASS_IMAGES,
+    WEIGHTS,
+    Autoencoder,
+    AutoencoderRecipe,
+    Network,
+    build_network,
+    to_pixels,
+)
 from harness.machine.progress import OnProgress
 from harness.records.files import digest, file_digest, replaced, write_json
+
+MEASURED_IMAGES = 2048
+"""At most this many images of each half are measured, evenly spaced, whatever the size of the data set."""
+PIECE = 2 * PASS_IMAGES
+"""Images read together when the autoencoder is measured; whole passes, as the size of a pass changes the last bits."""
 
 
 def train_autoencoder(
@@ -27,13 +41,13 @@ def train_autoencoder(
 ) -> None:
     """Train a small autoencoder on `rows` of the images and save it in diffusers' format, with recipe.json.
 
-    The same recipe and images give the same bytes on the same machine. All other rows are held out: they give the
-    reconstruction error in recipe.json and are seen by nothing else.
+    The same recipe and images give the same bytes on the same machine. All other rows are held out: some of them give
+    the reconstruction error in recipe.json, and nothing else sees them.
     """
     network = _new_network(recipe).to(device)
     losses = _fit(network, images, rows, recipe, on_progress)
     network.eval().requires_grad_(False)
-    scaling = _unit_scaling(network, images, rows, recipe.seed)
+    scaling = unit_scaling(network, images, rows, recipe.seed, on_progress)
     network.register_to_config(scaling_factor=scaling)
     held_out = np.setdiff1d(np.arange(len(images)), rows)
     try:
@@ -48,8 +62,10 @@ def train_autoencoder(
                 "versions": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "numpy")},
                 "weights_sha256": file_digest(folder / WEIGHTS),
                 "final": losses,
-                "train_error": _reconstruction_error(network, images, rows),
-                "held_out_error": _reconstruction_error(network, images, held_out) if len(held_out) else None,
+                "train_error": reconstruction_error(network, images, rows, on_progress),
+                "held_out_error": reconstruction_error(network, images, held_out, on_progress)
+                if len(held_out)
+                else None,
             }
             write_json(folder / "recipe.json", facts)
     except OSError as error:
@@ -100,18 +116,42 @@ def _fit(
     return {"absolute_error": float(absolute), "kl": float(kl_mean)}
 
 
-def _unit_scaling(network: Network, images: ImageSet, rows: np.ndarray, seed: int) -> float:
-    """1 / standard deviation of posterior samples of the training images, over all their numbers."""
-    moments = Autoencoder(network, "").moments(images.rows(rows))
-    mean, std = moments.chunk(2, dim=1)
+# -- what it makes of images ----------------------------------------------------------------------------------------
+
+
+def unit_scaling(
+    network: Network, images: ImageSet, rows: np.ndarray, seed: int, on_progress: OnProgress | None = None
+) -> float:
+    """1 / standard deviation of posterior samples over all their numbers, of images spread evenly over `rows`."""
+    autoencoder = Autoencoder(network, "")
+    pieces = _pieces(images, rows, "scaling the latents", on_progress)
+    mean, std = torch.cat([autoencoder.moments(piece_NHWC) for piece_NHWC in pieces]).chunk(2, dim=1)
     # The index lies behind the steps' and its length tells it apart from them.
     noise = torch.randn(mean.shape, generator=rng.stream(seed, "autoencoder", 0, 0))
     return 1 / float((mean + std * noise).double().std())
 
 
-def _reconstruction_error(network: Network, images: ImageSet, rows: np.ndarray) -> float:
-    """Root mean squared error, in grey levels 0..255, of decoded posterior means."""
+def reconstruction_error(
+    network: Network, images: ImageSet, rows: np.ndarray, on_progress: OnProgress | None = None
+) -> float:
+    """Root mean squared error, in grey levels 0..255, of decoded posterior means of images spread evenly over `rows`.
+
+    The squares are whole numbers, so their sum does not depend on how the images are divided.
+    """
     autoencoder = Autoencoder(network, "")
-    original = images.rows(rows)
-    decoded = autoencoder.decode(autoencoder.latent_means(autoencoder.moments(original)))
-    return float(np.sqrt(np.square(decoded.astype(np.float64) - original).mean()))
+    squares, count = 0, 0
+    for piece_NHWC in _pieces(images, rows, "measuring the reconstruction error", on_progress):
+        decoded_NHWC = autoencoder.decode(autoencoder.latent_means(autoencoder.moments(piece_NHWC)))
+        squares += int(np.square(decoded_NHWC.astype(np.int64) - piece_NHWC).sum())
+        count += piece_NHWC.size
+    return math.sqrt(squares / count)
+
+
+def _pieces(images: ImageSet, rows: np.ndarray, what: str, on_progress: OnProgress | None) -> Iterator[np.ndarray]:
+    """At most `MEASURED_IMAGES` of the rows, evenly spaced, a few at a time: uint8 [PIECE or fewer, H, W, 3]."""
+    chosen = evenly_spaced_rows(rows, MEASURED_IMAGES)
+    for start in range(0, len(chosen), PIECE):
+        piece = chosen[start : start + PIECE]
+        yield images.rows(piece)
+        if on_progress is not None:
+            on_progress(what, start + len(piece), len(chosen))

@@ -45,17 +45,6 @@ class MadeUpImages:
         return self.pixels.rows(indices)
 
 
-class Unscaled:
-    """What the trainer asks of an autoencoder: latents from cat(mean, std), with a scale of 1."""
-
-    def latents(self, moments: Tensor, noise: Tensor) -> Tensor:
-        mean, std = moments.chunk(2, dim=1)
-        return mean + std * noise
-
-    def latent_means(self, moments: Tensor) -> Tensor:
-        return moments.chunk(2, dim=1)[0]
-
-
 @dataclass(frozen=True)
 class _Prepared:
     """The part of `PreparedData` that a trainer reads."""
@@ -64,7 +53,8 @@ class _Prepared:
     images: MadeUpImages
     tokens: dict[str, ArrayRows]
     train_rows: np.ndarray
-    autoencoder: Unscaled
+    scaling: float = 1.0
+    shift: float = 0.0
     mirrored: None = None
 
 
@@ -86,7 +76,6 @@ def prepared_data(shape: BackboneShape, data: DataShape, needs: Needs, num_image
         ),
         tokens=tokens,
         train_rows=np.arange(num_images),
-        autoencoder=Unscaled(),
     )
     return cast(PreparedData, made)
 

@@ -34,7 +34,7 @@ class Lab:
     """The shared sections, with every `auto` and 0 resolved."""
     accelerator: Accelerator
     prepared: PreparedData
-    """Without the tokens of any encoder."""
+    """Without the tokens of any encoder; `with_tokens` adds those that a cell reads."""
     shape: BackboneShape
     data: DataShape
     evaluator: Evaluator
@@ -108,7 +108,7 @@ def check_cell(lab: Lab, config: RunConfig, seeds: Sequence[int]) -> None:
     if not finished:
         check_compiler(config, lab.accelerator.device)
         check_run(config, method, lab.accelerator.num_processes, lab.accelerator.device)
-    prepared = lab.prepared if finished else prepare(config, needs, lab.accelerator.device, lab.on_progress)
+    prepared = lab.prepared if finished else lab.prepared.with_tokens(needs)
     for run in runs:
         refuse_other_run(folder_of(run), run, {**evaluation_digests(lab), **prepared.digests})
 

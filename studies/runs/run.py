@@ -6,7 +6,6 @@ from dataclasses import replace
 import methods
 from harness.config import RunConfig
 from harness.cost.operations import cache_cost, cost_record
-from harness.data.prepare import prepare
 from harness.machine.processes import from_main, is_main
 from harness.records.files import write_json
 from harness.records.run_folder import RunFolder
@@ -37,7 +36,7 @@ def run_cell(lab: Lab, config: RunConfig, context: Context, watch: Watch = lambd
         folder.create()
         folder.write_manifest(first_manifest(config, context))
     method = methods.build(config, lab.shape, lab.data)
-    prepared = prepare(config, method.needs(), lab.accelerator.device, lab.on_progress)
+    prepared = lab.prepared.with_tokens(method.needs())
     run = set_up(config, method, prepared, lab.accelerator)
     facts = manifest(lab, run, context)
     tracker = open_tracker(config, previous.get("mlflow_run", ""), main, context.mlflow_parent)

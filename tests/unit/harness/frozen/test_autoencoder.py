@@ -26,10 +26,13 @@ from harness.frozen.autoencoder import (
     Autoencoder,
     AutoencoderRecipe,
     build_network,
+    latents,
     to_pixels,
     to_uint8,
 )
 from harness.records.files import file_digest
+from harness.rng import stream
+from harness.training import autoencoder as training
 from harness.training.autoencoder import train_autoencoder
 from tests.benchmarks.evaluation import SD, make_autoencoder, within_one_level
 
@@ -100,7 +103,7 @@ def test_latents_by_hand(saved: Path) -> None:
     moments = torch.cat([torch.full((1, 4, 1, 1), 3.0), torch.full((1, 4, 1, 1), 2.0)], dim=1)
     noise = torch.tensor([0.0, 0.5, -1.0, 1.0]).reshape(1, 4, 1, 1)
     # (3 + 2 n - 0.25) * 0.5
-    assert autoencoder.latents(moments, noise).flatten().tolist() == [1.375, 1.875, 0.375, 2.375]
+    assert latents(moments, noise, 0.5, 0.25).flatten().tolist() == [1.375, 1.875, 0.375, 2.375]
     assert autoencoder.latent_means(moments).flatten().tolist() == [1.375] * 4
 
 
@@ -432,6 +435,43 @@ def test_errors_are_root_mean_squares_in_grey_levels(tmp_path: Path) -> None:
     assert facts["held_out_error"] == pytest.approx(math.sqrt(sum(squares) / len(squares)))
 
 
+def test_measuring_in_pieces_gives_what_all_images_at_once_give(saved: Path) -> None:
+    autoencoder, images, rows = Autoencoder.load(str(saved), "cpu"), image_set(noise_images(300, 8)), np.arange(3, 290)
+    told: list[tuple[str, int, int]] = []
+    error = training.reconstruction_error(autoencoder.network, images, rows, lambda *words: told.append(words))
+    original = images.rows(rows)
+    moments = autoencoder.moments(original)
+    decoded = autoencoder.decode(autoencoder.latent_means(moments))
+    assert error == pytest.approx(np.sqrt(np.square(decoded.astype(np.float64) - original).mean()), rel=1e-14)
+    noise = torch.randn(moments.chunk(2, dim=1)[0].shape, generator=stream(5, "autoencoder", 0, 0))
+    whole = 1 / float(latents(moments, noise, 1.0, 0.0).double().std())
+    assert training.unit_scaling(autoencoder.network, images, rows, seed=5) == whole
+    assert [done for _, done, _ in told] == [64, 128, 192, 256, 287] and {total for *_, total in told} == {287}
+
+
+def test_a_large_data_set_is_measured_on_an_even_part_of_each_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few images are in memory at once."""
+    images = image_set(noise_images(600, 8))
+    asked: list[list[int]] = []
+    told: list[tuple[str, int, int]] = []
+
+    def rows(self: ImageSet, indices: np.ndarray) -> np.ndarray:
+        asked.append(indices.tolist())
+        return np.asarray(self.images)[indices]
+
+    monkeypatch.setattr(training, "MEASURED_IMAGES", 100)
+    monkeypatch.setattr(ImageSet, "rows", rows)
+    recipe = AutoencoderRecipe(**{**vars(SMALL), "steps": 1})
+    even = np.arange(0, 600, 2)
+    train_autoencoder(images, even, tmp_path / "a", recipe, "cpu", lambda *words: told.append(words))
+    assert [len(each) for each in asked] == [4] + 3 * [64, 36], "a step, then the scaling and both errors"
+    trained, held_out = list(range(0, 600, 6)), list(range(1, 600, 6))
+    assert [asked[n] + asked[n + 1] for n in (1, 3, 5)] == [trained, trained, held_out]
+    assert [words[1:] for words in told] == [(64, 100), (100, 100)] * 3 and len({words[0] for words in told}) >= 2
+
+
 def test_scaled_latents_have_unit_variance(tmp_path: Path) -> None:
     images = noise_images(16, 8)
     train(tmp_path / "a", images)
@@ -439,7 +479,7 @@ def test_scaled_latents_have_unit_variance(tmp_path: Path) -> None:
     moments = autoencoder.moments(images[:12]).repeat(50, 1, 1, 1)  # 38,400 draws: error of a deviation about 0.4%
     noise = torch.randn(600, 4, 4, 4, generator=torch.Generator().manual_seed(7))
     # The factor itself comes from 768 draws, so its own error is about 2.6%.
-    assert float(autoencoder.latents(moments, noise).std()) == pytest.approx(1, abs=0.1)
+    assert float(latents(moments, noise, autoencoder.scaling, autoencoder.shift).std()) == pytest.approx(1, abs=0.1)
 
 
 def test_training_learns(tmp_path: Path) -> None:
@@ -501,7 +541,19 @@ def test_the_shipped_digits(tmp_path: Path) -> None:
     assert np.sqrt(np.square(decoded.astype(float) - some).mean()) < 2
     moments = autoencoder.moments(images.rows(train_rows[:64]))
     noise = torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert float(autoencoder.latents(moments, noise).std()) == pytest.approx(1, abs=0.05)
+    assert float(latents(moments, noise, autoencoder.scaling, autoencoder.shift).std()) == pytest.approx(1, abs=0.05)
+
+
+def test_the_numbers_of_the_shipped_digits_are_measured_on_all_of_them(tmp_path: Path) -> None:
+    facts = json.loads((ASSETS / "digits_autoencoder" / "recipe.json").read_text())
+    images = load_images(DataConfig(name="digits", image_size=32), tmp_path)
+    network = Autoencoder.load("digits", "cpu").network
+    train_rows, held_out = split(len(images), 0.5, 0)
+    for name, rows in (("train_error", train_rows), ("held_out_error", held_out)):
+        # A level that rounds differently on another machine moves the fifth digit.
+        assert training.reconstruction_error(network, images, rows) == pytest.approx(facts[name], rel=1e-4)
+    scaling = training.unit_scaling(network, images, train_rows, facts["recipe"]["seed"])
+    assert scaling == pytest.approx(network.config.scaling_factor, rel=1e-5)
 
 
 def test_a_folder_named_like_a_shipped_one_needs_a_path(
