@@ -23,7 +23,7 @@ from harness.errors import StorageError, UserError
 from harness.records.files import canonical, digest, file_digest, put_back, replaced, storing, sync_path, write_json
 
 GROUPS = ("backbone", "heads", "ema", "optimizer", "method")
-"""Tensor files of a whole checkpoint."""
+"""The groups of tensors of a whole checkpoint, each in a file of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +31,15 @@ class Counters:
     """Where a run stands; with the tensors, all that is needed to continue it to the bit."""
 
     step: int = 0
-    """Updates made."""
+    """The number of updates that the run has made."""
     train_seconds: float = 0.0
-    """Training time so far."""
+    """The seconds that went into training so far."""
     evaluation_seconds: float = 0.0
-    """Time of evaluations so far."""
+    """The seconds that went into evaluations so far."""
     io_seconds: float = 0.0
-    """Time of writing records and checkpoints so far."""
+    """The seconds that went into writing records and checkpoints so far."""
     trace: str = ""
-    """Batch-trace chain after the last update, hex."""
+    """The last link of the batch-trace chain, that of the last update, as hex."""
 
 
 class Damaged(UserError):
@@ -52,13 +52,13 @@ class Damaged(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """Where a run continues."""
+    """What a run continues from."""
 
     tensors: dict[str, dict[str, Tensor]] | None
-    """By group; None when no whole checkpoint is left, so that the run starts anew."""
+    """The tensors of each group; None when no whole checkpoint is left, so that the run starts anew."""
     counters: Counters
     notices: tuple[str, ...]
-    """What was wrong in the folder and what became of it, a line each."""
+    """A line for each thing that was wrong in the folder, with what became of it."""
 
 
 def save(folder: Path, name: str, tensors: Mapping[str, Mapping[str, Tensor]], counters: Counters) -> None:
@@ -90,19 +90,19 @@ def _write_tensors(file: Path, plain: dict[str, Tensor], metadata: dict[str, str
 
 
 def name_of(step: int) -> str:
-    """Folder name of the checkpoint after `step` updates."""
+    """The name of the folder that holds the checkpoint after `step` updates."""
     return f"step_{step:08d}"
 
 
 def whole(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first; what an interrupted write left behind is not among them."""
+    """The whole checkpoints, oldest first; what an interrupted write left behind is not among them."""
     return [path for path in sorted(folder.glob("step_*")) if (path / "state.json").is_file()]
 
 
 LEFTOVERS = (".*.tmp", ".tmp*", ".*.old", ".*.lock")
-"""Names of what an interrupted write leaves behind; `.tmp*` are safetensors' own temporary files."""
+"""The names of what an interrupted write leaves behind; `.tmp*` are safetensors' own temporary files."""
 SET_ASIDE = ".damaged"
-"""Ending of a damaged checkpoint's hidden name; it is kept until the next checkpoint is written."""
+"""The ending of a damaged checkpoint's hidden name; the checkpoint is kept until the next one is written."""
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -161,13 +161,13 @@ def _remove(path: Path) -> None:
 
 
 def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], Counters]:
-    """Tensors by group and counters of a whole checkpoint; `Damaged` names a file that is not as it was written."""
+    """The tensors by group and the counters of a checkpoint; `Damaged` names a file that is not as it was written."""
     counters, digests = _read_state(path / "state.json")
     return {group: _load_group(path / f"{group}.safetensors", digests[group]) for group in GROUPS}, counters
 
 
 def _read_state(file: Path) -> tuple[Counters, dict[str, str]]:
-    """Counters, and the SHA-256 of each group's file."""
+    """The counters, and the SHA-256 of each group's file."""
     try:
         state = json.loads(file.read_bytes())
         if state.pop("digest") == digest(state):
@@ -191,7 +191,7 @@ def _damaged(file: Path) -> Damaged:
 
 
 def ema_path(folder: Path, step: int) -> Path:
-    """File of the EMA backbone after `step` updates."""
+    """The file of the EMA backbone after `step` updates."""
     return folder / f"ema_{step:08d}.safetensors"
 
 
@@ -211,11 +211,11 @@ def save_ema(folder: Path, step: int, backbone: Mapping[str, Tensor]) -> None:
 
 
 CHECKSUM = "sha256"
-"""Key of the checksum in the file's metadata."""
+"""The key of the checksum in the file's metadata."""
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of tensors on the CPU, as hex; their order does not matter."""
+    """The SHA-256 over names, types, shapes and bytes of tensors on the CPU, as hex; their order does not matter."""
     found = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         found.update(canonical([name, str(value.dtype), list(value.shape)]).encode())
@@ -224,12 +224,12 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def ema_steps(folder: Path) -> list[int]:
-    """Steps of which there is an EMA backbone, in their order."""
+    """The steps of which there is an EMA backbone, in their order."""
     return sorted(int(path.stem.removeprefix("ema_")) for path in folder.glob("ema_*.safetensors"))
 
 
 def load_ema(folder: Path, step: int | None = None) -> tuple[dict[str, Tensor], int]:
-    """EMA backbone and its step: the last one, or the one of a step. `UserError` lists the steps there are."""
+    """An EMA backbone and its step: the last one, or that of `step`. `UserError` lists the steps there are."""
     steps = ema_steps(folder)
     if not steps:
         raise UserError(f"{folder} holds no EMA backbone: train the run up to its first evaluation")
@@ -254,13 +254,13 @@ def _read_ema(path: Path) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state as named tensors: <parameter index>.<name>."""
+    """AdamW's state as named tensors; a name is <parameter index>.<name>."""
     state = optimizer.state_dict()["state"]
     return {f"{index}.{name}": value for index, entries in state.items() for name, value in entries.items()}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Undo `optimizer_tensors`."""
+    """Put back into the optimiser what `optimizer_tensors` took from it."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)

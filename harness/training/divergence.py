@@ -12,9 +12,9 @@ class Divergence:
     """Where a run stopped being finite: a result of the run, not a crash."""
 
     step: int
-    """Updates made before the step that was not finite."""
+    """The number of updates that were made before the step that was not finite."""
     parts: tuple[str, ...]
-    """Losses and norms that were not finite at it."""
+    """The names of the losses and norms that were not finite at that step."""
 
 
 class Guard:

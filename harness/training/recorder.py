@@ -1,4 +1,4 @@
-"""Where a run's records go. Of several processes that train one run the main one alone writes."""
+"""The place where a run's records go. Of several processes that train one run the main one alone writes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,31 +8,30 @@ import numpy as np
 from torch import Tensor
 
 from harness.records.run_folder import RecordName, RunFolder
-from harness.tracking.live import Tracker
+from harness.tracking.feed import Feed
 from harness.training import checkpoint
 from harness.training.checkpoint import Counters
 
 
 @dataclass(frozen=True)
 class Recorder:
-    """Run folder and MLflow of one run; every method does nothing where `writes` is false."""
+    """The run folder of one run and the feed of its mirror in MLflow. Where `writes` is false, nothing is done."""
 
     folder: RunFolder
-    tracker: Tracker
+    feed: Feed
     writes: bool = True
 
     def line(self, name: RecordName, record: Mapping[str, Any]) -> None:
         """Append one record."""
         if self.writes:
             self.folder.append(name, record)
-            self.tracker.log(record, name)
+            self.feed.add(name, record)
 
-    def picture(self, step: int, images_NHWC: np.ndarray, name: str = "step") -> str:
-        """Keep the first samples of an evaluation; returns the file's path in the run folder."""
+    def picture(self, step: int, images_NHWC: np.ndarray, name: str) -> str:
+        """Keep the first samples of an evaluation under a name; returns the file's path in the run folder."""
         if not self.writes:
             return ""
         path = self.folder.write_samples(step, images_NHWC, name)
-        self.tracker.artifact(path, "samples")
         return str(path.relative_to(self.folder.path))
 
     def ema(self, step: int, backbone: Mapping[str, Tensor]) -> None:
@@ -46,7 +45,7 @@ class Recorder:
             return ""
         checkpoint.save(self.folder.checkpoints, name, tensors, counters)
         checkpoint.prune(self.folder.checkpoints, keep)
-        self.tracker.flush()  # a continued run logs nothing before its checkpoint again
+        self.feed.flush()  # a continued run logs nothing before its checkpoint again
         return str((self.folder.checkpoints / name).relative_to(self.folder.path))
 
     def truncate(self, step: int) -> None:
@@ -57,6 +56,5 @@ class Recorder:
     def end(self, status: str, detail: Mapping[str, Any]) -> None:
         """Write the status of a run that came to its end."""
         if self.writes:
-            self.tracker.finish(status)
-            failure = self.tracker.failure
-            self.folder.update_manifest(status=status, status_detail=dict(detail), mlflow_failure=failure)
+            self.feed.end(status)
+            self.folder.update_manifest(status=status, status_detail=dict(detail), mlflow_failure=self.feed.failure)

@@ -6,7 +6,7 @@ Shapes: N images, C channels, H W latent height and width.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from harness.config import RunConfig
 from harness.data.batches import Batch
 from harness.evaluation.evaluate import Evaluator
 from harness.machine.processes import from_main, main_first
+from harness.records.run_folder import RecordName
 from harness.training import checkpoint
 from harness.training.checkpoint import Counters
 from harness.training.divergence import Divergence
@@ -30,7 +31,7 @@ class Event:
     step: int
     record: Mapping[str, Any] = field(default_factory=dict)
     share: float = 0.0
-    """Of the budget spent so far, 0 to 1."""
+    """The part of the budget that is spent so far, 0 to 1."""
 
 
 # -- the loop -------------------------------------------------------------------------------------------------------
@@ -39,10 +40,27 @@ class Event:
 def train(run: Run, evaluator: Evaluator, recorder: Recorder, final: Evaluator | None = None) -> Iterator[Event]:
     """Train to the end of the budget, evaluating at its points; records, checkpoints and MLflow on the way.
 
-    A run that came to its end is evaluated once more by `final`, where that is given.
+    A run that came to its end is evaluated once more by `final`, where that is given. One that diverged ends there;
+    the checkpoint that is kept of it reproduces what was not finite.
 
     Yields an event after every update and record. Only training time counts as such.
     """
+    found = yield from spend_budget(run, evaluator, recorder)
+    if not found and final and not recorder.folder.lines("final"):
+        found = yield from evaluate(run, recorder, final, run.config.evaluation.points)
+    if found:
+        path = save_checkpoint(run, recorder, f"diverged_{found.step:08d}")
+        yield end_run(run, recorder, "diverged", {**asdict(found), "checkpoint": path})
+    else:
+        yield end_run(run, recorder, "finished", {})
+
+
+Steps = Generator[Event, None, Divergence | None]
+"""Events, and in the end what the run diverged by, if it did. Its counters then lead to what was not finite again."""
+
+
+def spend_budget(run: Run, evaluator: Evaluator, recorder: Recorder) -> Steps:
+    """Train and evaluate as long as the budget lasts and all is finite."""
     config, schedule, logged = run.config, run.schedule, run.counters
     chain = [logged.trace]
     run.watch.start()
@@ -62,33 +80,24 @@ def train(run: Run, evaluator: Evaluator, recorder: Recorder, final: Evaluator |
             run.counters = run.watch.book(run.counters, "train")
         found = run.guard.found()
         if found is not None:
-            good = replace(logged, step=found.step, trace=chain[found.step - step - 1])
-            yield stop_diverged(run, recorder, found, good)
-            return
+            run.counters = replace(logged, step=found.step, trace=chain[found.step - step - 1])
+            return found
         yield log_training(run, recorder, batch, logged)
         if point:
-            evaluated = log_evaluation(run, recorder, evaluator, batch, point)
-            yield evaluated
-            if evaluated.record["bad_images"]:
-                yield stop_diverged(run, recorder, Divergence(step, ("samples",)), run.counters)
-                return
+            found = yield from evaluate(run, recorder, evaluator, point, batch)
+            if found:
+                return found
         if point or is_checkpoint_due(config, step, step - logged.step):
             save_checkpoint(run, recorder)
         run.counters = run.watch.book(run.counters, "io")
         chain, logged = [chain[-1]], run.counters
         if is_over:
             break
-    if final and not recorder.folder.lines("final"):
-        evaluated = log_final(run, recorder, final)
-        yield evaluated
-        if evaluated.record["bad_images"]:
-            yield stop_diverged(run, recorder, Divergence(run.counters.step, ("samples",)), run.counters)
-            return
-    yield end_run(run, recorder, "finished", {})
+    return None
 
 
 def remaining_batches(run: Run) -> Iterator[Batch]:
-    """Batches of the steps that the budget still pays for; without end where only the clock knows."""
+    """The batches of the steps that the budget still pays for; they have no end where only the clock knows it."""
     if run.schedule.is_over(run.spent):
         return iter(())
     return run.batches.batches(run.counters.step, run.schedule.last_step)
@@ -120,7 +129,7 @@ def clocks(run: Run) -> dict[str, float | int]:
 
 
 def log_training(run: Run, recorder: Recorder, batch: Batch, logged: Counters) -> Event:
-    """Write one line of `train.jsonl`: means since the last one, at `logged`."""
+    """Write one line of `train.jsonl`, with means over the steps since the last one, which was at `logged`."""
     averages, counters = run.window.take(), run.counters
     images = (counters.step - logged.step) * run.config.optimizer.batch_size
     terms = {
@@ -142,14 +151,20 @@ def log_training(run: Run, recorder: Recorder, batch: Batch, logged: Counters) -
     return Event("train", counters.step, record, run.share)
 
 
-def log_evaluation(run: Run, recorder: Recorder, evaluator: Evaluator, batch: Batch, point: int) -> Event:
-    """Evaluate the EMA backbone and write one line of `eval.jsonl`, off the training clock."""
+def evaluate(run: Run, recorder: Recorder, evaluator: Evaluator, point: int, batch: Batch | None = None) -> Steps:
+    """Evaluate the EMA backbone, off the training clock, and write one line of records.
+
+    At a point of the budget it is a line of `eval.jsonl`, with the gradients' norms on the batch of the last step; the
+    EMA backbone is kept. Without a batch it is the line of `final.jsonl`.
+    """
+    name: RecordName = "final" if batch is None else "eval"
     run.counters = run.watch.book(run.counters, "io")
     evaluation = evaluator.evaluate(run.ema.backbone)
-    norms = gradient_norms(run, batch)
+    norms = {} if batch is None else {"gradient_norms": gradient_norms(run, batch)}
     run.counters = run.watch.book(run.counters, "evaluation")
     step = run.counters.step
-    recorder.ema(step, run.ema.backbone.state_dict())
+    if name == "eval":
+        recorder.ema(step, run.ema.backbone.state_dict())
     record = {
         **clocks(run),
         "point": point,
@@ -157,38 +172,19 @@ def log_evaluation(run: Run, recorder: Recorder, evaluator: Evaluator, batch: Ba
         "metrics": evaluation.metrics,
         "bad_images": evaluation.bad_images,
         "evaluation_images_per_s": evaluation.images_per_s,
-        "gradient_norms": norms,
-        "samples": recorder.picture(step, evaluation.grid),
+        **norms,
+        "samples": recorder.picture(step, evaluation.grid, "step" if name == "eval" else "final"),
     }
-    recorder.line("eval", record)
-    return Event("eval", step, record, run.share)
-
-
-def log_final(run: Run, recorder: Recorder, final: Evaluator) -> Event:
-    """Evaluate the EMA backbone at the end of its budget and write the line of `final.jsonl`."""
-    run.watch.start()
-    evaluation = final.evaluate(run.ema.backbone)
-    run.counters = run.watch.book(run.counters, "evaluation")
-    step = run.counters.step
-    record = {
-        **clocks(run),
-        "point": run.config.evaluation.points,
-        "protocol": final.digest,
-        "metrics": evaluation.metrics,
-        "bad_images": evaluation.bad_images,
-        "evaluation_images_per_s": evaluation.images_per_s,
-        "samples": recorder.picture(step, evaluation.grid, "final"),
-    }
-    recorder.line("final", record)
-    return Event("final", step, record, run.share)
+    recorder.line(name, record)
+    yield Event(name, step, record, run.share)
+    return Divergence(step, ("samples",)) if evaluation.bad_images else None
 
 
 # -- checkpoints and ends -------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(run: Run, recorder: Recorder, name: str = "", counters: Counters | None = None) -> str:
+def save_checkpoint(run: Run, recorder: Recorder, name: str = "") -> str:
     """Write all that continues the run from here, and drop older checkpoints; returns its path in the run folder."""
-    counters = counters or run.counters
     tensors = {
         "backbone": run.backbone.state_dict(),
         "heads": run.method.heads.state_dict(),
@@ -196,8 +192,8 @@ def save_checkpoint(run: Run, recorder: Recorder, name: str = "", counters: Coun
         "optimizer": checkpoint.optimizer_tensors(run.optimizer),
         "method": run.method.state_dict(),
     }
-    name = name or checkpoint.name_of(counters.step)
-    return recorder.checkpoint(name, tensors, counters, run.config.output.keep_checkpoints)
+    name = name or checkpoint.name_of(run.counters.step)
+    return recorder.checkpoint(name, tensors, run.counters, run.config.output.keep_checkpoints)
 
 
 def resume(run: Run, recorder: Recorder) -> int:
@@ -213,13 +209,6 @@ def resume(run: Run, recorder: Recorder) -> int:
         run.method.load_state_dict(tensors["method"])
     recorder.truncate(run.counters.step)
     return run.counters.step
-
-
-def stop_diverged(run: Run, recorder: Recorder, found: Divergence, good: Counters) -> Event:
-    """End the run as diverged. The state that is kept, at the counters `good`, reproduces what was not finite."""
-    path = save_checkpoint(run, recorder, f"diverged_{found.step:08d}", good)
-    run.counters = good
-    return end_run(run, recorder, "diverged", {**asdict(found), "checkpoint": path})
 
 
 def end_run(run: Run, recorder: Recorder, status: str, detail: Mapping[str, Any]) -> Event:

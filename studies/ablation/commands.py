@@ -9,7 +9,7 @@ import optuna
 from harness.errors import UserError
 from harness.records.files import read_json
 from harness.records.metrics import metric
-from harness.tracking import live
+from harness.tracking.store import mark, open_parent
 from studies.ablation.plan import RECORD, Ablation, Subject, differences, grown, joined, plan_record, refusal
 from studies.ablation.storage import check_reachable, journal_path, owner_of, reaching
 from studies.configs.recorded_command import recorded_command
@@ -91,7 +91,7 @@ def _open_parent(agenda: AblationAgenda) -> str:
     """The study's parent run in MLflow, made once; "" where MLflow is away."""
     config = agenda.ablation.control
     with held(study_lock(config.output.runs, config.study, "mlflow")):
-        run_id = live.open_parent(config.output, config.study)
+        run_id = open_parent(config.output, config.study)
         with agenda._locked():
             record = agenda._read()
             record["mlflow_run"] = run_id or record["mlflow_run"]
@@ -124,7 +124,7 @@ def finish(agenda: AblationAgenda) -> None:
                     agenda._ledgers[entry["method"]].queue(entry["number"])
                 agenda._settle(record, entry)
         agenda._write(record)
-    live.mark(agenda.ablation.control.output, record["mlflow_run"], "finished")
+    mark(agenda.ablation.control.output, record["mlflow_run"], "finished")
 
 
 def _is_to_be_tried_again(agenda: AblationAgenda, entry: Mapping[str, Any], seeds: Sequence[int]) -> bool:

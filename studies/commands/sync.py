@@ -11,7 +11,7 @@ from studies.terminal.quiet import quiet_libraries
 if TYPE_CHECKING:
     from harness.config import OutputConfig
     from harness.records.run_folder import RunFolder
-    from harness.tracking.mirror import Mirror, Mirrored
+    from harness.tracking.mirror import Mirrored
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,26 +45,25 @@ def sync_study(study: Path, mlflow_uri: str) -> list[dict[str, Any]]:
     from studies.runs.folders import study_lock
 
     study = study.absolute()
-    mirrors: dict[OutputConfig, Mirror] = {}
     folders, rows = find_runs(study), []
     with held(study_lock(study.parent, study.name, "sync")):
         for folder in folders:
             uri = mlflow_uri or folder.manifest()["config"]["output"].get("mlflow_uri", "")
-            rows.append(sync_run(folder, OutputConfig(runs=str(study.parent), mlflow_uri=uri), mirrors))
+            rows.append(sync_run(folder, OutputConfig(runs=str(study.parent), mlflow_uri=uri)))
     return rows
 
 
-def sync_run(folder: "RunFolder", output: "OutputConfig", mirrors: "dict[OutputConfig, Mirror]") -> dict[str, Any]:
+def sync_run(folder: "RunFolder", output: "OutputConfig") -> dict[str, Any]:
     """Sync one run and note in its manifest where it is; a run that another process trains keeps its manifest."""
-    from harness.tracking.live import tracking_uri
     from harness.tracking.mirror import place_of
+    from harness.tracking.store import tracking_uri
     from studies.dispatch.leases import claim
     from studies.runs.folders import lease_path
 
     place = place_of(folder)
     lease = claim(lease_path(output.runs, place["study"], place["cell"], int(place["seed"])))
     try:
-        done, manifest = mirror_run(folder, output, lease is None, mirrors), folder.manifest()
+        done, manifest = mirrored(folder, output, lease is None), folder.manifest()
         facts = {"mlflow_run": done.run_id, "mlflow_uri": tracking_uri(output), "mlflow_failure": ""}
         if lease and facts != {name: manifest.get(name) for name in facts}:
             folder.update_manifest(**facts)
@@ -82,26 +81,18 @@ def sync_run(folder: "RunFolder", output: "OutputConfig", mirrors: "dict[OutputC
     }
 
 
-def mirror_run(
-    folder: "RunFolder", output: "OutputConfig", in_progress: bool, mirrors: "dict[OutputConfig, Mirror]"
-) -> "Mirrored":
-    """Sync one run with the experiment of its study, opened when the first run needs it.
-
-    Raises:
-        UserError: for a store that cannot be reached or written.
-    """
+def mirrored(folder: "RunFolder", output: "OutputConfig", in_progress: bool) -> "Mirrored":
+    """Sync one run. `UserError` for a store that cannot be reached or written."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     from harness.errors import UserError
-    from harness.tracking.live import quiet, reason, tracking_uri
-    from harness.tracking.mirror import Mirror, place_of
+    from harness.tracking.mirror import sync
+    from harness.tracking.store import quiet, reason, tracking_uri
 
     try:
         with quiet():
-            if output not in mirrors:
-                mirrors[output] = Mirror(output, place_of(folder)["study"])
-            return mirrors[output].update(folder, in_progress)
+            return sync(output, folder, in_progress)
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise UserError(
             f"MLflow at {tracking_uri(output)} failed ({reason(error)}): "

@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.config import RunConfig
 from harness.errors import StorageError, UserError
-from harness.tracking import live
+from harness.tracking.store import mark
 from studies.runs.folders import folder_of
 
 LOG = "log.txt"
@@ -33,7 +33,7 @@ def record_failure(config: RunConfig, message: str, trace: str, began: datetime)
         if has_failed_since(before, began):
             return
         folder.update_manifest(status="failed", status_detail=detail)
-        live.mark(config.output, before.get("mlflow_run", ""), "failed")
+        mark(config.output, before.get("mlflow_run", ""), "failed")
 
 
 def has_failed_since(manifest: Mapping[str, Any], when: datetime) -> bool:

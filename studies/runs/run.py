@@ -9,12 +9,12 @@ from harness.cost.operations import cache_cost, cost_record
 from harness.machine.processes import from_main, is_main
 from harness.records.files import write_json
 from harness.records.run_folder import RunFolder
-from harness.tracking.live import PARENT_TAG, Tracker, tracking_uri
+from harness.tracking.feed import Feed
+from harness.tracking.store import tracking_uri
 from harness.training.recorder import Recorder
 from harness.training.step import set_up
 from harness.training.trainer import Event, end_run, resume, train
 from studies.agenda import Context
-from studies.configs.sections import as_plain
 from studies.runs.folders import folder_of
 from studies.runs.lab import Lab, resolve_run
 from studies.runs.manifest import first_manifest, manifest, now
@@ -39,23 +39,26 @@ def run_cell(lab: Lab, config: RunConfig, context: Context, watch: Watch = lambd
     prepared = lab.prepared.with_tokens(method.needs())
     run = set_up(config, method, prepared, lab.accelerator)
     facts = manifest(lab, run, context)
-    tracker = open_tracker(config, previous.get("mlflow_run", ""), main, context.mlflow_parent)
-    recorder = Recorder(folder, tracker, writes=main)
-    step = resume(run, recorder)
-    for name, record in folder.all_lines():
-        tracker.log(record, name)  # sends what an earlier process did not get through, and nothing twice
     if main:
         kept = {"shared_device": previous.get("shared_device", False), "started": previous.get("started", now())}
-        places = {"mlflow_run": tracker.run_id, "mlflow_uri": tracking_uri(config.output)}
+        places = {"mlflow_run": previous.get("mlflow_run", ""), "mlflow_uri": tracking_uri(config.output)}
         folder.write_manifest({**facts, **kept, **places})
+    feed = Feed(config.output if main else replace(config.output, mlflow=False), folder, context.mlflow_parent)
+    if feed.run_id:
+        folder.update_manifest(mlflow_run=feed.run_id)
+    recorder = Recorder(folder, feed, writes=main)
+    step = resume(run, recorder)
+    for name, record in folder.all_lines():
+        feed.add(name, record)  # sends what an earlier process did not get through, and nothing twice
+    if main:
         caches = cache_cost(prepared.autoencoder.network, method)
         write_json(folder.path / "cost.json", cost_record(run.cost, caches, prepared.num_encoded))
     yield Event("start", step, {"notices": run.notices}, share=run.share)
     for event in train(run, lab.evaluator, recorder, lab.final):
-        yield with_notice(event, tracker, folder) if event.kind == "end" else event
+        yield with_notice(event, feed, folder) if event.kind == "end" else event
         if may_be_stopped(event, config) and from_main(lab.accelerator, main and watch(event)):
             end = end_run(run, recorder, "pruned", {"step": event.step, "point": event.record["point"]})
-            yield with_notice(end, tracker, folder)
+            yield with_notice(end, feed, folder)
             return
 
 
@@ -65,23 +68,10 @@ def may_be_stopped(event: Event, config: RunConfig) -> bool:
     return event.kind == "eval" and record["point"] < config.evaluation.points and not record["bad_images"]
 
 
-def with_notice(event: Event, tracker: Tracker, folder: RunFolder) -> Event:
+def with_notice(event: Event, feed: Feed, folder: RunFolder) -> Event:
     """The end of a run, with a line on what MLflow lacks of it."""
-    if not tracker.failure:
+    if not feed.failure:
         return event
     study = folder.path.parents[1]
-    notice = f"MLflow lacks a part of this run ({tracker.failure}); send it with: ditbench sync {study}"
+    notice = f"MLflow lacks a part of this run ({feed.failure}); send it with: ditbench sync {study}"
     return replace(event, record={**event.record, "notices": [notice]})
-
-
-def open_tracker(config: RunConfig, run_id: str, main: bool, parent: str) -> Tracker:
-    """The run in MLflow: one a cell and seed, grouped by study, and below the run `parent` where that is not empty.
-
-    Of several processes the main one alone has it.
-    """
-    tags = {"study": config.study, "cell": config.label, "method": config.method, "seed": str(config.seed)}
-    tags |= {PARENT_TAG: parent} if parent else {}
-    output = config.output if main else replace(config.output, mlflow=False)
-    tracker = Tracker(output, config.study, f"{config.label}/seed{config.seed}", tags, run_id)
-    tracker.config(as_plain(config))
-    return tracker

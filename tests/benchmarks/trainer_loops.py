@@ -14,7 +14,7 @@ from harness.config import OutputConfig, RuntimeConfig
 from harness.evaluation.evaluate import Evaluator
 from harness.machine import environment
 from harness.records.run_folder import RunFolder
-from harness.tracking.live import Tracker
+from harness.tracking.feed import Feed
 from harness.training.recorder import Recorder
 from harness.training.step import Run, build_backbone, build_optimizer, clip_gradients, step_views, synchronize
 from harness.training.trainer import train
@@ -35,8 +35,8 @@ def trainer_steps(run: Run, runs: Path) -> Iterator[None]:
     """The trainer, one item a step; records, hashing and MLflow's absence as in a real run."""
     folder = RunFolder(runs / run.config.method)
     folder.create()
-    tracker = Tracker(replace(run.config.output, mlflow=False), "bench", "bench", {}, "")
-    for event in train(run, cast(Evaluator, None), Recorder(folder, tracker)):
+    feed = Feed(replace(run.config.output, mlflow=False), folder)
+    for event in train(run, cast(Evaluator, None), Recorder(folder, feed)):
         if event.kind == "step":
             yield
 

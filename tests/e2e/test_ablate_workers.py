@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from harness.records.run_folder import RunFolder
-from harness.tracking.live import PARENT_TAG, STATUS_TAG
+from harness.tracking.store import PARENT_TAG, STATUS_TAG
 from harness.training.trainer import Event
 from studies.commands import report
 from studies.commands.compare import command_parser

@@ -86,7 +86,7 @@ MOMENTS = (
     Moment("within a shard of a cache", "pathlib:Path.replace", 1, "before"),
     Moment("between a cache's shard and its index", "harness.data.cache:_write_shard", 1, "after", "images"),
     Moment("before the manifest is there", "harness.records.run_folder:RunFolder.write_manifest", 1, "before"),
-    Moment("while MLflow opens a run", "harness.tracking.live:prepare_store", 1, "after"),
+    Moment("while MLflow opens a run", "harness.tracking.feed:open_experiment", 1, "after"),
     Moment("within a step", "harness.training.step:clip_gradients", 5, "after", "train_gflops"),
     Moment("within a line of train.jsonl", "harness.records.run_folder:RunFolder.append", 5, "within", "images"),
     Moment("between a line and its checkpoint", "harness.training.recorder:Recorder.line", 4, "after"),
@@ -97,7 +97,7 @@ MOMENTS = (
     Moment("within the scores of an evaluation", "harness.evaluation.evaluate:Evaluator.velocity_loss", 2, "before"),
     Moment("between an evaluation's files", "harness.training.recorder:Recorder.ema", 2, "after", "train_gflops"),
     Moment("between an evaluation's line and its checkpoint", "harness.training.checkpoint:save", 2, "before"),
-    Moment("between MLflow's points and the checkpoint", "harness.tracking.live:Tracker.flush", 2, "after"),
+    Moment("between MLflow's points and the checkpoint", "harness.tracking.feed:Feed.flush", 2, "after"),
     Moment("between the last checkpoint and the end", "harness.training.recorder:Recorder.end", 1, "before", "images"),
 )
 QUICK = ("within a checkpoint",)

@@ -19,7 +19,8 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 from harness.config import OutputConfig
 from harness.records.run_folder import RunFolder
-from harness.tracking import live
+from harness.tracking import feed
+from harness.tracking import store as mlflow_store
 from harness.tracking.mirror import recorded_points, stored
 from harness.training.trainer import Event
 from studies import cli
@@ -55,7 +56,7 @@ def train(
 ) -> Callable[..., Trained]:
     """`train(uri, status=0)`: train in this process, with that tracking URI, to that exit status."""
     waits: list[float] = []
-    attempt = live.attempt
+    attempt = mlflow_store.attempt
 
     def timed(work: Callable[[], Any], seconds: float) -> Any:
         began = time.monotonic()
@@ -64,7 +65,7 @@ def train(
         finally:
             waits.append(time.monotonic() - began)
 
-    monkeypatch.setattr(live, "attempt", timed)
+    monkeypatch.setattr(mlflow_store, "attempt", timed)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
     def build(uri: str, status: int = 0) -> Trained:
@@ -80,15 +81,15 @@ def train(
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run has a second for what is slow, and a call that takes a fifth of one is."""
-    monkeypatch.setattr(live, "PATIENCE_S", 1.0)
-    monkeypatch.setattr(live, "QUICK_S", 0.2)
+    monkeypatch.setattr(mlflow_store, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(mlflow_store, "QUICK_S", 0.2)
 
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with MLflow's tables, which take seconds to make."""
     runs = tmp_path_factory.mktemp("tables")
-    live.prepare_store(OutputConfig(runs=str(runs)), "other")
+    mlflow_store.open_experiment(OutputConfig(runs=str(runs)), "other")
     return runs / "mlflow.db"
 
 
@@ -142,7 +143,7 @@ def assert_mended(trained: Trained, capsys: pytest.CaptureFixture[str], uri: str
         rows += json.loads(capsys.readouterr().out)
     assert (rows[0]["action"], rows[1]["action"]) == ("added", "unchanged")
     assert values(uri, rows[0]["mlflow_run"]) == {
-        key: [stored(value)] for key, (value, _) in recorded_points(trained.folder).items()
+        key: [stored(value)] for key, (value, _) in recorded_points(list(trained.folder.all_lines())).items()
     }
     pictures = MlflowClient(uri).list_artifacts(rows[0]["mlflow_run"], "samples")
     assert [picture.path for picture in pictures] == ["samples/step_00000002.png", "samples/step_00000004.png"]
@@ -212,7 +213,7 @@ def serve(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setenv("_MLFLOW_SERVER_SERVE_ARTIFACTS", "true")
     monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_DESTINATION", str(tmp_path / "served"))
     monkeypatch.setattr(handlers, "_artifact_repo", None)
-    with live.quiet():
+    with mlflow_store.quiet():
         handlers.initialize_backend_stores(f"sqlite:///{store}", default_artifact_root="mlflow-artifacts:/")
     started: list[Server] = []
 
@@ -374,7 +375,9 @@ def test_a_failed_run_is_ended_and_goes_on_as_one_run(
     assert "MLflow" not in trained.printed
     assert (trained.failure, trained.folder.manifest()["mlflow_run"]) == ("", run_id)
     assert run_state(uri, run_id) == ("FINISHED", "finished")
-    assert values(uri, run_id) == {key: [stored(value)] for key, (value, _) in recorded_points(trained.folder).items()}
+    assert values(uri, run_id) == {
+        key: [stored(value)] for key, (value, _) in recorded_points(list(trained.folder.all_lines())).items()
+    }
     assert cli.main(["sync", str(trained.folder.path.parents[1])]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[-1] == "unchanged", "live and rebuilt are the same"
 
@@ -387,7 +390,7 @@ def test_points_sent_before_a_checkpoint_that_never_came(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Step 3 is made twice: MLflow keeps its first points, once; its seconds are others, until `sync`."""
-    monkeypatch.setattr(live, "BATCH", 1)
+    monkeypatch.setattr(feed, "LINES", 1)
     fails_after_step_3()
     first = train("", status=1)
     uri, run_id = f"sqlite:///{store}", first.folder.manifest()["mlflow_run"]
@@ -395,7 +398,7 @@ def test_points_sent_before_a_checkpoint_that_never_came(
     assert {step for _, step in sent} == {1, 2, 3}
 
     folder = train("").folder
-    recorded = {key: [stored(value)] for key, (value, _) in recorded_points(folder).items()}
+    recorded = {key: [stored(value)] for key, (value, _) in recorded_points(list(folder.all_lines())).items()}
     kept = values(uri, run_id)
     assert kept.keys() == recorded.keys()
     assert {key: kept[key] for key in sent} == sent
@@ -416,7 +419,7 @@ def test_a_continued_run_sends_what_is_missing(
     trained = train("")
     assert trained.failure == ""
     assert values(f"sqlite:///{store}", trained.folder.manifest()["mlflow_run"]) == {
-        key: [stored(value)] for key, (value, _) in recorded_points(trained.folder).items()
+        key: [stored(value)] for key, (value, _) in recorded_points(list(trained.folder.all_lines())).items()
     }
 
 

@@ -16,8 +16,9 @@ from mlflow.entities import Metric, Run
 
 from harness.config import OutputConfig
 from harness.records.run_folder import RunFolder
-from harness.tracking.live import Tracker, prepare_store, tracking_uri
+from harness.tracking.feed import Feed
 from harness.tracking.mirror import recorded_points
+from harness.tracking.store import open_experiment, tracking_uri
 from studies.dispatch.leases import claim
 from studies.runs.folders import lease_path
 from tests.e2e.conftest import ROOT, contents, run_process
@@ -37,7 +38,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def client(runs: Path) -> MlflowClient:
     output = OutputConfig(runs=str(runs))
-    prepare_store(output, "other")
+    open_experiment(output, "other")
     return MlflowClient(tracking_uri(output))
 
 
@@ -103,7 +104,7 @@ def wanted_points(folder: RunFolder) -> dict[tuple[str, int], tuple[Any, int]]:
     largest = {math.inf: sys.float_info.max, -math.inf: -sys.float_info.max}
     return {
         key: ("nan" if math.isnan(value) else largest.get(value, value), time)
-        for key, (value, time) in recorded_points(folder).items()
+        for key, (value, time) in recorded_points(list(folder.all_lines())).items()
     }
 
 
@@ -117,12 +118,12 @@ def dump(runs: Path) -> list[str]:
         return list(connection.iterdump())
 
 
-def live(study: Path, run_id: str = "") -> Tracker:
-    """The tracker of the training of sit."""
-    tags = {"study": study.name, "cell": "sit", "method": "sit", "seed": "3"}
-    tracker = Tracker(OutputConfig(runs=str(study.parent)), study.name, "sit/seed3", tags, run_id)
-    edit_manifest(folder_of(study), mlflow_run=tracker.run_id)
-    return tracker
+def begin(study: Path) -> Feed:
+    """What feeds MLflow while sit is trained, at its beginning."""
+    edit_manifest(folder_of(study), mlflow_run="")
+    feed = Feed(OutputConfig(runs=str(study.parent)), folder_of(study))
+    edit_manifest(folder_of(study), mlflow_run=feed.run_id)
+    return feed
 
 
 # -- from nothing ---------------------------------------------------------------------------------------------------
@@ -133,7 +134,7 @@ def test_recorded_points_by_hand(tmp_path: Path) -> None:
     clocks = {"step": 4, "images": 64, "train_seconds": 1.25}
     folder.append("train", {**clocks, "evaluation_seconds": 0.0, "loss": 0.5, "terms": {"a": {"value": math.inf}}})
     folder.append("eval", {**clocks, "evaluation_seconds": 2.0, "metrics": {"fd_x_8": 7.0}, "samples": "x.png"})
-    assert recorded_points(folder) == {
+    assert recorded_points(list(folder.all_lines())) == {
         ("images", 4): (64.0, 1250),
         ("train_seconds", 4): (1.25, 1250),
         ("evaluation_seconds", 4): (0.0, 1250),
@@ -195,7 +196,7 @@ def test_it_prints_a_row_a_run_and_needs_no_torch(study: Path, runs: Path) -> No
     assert (result.returncode, result.stderr) == (0, "")
     header, *rows, where = result.stdout.splitlines()
     assert header.split() == ["cell", "seed", "status", "points", "action"]
-    points = [str(len(recorded_points(folder_of(study, cell)))) for cell in ("a'b,c=1", "sit")]
+    points = [str(len(recorded_points(list(folder_of(study, cell).all_lines())))) for cell in ("a'b,c=1", "sit")]
     assert [row.split() for row in rows] == [
         ["a'b,c=1", "3", "finished", points[0], "added"],
         ["sit", "3", "finished", points[1], "added"],
@@ -207,14 +208,14 @@ def test_it_prints_a_row_a_run_and_needs_no_torch(study: Path, runs: Path) -> No
 
 
 def test_missing_points_are_added_to_the_run(study: Path, client: MlflowClient, ditbench: Ditbench) -> None:
-    tracker = live(study)
+    feed = begin(study)
     for record in folder_of(study).lines("train")[:5]:
-        tracker.log(record)
-    tracker.flush()
+        feed.add("train", record)
+    feed.flush()
     edit_manifest(folder_of(study), mlflow_failure="ConnectionError: gone")
     assert sync(ditbench, study)["sit"]["action"] == "added"
     run = run_of(client, study)
-    assert run.info.run_id == tracker.run_id
+    assert run.info.run_id == feed.run_id
     assert points_of(client, run) == wanted_points(folder_of(study))
     assert run.info.status == "FINISHED"
     assert folder_of(study).manifest()["mlflow_failure"] == ""
@@ -255,9 +256,9 @@ def test_a_run_that_the_manifest_does_not_name_is_found_by_its_tags(
 
 
 def test_one_run_a_cell_and_seed_is_left(study: Path, client: MlflowClient, ditbench: Ditbench) -> None:
-    """A tracker that was killed before its run was in the manifest leaves an empty one."""
+    """A training that was killed before its run was in the manifest leaves an empty one."""
     run_id = sync(ditbench, study)["sit"]["mlflow_run"]
-    live(study)
+    begin(study)
     edit_manifest(folder_of(study), mlflow_run=run_id)
     assert len(runs_of(client, study)) == 3
     assert actions(ditbench, study) == ["added", "unchanged"]
@@ -318,29 +319,29 @@ def in_progress(study: Path) -> Iterator[None]:
 def test_a_run_in_progress_is_brought_up_to_date_and_not_ended(
     study: Path, client: MlflowClient, ditbench: Ditbench
 ) -> None:
-    folder, tracker = folder_of(study), live(study)
+    folder, feed = folder_of(study), begin(study)
     *early, late = folder.lines("train")
     for record in early[:5]:
-        tracker.log(record)
-    tracker.flush()
+        feed.add("train", record)
+    feed.flush()
     for record in [*early[5:], late]:
-        tracker.log(record)
+        feed.add("train", record)
     before = folder.manifest_path.read_bytes()
 
     row = sync(ditbench, study)["sit"]
 
-    assert (row["status"], row["action"], row["mlflow_run"]) == ("running", "added", tracker.run_id)
+    assert (row["status"], row["action"], row["mlflow_run"]) == ("running", "added", feed.run_id)
     assert points_of(client, run_of(client, study)) == wanted_points(folder)
     assert folder.manifest_path.read_bytes() == before
     assert run_of(client, study).info.status == "RUNNING"
-    tracker.flush()
-    assert tracker.failure == ""
+    feed.flush()
+    assert feed.failure == ""
     assert points_of(client, run_of(client, study)) == wanted_points(folder), "what it sends late stays single"
-    client.log_metric(tracker.run_id, "images", 1.0, 5, 20)
-    live(study)
-    edit_manifest(folder, mlflow_run=tracker.run_id)
+    client.log_metric(feed.run_id, "images", 1.0, 5, 20)
+    begin(study)
+    edit_manifest(folder, mlflow_run=feed.run_id)
     row = sync(ditbench, study)["sit"]
-    assert (row["action"], row["mlflow_run"]) == ("unchanged", tracker.run_id)
+    assert (row["action"], row["mlflow_run"]) == ("unchanged", feed.run_id)
     assert len(runs_of(client, study)) == 3, "nothing that the other process may write to is deleted"
 
 
@@ -355,7 +356,7 @@ def test_a_run_that_has_recorded_nothing_is_left_to_its_own_process(
 
 
 @pytest.mark.usefixtures("in_progress")
-def test_a_run_in_progress_whose_tracker_has_failed_gets_a_run(
+def test_a_run_in_progress_whose_feed_has_failed_gets_a_run(
     study: Path, client: MlflowClient, ditbench: Ditbench
 ) -> None:
     folder = folder_of(study)
@@ -388,11 +389,11 @@ def test_two_at_once_make_each_run_once(study: Path, client: MlflowClient) -> No
 def test_the_status_is_the_recorded_one(
     study: Path, client: MlflowClient, ditbench: Ditbench, recorded: str, ours: str, theirs: str
 ) -> None:
-    tracker = live(study)
+    feed = begin(study)
     if recorded == "failed":
         fail(folder_of(study), "out of memory")
     edit_manifest(folder_of(study), status=recorded)
-    assert sync(ditbench, study)["sit"]["mlflow_run"] == tracker.run_id
+    assert sync(ditbench, study)["sit"]["mlflow_run"] == feed.run_id
     run = run_of(client, study)
     assert (run.data.tags["ditbench.status"], run.info.status) == (ours, theirs)
 

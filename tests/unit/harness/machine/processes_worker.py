@@ -18,7 +18,7 @@ from harness.evaluation.evaluate import Evaluator
 from harness.evaluation.generate import Summary, generate_rounds
 from harness.machine.processes import is_main
 from harness.records.run_folder import RunFolder
-from harness.tracking.live import Tracker
+from harness.tracking.feed import Feed
 from harness.training import step as training_step
 from harness.training.recorder import Recorder
 from harness.training.step import Run, train_step
@@ -64,7 +64,7 @@ def train_to_the_end(bench: Bench, out: Path, cache: Path) -> None:
     if is_main(lab.accelerator):
         folder.create()
         folder.write_manifest({"status": "running"})
-    recorder = Recorder(folder, Tracker(config.output, "study", "name", {}, ""), is_main(lab.accelerator))
+    recorder = Recorder(folder, Feed(config.output, folder), is_main(lab.accelerator))
     [evaluated] = [event for event in train(run, evaluator, recorder) if event.kind == "eval"]
     metrics = gather_object([evaluated.record["metrics"]])
     found = {

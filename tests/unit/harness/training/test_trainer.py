@@ -24,7 +24,7 @@ from harness.errors import UserError
 from harness.evaluation.evaluate import Evaluation, Evaluator
 from harness.method import Term
 from harness.records.run_folder import RunFolder
-from harness.tracking.live import Tracker
+from harness.tracking.feed import Feed
 from harness.training import checkpoint, trainer
 from harness.training import step as training_step
 from harness.training.recorder import Recorder
@@ -62,16 +62,14 @@ def open_folder(path: Path) -> RunFolder:
     return folder
 
 
-def events(
-    run: Run, folder: RunFolder, tracker: Tracker | None = None, final: StandIn | None = None
-) -> Generator[Event]:
+def events(run: Run, folder: RunFolder, feed: Feed | None = None, final: StandIn | None = None) -> Generator[Event]:
     """The run's loop, which a test may close in the middle."""
-    recorder = recorder_of(run, folder, tracker)
+    recorder = recorder_of(run, folder, feed)
     return cast(Generator[Event], train(run, cast(Evaluator, StandIn()), recorder, cast(Evaluator | None, final)))
 
 
-def recorder_of(run: Run, folder: RunFolder, tracker: Tracker | None = None) -> Recorder:
-    return Recorder(folder, tracker or Tracker(run.config.output, "study", "name", {}, ""))
+def recorder_of(run: Run, folder: RunFolder, feed: Feed | None = None) -> Recorder:
+    return Recorder(folder, feed or Feed(run.config.output, folder))
 
 
 def state_of(run: Run) -> dict[str, Tensor]:
@@ -686,7 +684,7 @@ def test_what_a_checkpoint_holds_is_in_mlflow(bench: Bench, tmp_path: Path) -> N
     """A continued run logs nothing before its checkpoint again, so no point may still be waiting then."""
     run = bench.start(settings(bench, "sit", "--budget.amount", "6", log_every=1, checkpoint_every=2))
     folder = open_folder(tmp_path / "run")
-    tracker = Tracker(run.config.output, "study", "name", {}, "")
+    feed = Feed(run.config.output, folder)
     waiting: list[int] = []
     sent: dict[int, list[int]] = {}
 
@@ -695,9 +693,9 @@ def test_what_a_checkpoint_holds_is_in_mlflow(bench: Bench, tmp_path: Path) -> N
         sent[int(newest.name.removeprefix("step_"))] = sorted(set(waiting))
         waiting.clear()
 
-    tracker.log = lambda record, name: waiting.append(record["step"])  # type: ignore[method-assign]
-    tracker.flush = flush  # type: ignore[method-assign]
-    stopped = events(run, folder, tracker)
+    feed.add = lambda name, record: waiting.append(record["step"])  # type: ignore[method-assign]
+    feed.flush = flush  # type: ignore[method-assign]
+    stopped = events(run, folder, feed)
     next(event for event in stopped if (event.kind, event.step) == ("step", 6))
     stopped.close()
     assert sent == {2: [1, 2], 3: [3], 4: [4]}
