@@ -7,8 +7,7 @@ import pandas as pd
 
 from harness.records.metrics import metric
 from reports.ablation import figures as ablation_figures
-from reports.ablation import optuna_figures
-from reports.ablation import published as published_ablation
+from reports.ablation import trial_figures
 from reports.ablation.findings import NUM_AXES, axis_sentence
 from reports.ablation.tables import tables, trial_numbers
 from reports.ablation.trials import Ablation, Subject
@@ -18,10 +17,8 @@ from reports.study.words import listed
 
 
 def blocks(ablation: Ablation) -> list[Block]:
-    """The tables in their order on the page: axes or trials, then the published ones."""
-    found = [Block(table, said) for table, said in zip(tables(ablation), _sentences(ablation), strict=True)]
-    comparisons = published_ablation.comparisons(ablation)
-    return [*found, *([Block(published_ablation.table(ablation, comparisons))] if comparisons else [])]
+    """The tables in their order on the page, of axes or of trials, each with its sentences."""
+    return [Block(table, said) for table, said in zip(tables(ablation), _sentences(ablation), strict=True)]
 
 
 def _sentences(ablation: Ablation) -> list[list[str]]:
@@ -46,12 +43,12 @@ def numbers(ablation: Ablation) -> dict[str, pd.DataFrame]:
 
 
 def plans(ablation: Ablation) -> list[Plan]:
-    """Curves and heatmaps of a grid, then Optuna's own figures."""
+    """Curves and heatmaps of a grid, then the figures of the trials."""
     found = []
     if not ablation.is_search:
         (subject,) = ablation.subjects
         found += [*_level_plans(ablation, subject), *_heatmap_plans(ablation, subject)]
-    return [*found, *_optuna_plans(ablation)]
+    return [*found, *_trial_plans(ablation)]
 
 
 def _level_plans(ablation: Ablation, subject: Subject) -> list[Plan]:
@@ -87,61 +84,61 @@ def _heatmap_plans(ablation: Ablation, subject: Subject) -> list[Plan]:
     return found
 
 
-def _optuna_plans(ablation: Ablation) -> list[Plan]:
-    """Optuna's history of all methods, and for each its parallel coordinates and, from enough trials, importances."""
-    frames = {subject: optuna_figures.trial_frame(ablation, subject) for subject in ablation.subjects}
+def _trial_plans(ablation: Ablation) -> list[Plan]:
+    """The history of all methods, and for each its parallel coordinates and, from enough trials, importances."""
+    frames = {subject: trial_figures.trial_frame(ablation, subject) for subject in ablation.subjects}
     ready = {subject: frame for subject, frame in frames.items() if frame["value"].notna().sum() > 1}
     if not ready:
         return []
     plans = [_history_plan(ablation, ready)]
     for place, (subject, frame) in enumerate(ready.items(), start=1):
         plans.append(_parallel_plan(ablation, subject, frame, place))
-        if frame["value"].notna().sum() >= optuna_figures.LEAST_TRIALS:
+        if frame["value"].notna().sum() >= trial_figures.LEAST_TRIALS:
             plans += _importance_plans(ablation, subject, frame, place)
     return plans
 
 
 def _history_plan(ablation: Ablation, frames: Mapping[Subject, pd.DataFrame]) -> Plan:
     caption = (
-        f"Optuna's history: the mean over seeds of {ablation.objective} by number of trial (dots), and the best so far "
-        "(line)."
+        f"The history of the trials: the mean over seeds of {ablation.objective} by number of trial (dots), and the "
+        "best so far (line)."
     )
     if not ablation.is_search:
         caption += " In a grid the numbers are the order in which settings were asked for, and no search."
     frame = pd.concat(frames.values(), ignore_index=True)
-    return Plan("history", frame, optuna_figures.history_figure, f"{ablation.objective} by number of trial", caption)
+    return Plan("history", frame, trial_figures.history_figure, f"{ablation.objective} by number of trial", caption)
 
 
 def _parallel_plan(ablation: Ablation, subject: Subject, frame: pd.DataFrame, place: int) -> Plan:
     caption = (
-        f"Optuna's parallel coordinates of {subject.method}: a line for every trial with a value, from "
+        f"Parallel coordinates of {subject.method}: a line for every trial with a value, from "
         f"{ablation.objective} through its level on every axis. The better, the stronger the line."
     )
-    draw = partial(optuna_figures.parallel_figure, axes=subject.axes)
+    draw = partial(trial_figures.parallel_figure, axes=subject.axes)
     return Plan(f"parallel_{place}", frame, draw, f"Settings of {subject.method} by {ablation.objective}", caption)
 
 
 def _importance_plans(ablation: Ablation, subject: Subject, frame: pd.DataFrame, place: int) -> list[Plan]:
-    importances = optuna_figures.importance_frame(frame, subject.axes)
+    importances = trial_figures.importance_frame(frame, subject.axes)
     if importances.empty:
         return []
     caption = (
         f"Importance of the axes of {subject.method} for {ablation.objective}, by functional ANOVA over "
-        f"{importances['num_trials'].iloc[0]} finished trials (Optuna, seed {optuna_figures.SEED}): the share of the "
+        f"{importances['num_trials'].iloc[0]} finished trials (Optuna, seed {trial_figures.SEED}): the share of the "
         "variance between settings that each axis explains alone. It says nothing of which level is better."
     )
-    draw = partial(optuna_figures.importance_figure, trials=frame, axes=subject.axes)
-    return [Plan(f"importance_{place}", importances, draw, f"Importance of the axes of {subject.method}", caption)]
+    alt = f"Importance of the axes of {subject.method}"
+    return [Plan(f"importance_{place}", importances, trial_figures.importance_figure, alt, caption)]
 
 
 def importance_notes(ablation: Ablation) -> list[str]:
     """Why there are no importances, for each method that has none."""
     found = []
     for subject in ablation.subjects:
-        num = int(optuna_figures.trial_frame(ablation, subject)["value"].notna().sum())
-        if num < optuna_figures.LEAST_TRIALS:
+        num = int(trial_figures.trial_frame(ablation, subject)["value"].notna().sum())
+        if num < trial_figures.LEAST_TRIALS:
             found.append(
-                f"Importance of the axes of {subject.method}: {num} of {optuna_figures.LEAST_TRIALS} finished trials. "
+                f"Importance of the axes of {subject.method}: {num} of {trial_figures.LEAST_TRIALS} finished trials. "
                 "From fewer it would be noise, so it is not shown."
             )
     return found

@@ -17,7 +17,6 @@ import yaml
 
 from harness.records.metrics import metric
 from harness.records.run_folder import UserError
-from reports.ablation.published import DEPTHS
 from reports.study.units import short_number
 
 CLAIMS = Path(__file__).parents[1] / "claims.yaml"
@@ -26,7 +25,7 @@ Kind = Literal["quality", "speed-up", "seconds", "count"]
 Direction = Literal["better", "at least as good", "about"]
 Provenance = Literal["primary", "secondary", "digitised", "unverified"]
 
-ALL_DEPTHS = DEPTHS | {"pico": 4, "nano": 6, "micro": 8}
+DEPTHS = {"S": 12, "B": 12, "L": 24, "XL": 28, "pico": 4, "nano": 6, "micro": 8}
 """Blocks of every size of backbone, by the letters in the model's name."""
 
 COUNTS = ("train_gflops_per_image", "external_parameters")
@@ -62,7 +61,7 @@ def asked(condition: Any, model: str) -> Any:
     if isinstance(condition, Mapping):
         condition = condition.get(size, condition["other"])
     if isinstance(condition, str) and (found := FRACTION.fullmatch(condition)):
-        return max(1, round(int(found[1]) / int(found[2]) * ALL_DEPTHS[size]))
+        return max(1, round(int(found[1]) / int(found[2]) * DEPTHS[size]))
     return condition
 
 
@@ -277,8 +276,8 @@ def _check_condition(name: str, condition: Any, parts: Sequence[str] | frozenset
     if part not in parts or not field_name:
         raise UserError(f"{where}: {name} is no field of {', '.join(sorted(parts))}: write part.field")
     if isinstance(condition, Mapping):
-        if unknown := condition.keys() - ALL_DEPTHS.keys() - {"other"}:
-            raise UserError(f"{where}: {name} has the size {sorted(unknown)[0]!r}: there are {', '.join(ALL_DEPTHS)}")
+        if unknown := condition.keys() - DEPTHS.keys() - {"other"}:
+            raise UserError(f"{where}: {name} has the size {sorted(unknown)[0]!r}: there are {', '.join(DEPTHS)}")
         if "other" not in condition:
             raise UserError(f"{where}: {name} lacks `other`: say what it is for sizes that are not named")
 

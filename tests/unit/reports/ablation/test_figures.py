@@ -1,6 +1,7 @@
-"""Figures of an ablation: what is drawn is what the frames hold; Optuna's figures say what its study says."""
+"""Figures of an ablation: what is drawn is what the frames hold."""
 
 import itertools
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,16 +12,16 @@ import pytest
 from matplotlib.figure import Figure
 
 from reports.ablation import figures as ablation_figures
-from reports.ablation import optuna_figures
 from reports.ablation import report as ablation_report
-from reports.ablation.trials import load_ablation
-from reports.figures import files
+from reports.ablation import trial_figures
+from reports.ablation.trials import Axis, load_ablation
 from reports.figures.style import DARK, LIGHT, Look, cell_styles
 from reports.study.load import load_study
 from tests.unit.reports.records_factory import MAIN, edit_trial, prune, run_folder, set_values, write_ablation
 
 DEFAULTS = {"block": 1, "loss": "smooth_l1"}
 GRID = [{"block": b, "loss": name} for b, name in itertools.product((1, 2, 4), ("smooth_l1", "l2"))]
+AXES = (Axis("block", "int", 1, ()), Axis("loss", "choice", "smooth_l1", ()))
 MEANS = {(1, "smooth_l1"): 20.0, (1, "l2"): 26.0, (2, "smooth_l1"): 15.0, (2, "l2"): 30.0, (4, "smooth_l1"): 24.0}
 
 
@@ -136,16 +137,12 @@ def test_axes_varied_in_turn_have_no_heatmap(tmp_path):
         assert ablation_figures.pairs(ablation, ablation.subjects[0]) == []
 
 
-# -- Optuna's figures -----------------------------------------------------------------------------------------------
+# -- figures of the trials ------------------------------------------------------------------------------------------
 
 
-def test_the_rebuilt_study_is_the_record(ablation):
-    subject = ablation.subjects[0]
-    study = optuna_figures.rebuilt(optuna_figures.trial_frame(ablation, subject), subject.axes)
-    assert [(t.params, t.value) for t in study.trials] == [
-        ({"block": block, "loss": loss}, mean) for (block, loss), mean in MEANS.items()
-    ]
-    assert study.best_value == 15.0 and study.direction.name == "MINIMIZE"
+@pytest.fixture(scope="module")
+def trials(ablation):
+    return trial_figures.trial_frame(ablation, ablation.subjects[0])
 
 
 def test_pruned_and_waiting_trials_keep_their_numbers_and_have_no_value(tmp_path):
@@ -155,67 +152,86 @@ def test_pruned_and_waiting_trials_keep_their_numbers_and_have_no_value(tmp_path
     edit_trial(study_path, 1, state="pruned")
     edit_trial(study_path, 2, state="running")
     ablation = load(study_path)
-    study = optuna_figures.rebuilt(
-        optuna_figures.trial_frame(ablation, ablation.subjects[0]), ablation.subjects[0].axes
-    )
-    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED", "WAITING", "COMPLETE"]
+    frame = trial_figures.trial_frame(ablation, ablation.subjects[0])
+    assert frame["trial"].tolist() == [0, 1, 2, 3] and frame["setting.block"].tolist() == [1, 2, 3, 4]
+    assert frame["value"].notna().tolist() == [True, False, False, True]
 
 
-def test_history_shows_values_and_the_best_so_far(ablation, look):
-    frame = optuna_figures.trial_frame(ablation, ablation.subjects[0])
-    ax = optuna_figures.history_figure(frame, look).axes[0]
-    dots = next(points for points in ax.collections if len(points.get_offsets()))
+@pytest.mark.parametrize(
+    ("direction", "best"), [("lower", [20, 20, 15, 15, 15]), ("higher", [20, 26, 26, 30, 30])], ids=lambda x: str(x)
+)
+def test_history_shows_values_and_the_best_so_far(trials, look, direction, best):
+    ax = trial_figures.history_figure(trials.assign(direction=direction), look).axes[0]
+    (dots,) = ax.collections
     assert dots.get_offsets().tolist() == [[i, mean] for i, mean in enumerate(MEANS.values())]
-    assert list(ax.lines[0].get_ydata()) == [20, 20, 15, 15, 15]
-    assert ax.get_ylabel() == MAIN
+    assert list(ax.lines[0].get_ydata()) == best
+    assert MAIN in ax.get_title("right") and not ax.texts
 
 
-def test_a_history_of_several_methods_names_each(ablation, look):
-    frame = optuna_figures.trial_frame(ablation, ablation.subjects[0])
-    both = pd.concat([frame, frame.assign(method="other", value=frame["value"] + 1)], ignore_index=True)
-    ax = optuna_figures.history_figure(both, look).axes[0]
+def test_trials_without_a_value_have_no_dot_and_leave_the_best_as_it_is(trials, look):
+    ax = trial_figures.history_figure(trials.assign(value=[math.nan, 26.0, 15.0, math.nan, 24.0]), look).axes[0]
+    assert [place for place, _ in ax.collections[0].get_offsets().tolist()] == [1, 2, 4]
+    assert list(ax.lines[0].get_ydata())[1:] == [26, 15, 15, 15]
+
+
+def test_a_history_of_several_methods_names_each_in_its_colour(trials, look):
+    both = pd.concat([trials, trials.assign(method="other", value=trials["value"] + 1)], ignore_index=True)
+    ax = trial_figures.history_figure(both, look).axes[0]
     assert [list(line.get_ydata())[-1] for line in ax.lines] == [15, 16]
-    legend = ax.get_legend()
-    assert [text.get_text() for text in legend.get_texts()] == ["vae_repa", "other"]
-    assert [line.get_color() for line in ax.lines] == [LIGHT.cells[0], LIGHT.cells[1]]
+    named = [(text.get_text(), text.get_color()) for text in ax.texts]
+    assert named == [("vae_repa", LIGHT.cells[0]), ("other", LIGHT.cells[1])]
+    assert [line.get_color() for line in ax.lines] == list(LIGHT.cells[:2])
 
 
-def test_parallel_coordinates_carry_the_names_and_levels_of_the_axes_they_stand_on(tmp_path, look):
-    """Optuna draws axes in an order of its own, not in that of the settings."""
-    defaults = {"zeta": 2, "alpha": "silu"}
-    settings = [{"zeta": z, "alpha": a} for z, a in ((2, "silu"), (7, "silu"), (2, "gelu"))]
-    ablation = load(write_ablation(tmp_path, settings, defaults, seeds=(0,)))
-    frame = optuna_figures.trial_frame(ablation, ablation.subjects[0])
-    figure = optuna_figures.parallel_figure(frame, look, ablation.subjects[0].axes)
-    ax, *others = figure.axes
-    names = [label.get_text() for label in ax.get_xticklabels()]
-    ticks = {
-        name: [label.get_text() for label in own.get_yticklabels()] for name, own in zip(names[1:], others, strict=True)
-    }
-    assert names[0] == "value" and ticks == {"zeta": ["2", "7"], "alpha": ["silu", "gelu"]}
-    # where the lines cross an axis is where the level of their trial is named
-    low, high = ax.get_ylim()
-    for trial, line in zip(frame.to_dict("records"), sorted_lines(ax, frame), strict=True):
-        for place, name in enumerate(names[1:], start=1):
-            own = others[place - 1]
-            level = trial[f"setting.{name}"]
-            at = level if name == "zeta" else own.get_yticks()[ticks[name].index(level)]
-            bottom, top = own.get_ylim()
-            assert (line[place][1] - low) / (high - low) == pytest.approx((at - bottom) / (top - bottom))
-
-
-def test_an_axis_at_one_level_is_drawn_without_a_warning(tmp_path, look, recwarn):
-    ablation = load(write_ablation(tmp_path, [{"zeta": 2, "alpha": a} for a in (1, 3)], {"zeta": 2, "alpha": 1}))
-    frame = optuna_figures.trial_frame(ablation, ablation.subjects[0])
-    figure = optuna_figures.parallel_figure(frame, look, ablation.subjects[0].axes)
-    assert len(figure.axes) == 3 and not recwarn.list
-
-
-def sorted_lines(ax, frame):
-    """The lines in the order of the trials, told by their values."""
+def test_parallel_lines_cross_every_axis_where_their_level_is_named(trials, look):
+    ax = trial_figures.parallel_figure(trials, look, AXES).axes[0]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["value", "block", "loss"]
+    named = {(place, height): text.get_text() for text in ax.texts for place, height in [text.xy]}
+    assert set(named.values()) == {"1", "2", "4", "smooth_l1", "l2"}
     (lines,) = ax.collections
-    by_value = {round(float(segment[0][1]), 6): segment for segment in lines.get_segments()}
-    return [by_value[round(float(value), 6)] for value in frame["value"]]
+    drawn = {segment[0][1]: [named[tuple(point)] for point in segment[1:]] for segment in lines.get_segments()}
+    assert drawn == {mean: [str(block), loss] for (block, loss), mean in MEANS.items()}
+
+
+@pytest.mark.parametrize(("direction", "best"), [("lower", 15), ("higher", 30)])
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.name)
+def test_the_best_line_stands_out_most_and_lies_on_top(trials, look, theme, direction, best):
+    figure = trial_figures.parallel_figure(trials.assign(direction=direction), replace(look, theme=theme), AXES)
+    (lines,) = figure.axes[0].collections
+    ground = matplotlib.colors.to_rgb(theme.background)
+    contrasts = [abs(sum(shade[:3]) - sum(ground)) for shade in lines.get_colors()]
+    assert contrasts == sorted(contrasts) and lines.get_segments()[-1][0][1] == best
+
+
+def test_many_axes_take_panels_on_phones_and_close_levels_are_not_all_named(look):
+    axes = tuple(Axis(f"a_rather_long_name_{i}", "float", 0.5, ()) for i in range(6))
+    rows = [{f"setting.{axis.name}": 0.5 + 0.001 * i for axis in axes} for i in range(100)]
+    about = {"quantity": MAIN, "direction": "lower", "method": "vae_repa"}
+    frame = pd.DataFrame([{**about, "value": float(i), **row} for i, row in enumerate(rows)])
+    assert len(trial_figures.parallel_figure(frame, look, axes).axes) == 1
+    figure = trial_figures.parallel_figure(frame, replace(look, is_narrow=True), axes)
+    assert [len(ax.get_xticks()) for ax in figure.axes] == [5, 3]
+    ax = figure.axes[0]
+    heights = sorted(text.xy[1] for text in ax.texts if text.xy[0] == 1)
+    low, high = ax.get_ylim()
+    assert (heights[0], heights[-1]) == (0, 99)
+    assert min(np.diff(heights)) >= trial_figures.LEVEL_GAP * (high - low)
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
+    for line in (boxes[::2], boxes[1::2]):  # every other name is a line lower
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(line, 2))
+
+
+def test_numbers_over_a_decade_stand_by_their_logarithm():
+    axis = Axis("weight", "float", 1.0, ())
+    assert trial_figures._heights(axis, [0.01, 0.1, 1.0]) == pytest.approx([0, 0.5, 1])
+    assert trial_figures._heights(axis, [0.2, 0.6, 1.0]) == pytest.approx([0, 0.5, 1])
+
+
+def test_an_axis_at_one_level_is_drawn_without_a_warning(trials, look, recwarn):
+    figure = trial_figures.parallel_figure(trials.assign(**{"setting.block": 2, "value": 3.0}), look, AXES)
+    assert [text.get_text() for text in figure.axes[0].texts if text.xy[0] == 1] == ["2"]
+    assert not recwarn.list
 
 
 def grid_of(tmp_path, num_levels: int):
@@ -232,17 +248,17 @@ def grid_of(tmp_path, num_levels: int):
 def test_importance_is_all_of_the_axis_that_alone_matters_and_the_same_each_time(tmp_path, look):
     ablation, values = grid_of(tmp_path, 5)
     subject = ablation.subjects[0]
-    frame = optuna_figures.trial_frame(ablation, subject).assign(value=list(values.values()), state="complete")
-    found = [optuna_figures.importance_frame(frame, subject.axes) for _ in range(2)]
+    frame = trial_figures.trial_frame(ablation, subject).assign(value=list(values.values()), state="complete")
+    found = [trial_figures.importance_frame(frame, subject.axes) for _ in range(2)]
     assert found[0]["axis"].tolist() == ["block", "head_layers"]
     assert found[0]["importance"].tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
     assert found[0]["num_trials"].tolist() == [30, 30]
     pd.testing.assert_frame_equal(*found)
-    figure = optuna_figures.importance_figure(found[0], look, frame, subject.axes)
+    figure = trial_figures.importance_figure(found[0], look)
     widths = {bar.get_width() for bar in figure.axes[0].patches}
     assert widths == set(found[0]["importance"])
     constant = frame.assign(value=3.0)
-    assert optuna_figures.importance_frame(constant, subject.axes).empty
+    assert trial_figures.importance_frame(constant, subject.axes).empty
 
 
 def test_importance_is_shown_from_thirty_finished_trials_up(ablation):
@@ -262,19 +278,16 @@ def test_thirty_finished_trials_have_a_figure_of_importance(tmp_path):
     assert ablation_report.importance_notes(ablation) == []
 
 
-def test_optuna_leaves_no_style_no_open_figure_and_no_message_behind(ablation, look, capfd):
-    import matplotlib.pyplot as plt
-
-    before, backend = dict(matplotlib.rcParams), matplotlib.get_backend()
-    frame = optuna_figures.trial_frame(ablation, ablation.subjects[0])
-    for own in (look, replace(look, theme=DARK, is_narrow=True)):
-        figure = optuna_figures.history_figure(frame, own)
-        assert figure.get_figwidth() == (4.2 if own.is_narrow else 8.4)
-        assert files.png(figure)
-        face = matplotlib.colors.to_hex(figure.axes[0].get_facecolor())
-        assert face == matplotlib.colors.to_hex(figure.get_facecolor()) == own.theme.background
-    assert dict(matplotlib.rcParams) == before and matplotlib.get_backend() == backend
-    assert plt.get_fignums() == []
+def test_importances_leave_no_message_and_drawing_no_style_behind(tmp_path, look, capfd, recwarn):
+    before = dict(matplotlib.rcParams)
+    ablation, values = grid_of(tmp_path, 5)
+    subject = ablation.subjects[0]
+    frame = trial_figures.trial_frame(ablation, subject).assign(value=list(values.values()), state="complete")
+    importances = trial_figures.importance_frame(frame, subject.axes)
+    dark = replace(look, theme=DARK, is_narrow=True)
+    figure = trial_figures.importance_figure(importances, dark)
+    assert matplotlib.colors.to_hex(figure.get_facecolor()) == DARK.background
+    assert dict(matplotlib.rcParams) == before and not recwarn.list
     assert capfd.readouterr() == ("", "")
 
 

@@ -39,7 +39,7 @@ def text(page):
 
 
 def test_every_table_and_figure_is_a_file(written):
-    tables = ("final", "cost", "equal_cost", "axis_block", "axis_loss", "published")
+    tables = ("final", "cost", "equal_cost", "axis_block", "axis_loss")
     assert {path.name for path in written.folder.iterdir()} == {
         *(f"{stem}.{kind}" for stem in tables for kind in ("csv", "md", "tex")),
         *("trials.csv", "index.html", "figures", "checks.csv", "checks.json"),
@@ -56,8 +56,8 @@ def test_the_ablation_comes_first_and_links_lead_somewhere(page, written, text):
     assert ids[:2] == ["ablation", "result"]
     for href in page.attributes("a", "href"):
         assert href[1:] in ids if href.startswith("#") else (written.folder / href).exists()
-    assert text.index("block of vae_repa, with loss = smooth_l1") < text.index("Published ablation beside ours")
-    assert text.index("Published ablation beside ours") < text.index("Optuna’s figures") < text.index("After 800 steps")
+    assert text.index("block of vae_repa, with loss = smooth_l1") < text.index("Figures of the trials")
+    assert text.index("Figures of the trials") < text.index("After 800 steps")
     assert "12 of 30 finished trials" in text
 
 

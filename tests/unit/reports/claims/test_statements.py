@@ -13,8 +13,7 @@ import methods
 from harness.backbones.sit import SIZES, parse_name
 from harness.method import BackboneShape
 from harness.records.run_folder import UserError
-from reports.ablation.published import FOLDER
-from reports.claims.statements import ALL_DEPTHS, CLAIMS, COUNTS, Claim, ClaimedCell, Published, asked, load_ledger
+from reports.claims.statements import CLAIMS, COUNTS, DEPTHS, Claim, ClaimedCell, Published, asked, load_ledger
 
 LEDGER = load_ledger()
 BY_ID = {claim.id: claim for claim in LEDGER.claims}
@@ -59,9 +58,12 @@ def test_what_the_papers_claim_is_there() -> None:
     assert (BY_ID["vae-repa-4-percent-compute"].value, BY_ID["vae-repa-no-external-parameters"].value) == (4, 0)
 
 
+PUBLISHED = CLAIMS.parent / "published"
+
+
 def published_lines() -> list[dict[str, str]]:
     """All rows of all files; those of costs have no iterations."""
-    return [line for path in sorted(FOLDER.glob("*.csv")) for line in csv.DictReader(path.read_text().splitlines())]
+    return [line for path in sorted(PUBLISHED.glob("*.csv")) for line in csv.DictReader(path.read_text().splitlines())]
 
 
 def printed(claim: Claim, row: Published) -> list[tuple[str, float, int]]:
@@ -133,7 +135,7 @@ def test_the_papers_settings_are_the_methods_defaults(method: str, size: str) ->
 
 
 def test_depths_are_those_of_the_backbones() -> None:
-    assert {name: depth for name, (depth, _, _) in SIZES.items()} == ALL_DEPTHS
+    assert {name: depth for name, (depth, _, _) in SIZES.items()} == DEPTHS
 
 
 @pytest.mark.parametrize(
