@@ -329,7 +329,7 @@ class _ShardMaker:
         return sum(min(per_shard, num_rows - number * per_shard) for number in numbers)
 
     def missing_bytes(self) -> int:
-        """Of the shards that have to be made."""
+        """Bytes of the shards that have to be made."""
         return self._num_rows(self._missing()) * self._row_bytes()
 
     def mend(self, number: int) -> str:

@@ -30,9 +30,9 @@ class Encoded:
     """What the frozen networks make of every image, or of its mirror image: latents cannot be flipped, nor tokens."""
 
     moments: Rows
-    """As `PreparedData.moments`."""
+    """Moments as in `PreparedData.moments`."""
     tokens: dict[str, Rows]
-    """As `PreparedData.tokens`."""
+    """Tokens as in `PreparedData.tokens`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +50,11 @@ class PreparedData:
     """Tokens by encoder, float16 [M, T, Z]; only those a method needs."""
     autoencoder: Autoencoder
     digests: dict[str, str]
-    """Of `data`, `autoencoder` and `encoder/<name>`: what must agree between compared runs."""
+    """Digests of `data`, `autoencoder` and each `encoder/<name>`; they must agree between compared runs."""
     mirrored: Encoded | None = None
-    """With `data.flip`."""
+    """The same for mirror images, where `data.flip` asks for them."""
     encodings: "Encodings | None" = None
-    """Where the tokens of further encoders come from; None for data that was made up."""
+    """The caches that tokens of further encoders come from; None for data that was made up."""
 
     @property
     def scaling(self) -> float:

@@ -37,7 +37,7 @@ IMAGES, MOMENTS = "images", "vae-sd"
 MAX_CLASSES = 2**20
 """Labels above are taken for an error: each class has a row in the backbone's label table."""
 MAX_MEMBER_BYTES = 2**30
-"""Of one file in a zip: a few bytes of a zip may unpack to more than the memory there is."""
+"""Most bytes of one file in a zip: a few bytes of a zip may unpack to more than the memory there is."""
 READERS = 8
 """Threads that read and decode files of one batch."""
 MOMENTS_EXTENSIONS = frozenset({".npy"})

@@ -9,12 +9,9 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.errors import StorageError, UserError
-
-if TYPE_CHECKING:
-    pass
 from harness.records.locks import locked
 
 

@@ -134,12 +134,12 @@ class Run:
 
     @property
     def spent(self) -> float:
-        """Of the budget, in its unit."""
+        """The part of the budget that is spent, in the budget's unit."""
         return self.schedule.spent(self.counters.step, self.counters.train_seconds)
 
     @property
     def share(self) -> float:
-        """Of the budget spent, 0 to 1."""
+        """The share of the budget that is spent, 0 to 1."""
         return min(1.0, self.spent / self.schedule.amount)
 
     @property

@@ -1,7 +1,7 @@
 """The claims ledger `claims.yaml`: what papers claim, as statements that records can decide, read and checked.
 
 A claim states a metric, a pair of settings, a direction and a margin, and what the paper prints. docs/claims.md says
-how one is written; `claims_evidence` decides them.
+how one is written; `evidence` decides them.
 """
 
 import dataclasses

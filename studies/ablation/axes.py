@@ -22,7 +22,7 @@ from studies.configs.sections import nominal_shape, resolve_sections
 from studies.configs.settings import comma_list
 
 MOST_SETTINGS = 10_000
-"""Of a grid."""
+"""Most settings that a grid may have."""
 
 ALL = "all"
 """Instead of levels: the choices of the method's search space, or all values that a bool or a choice may have."""

@@ -109,9 +109,9 @@ class _Group:
     size: int
     """Processes on this machine."""
     started: int
-    """Of them, those that this process starts, itself included."""
+    """Number of the processes that this one starts, itself included."""
     place: int
-    """Of this process, from 0."""
+    """Number of this process, counted from 0."""
 
     @classmethod
     def of(cls, kind: str, jobs: int) -> "_Group":
@@ -186,7 +186,7 @@ class _Stage:
 
     @property
     def speed(self) -> str:
-        """Of what was done in the meantime, by all processes; empty for a stage that was told of once."""
+        """The speed of what all processes did in the meantime; empty for a stage that was told of once."""
         if self.done <= self.before:
             return ""
         rate = (self.done - self.before) / (self.now - self.start)

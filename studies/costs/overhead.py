@@ -17,7 +17,7 @@ from harness.machine.progress import OnProgress
 from harness.method import BackboneShape, DataShape, Method
 
 MOST_SIDE = 256
-"""Of latents: those of 2048 pixels, the largest images that a config allows."""
+"""Largest side of a latent: that of 2048 pixels, the largest images that a config allows."""
 DOWNSAMPLING = 2 ** (len(SD_RECIPE.block_channels) - 1)
 """Pixels along one side of a latent's number."""
 
