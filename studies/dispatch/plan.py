@@ -86,8 +86,7 @@ def make_plan(agenda: A, jobs: Jobs, gpus_per_cell: int, option: str = "--jobs")
     places = max(1, len(gpus) // gpus_per_cell)
     choice = measured_choice(agenda) if is_auto and device.type == "cpu" and not by_clock else None
     side_by_side = min(choice.processes if choice else asked or (1 if by_clock else places), agenda.total)
-    runs = [agenda.run(number) for number in range(1, agenda.total + 1)]
-    left = sum(run is None or not is_done(folder_of(run)) for run in runs)
+    left = sum(job is None or not is_done(folder_of(job.config)) for job in agenda.jobs())
     workers = max(1, min(side_by_side, left))
     plan = WorkerPlan(workers=workers, processes=gpus_per_cell, gpus=gpus, shares_device=workers > places)
     if choice:

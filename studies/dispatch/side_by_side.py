@@ -89,10 +89,9 @@ def choose(agenda: Agenda) -> Choice:
 
 def recorded_threads(agenda: Agenda) -> int:
     """Threads of the first run that is on record; 0 where there is none."""
-    for number in range(1, agenda.total + 1):
-        config = agenda.run(number)
-        if config is not None and folder_of(config).exists():
-            return int(folder_of(config).manifest()["config"]["runtime"]["threads"])
+    for job in agenda.jobs():
+        if job is not None and folder_of(job.config).exists():
+            return int(folder_of(job.config).manifest()["config"]["runtime"]["threads"])
     return 0
 
 
