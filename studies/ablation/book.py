@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optuna.trial import FrozenTrial
 
@@ -12,9 +12,6 @@ from harness.records.files import number
 from harness.records.metrics import main_metric, metric
 from harness.records.run_folder import RunFolder
 from studies.ablation.plan import Setting, Subject
-
-if TYPE_CHECKING:
-    pass
 
 OVER = ("complete", "pruned", "diverged")
 """States of trials that need no more runs, unless the study grows."""

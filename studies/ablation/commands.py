@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 
@@ -10,16 +10,13 @@ from harness.errors import UserError
 from harness.records.files import read_json
 from harness.records.metrics import metric
 from harness.tracking.store import mark, open_parent
+from studies.ablation.book import OVER, entries_of, study_name
 from studies.ablation.plan import RECORD, Ablation, Subject, differences, grown, joined, plan_record, refusal
 from studies.ablation.storage import check_reachable, journal_path, owner_of, reaching
+from studies.ablation.trials import AblationAgenda
 from studies.configs.recorded_command import recorded_command
 from studies.dispatch.leases import claim, held
 from studies.runs.folders import is_done, lease_path, study_lock
-
-if TYPE_CHECKING:
-    pass
-from studies.ablation.book import OVER, entries_of, study_name
-from studies.ablation.trials import AblationAgenda
 
 
 def prepare(ablation: Ablation) -> AblationAgenda:

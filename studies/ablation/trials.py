@@ -29,7 +29,7 @@ from studies.ablation.storage import (
     open_ledger,
     reaching,
 )
-from studies.agenda import Agenda, Context
+from studies.agenda import Agenda, Context, Job
 from studies.dispatch.leases import held
 from studies.runs.folders import folder_of, study_lock
 
@@ -93,10 +93,13 @@ class AblationAgenda(Agenda):
         index, method = divmod(slot - 1, len(self.ablation.subjects))
         return Place(self.ablation.subjects[method], index, self.seeds[seed])
 
-    def run(self, number: int) -> RunConfig | None:
+    def job(self, number: int) -> Job | None:
         place = self._place(number)
         cell = self._cell(place)
-        return replace(cell, seed=place.seed) if cell else None
+        if cell is None:
+            return None
+        context = Context(baseline=self.ablation.control.label, mlflow_parent=self._parent)
+        return Job(number, replace(cell, seed=place.seed), context)
 
     def _cell(self, place: Place) -> RunConfig | None:
         if place.subject is None:
@@ -112,9 +115,6 @@ class AblationAgenda(Agenda):
             self._asked[key] = place.subject.cell(entries[place.index]["setting"])
         return self._asked[key]
 
-    def context(self, number: int) -> Context:
-        return Context(baseline=self.ablation.control.label, mlflow_parent=self._parent)
-
     def with_threads(self, threads: int) -> Self:
         control = _with_threads(self.ablation.control, threads)
         subjects = tuple(replace(s, base=_with_threads(s.base, threads)) for s in self.ablation.subjects)
@@ -125,29 +125,29 @@ class AblationAgenda(Agenda):
     def check_metrics(self, names: Sequence[str]) -> None:
         full_name(self.ablation.objective, names)
 
-    def settled(self, number: int) -> str:
+    def settled(self, job: Job) -> str:
         """The other seeds of a trial that its first seed did not come through are never needed."""
-        status = self._first_status(number)
+        status = self._first_status(job)
         return f"left out, {status} at seed {self.seeds[0]}" if status in ("pruned", "diverged") else ""
 
-    def is_due(self, number: int) -> bool:
-        place = self._place(number)
-        if self._cell(place) is None:
+    def due(self, number: int) -> Job | None:
+        job, place = self.job(number), self._place(number)
+        if job is None:
             assert place.subject is not None
             self._ask(place.subject, place.index)
-        return self._first_status(number) in ("", "finished")
+            job = self.job(number)
+            assert job is not None, number
+        return job if self._first_status(job) in ("", "finished") else None
 
-    def _first_status(self, number: int) -> str:
-        """What became of the first seed of a run's trial, where that decides about the run; else ""."""
-        place = self._place(number)
-        cell = self._cell(place)
-        if self.ablation.pruner == "none" or place.subject is None or place.seed == self.seeds[0] or cell is None:
+    def _first_status(self, job: Job) -> str:
+        """What became of the first seed of a job's trial, where that decides about the job; else ""."""
+        is_control = self._place(job.number).subject is None
+        if self.ablation.pruner == "none" or is_control or job.config.seed == self.seeds[0]:
             return ""
-        return folder_of(replace(cell, seed=self.seeds[0])).status() or "not begun"
+        return folder_of(replace(job.config, seed=self.seeds[0])).status() or "not begun"
 
-    def begins(self, number: int) -> str:
-        config, place = self.run(number), self._place(number)
-        assert config is not None
+    def begins(self, job: Job) -> str:
+        config, place = job.config, self._place(job.number)
         is_left = folder_of(config).status() == "running"
         before = ""
         if place.subject is not None:
@@ -174,8 +174,8 @@ class AblationAgenda(Agenda):
         self._write(record)
         return before
 
-    def watch(self, number: int, event: "Event") -> bool:
-        place = self._place(number)
+    def watch(self, job: Job, event: "Event") -> bool:
+        place = self._place(job.number)
         if self.ablation.pruner == "none" or place.subject is None or place.seed != self.seeds[0]:
             return False
         with self._locked():
@@ -186,9 +186,8 @@ class AblationAgenda(Agenda):
             self._write(record)
             return not ledger.trial(entry["number"]).state.is_finished() and ledger.prunes(entry["number"])
 
-    def ended(self, number: int) -> None:
-        config = self.run(number)
-        assert config is not None
+    def ended(self, job: Job) -> None:
+        config = job.config
         record = self._read()
         if record["objective"] and not self._open_entries(record, config.label):
             return

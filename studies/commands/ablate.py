@@ -256,8 +256,7 @@ def _left(agenda: "AblationAgenda") -> int:
     """Runs that are neither over nor found to be needless."""
     from studies.runs.folders import folder_of, is_done
 
-    runs = [agenda.run(number) for number in range(1, agenda.total + 1) if not agenda.settled(number)]
-    return sum(run is None or not is_done(folder_of(run)) for run in runs)
+    return sum(job is None or not (agenda.settled(job) or is_done(folder_of(job.config))) for job in agenda.jobs())
 
 
 def planned_cells(ablation: "Ablation") -> list[tuple[RunConfig, int]]:

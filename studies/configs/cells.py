@@ -9,7 +9,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 import methods
 from harness.config import RunConfig, require
 from harness.errors import UserError
-from studies.agenda import Agenda, Context
+from studies.agenda import Agenda, Context, Job
 from studies.configs.refusals import explain
 from studies.configs.sections import SECTIONS
 from studies.configs.settings import _checked, _known
@@ -35,12 +35,10 @@ class Comparison(Agenda):
     def total(self) -> int:
         return len(self.seeds) * len(self.cells)
 
-    def run(self, number: int) -> RunConfig:
+    def job(self, number: int) -> Job:
         seed, cell = divmod(number - 1, len(self.cells))
-        return replace(self.cells[cell], seed=self.seeds[seed])
-
-    def context(self, number: int) -> Context:
-        return Context(baseline=self.baseline, facts=self.notes.get(self.run(number).label, {}))
+        config = replace(self.cells[cell], seed=self.seeds[seed])
+        return Job(number, config, Context(baseline=self.baseline, facts=self.notes.get(config.label, {})))
 
     def with_threads(self, threads: int) -> Self:
         runtime = replace(self.cells[0].runtime, threads=threads)

@@ -20,14 +20,14 @@ def check_file(path: Path) -> None:
         documents = list(yaml.compose_all(text, yaml.SafeLoader))
     except OSError as error:
         raise UserError(f"--config {path} cannot be read ({error.strerror}): name a file you may read") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"--config {path} cannot be read as YAML{_reason(error)}") from None
     if len(documents) != 1 or not isinstance(documents[0], yaml.MappingNode):
         raise UserError(f"--config {path} is no mapping of keys to values: write one, such as seed: 1")
     try:
         _check(documents[0], "")
         yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"--config {path} cannot be used{_reason(error)}") from None
 
 
@@ -35,11 +35,11 @@ def check_word(word: str, option: str) -> None:
     """Raise `UserError` for the value of an option that is a YAML document which `_check` refuses."""
     try:
         node: Any = yaml.compose(word, yaml.SafeLoader)
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         return  # plain text, which need not be YAML
     try:
         _check(node, option)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{option} cannot be used{_reason(error)}") from None
 
 
@@ -75,7 +75,9 @@ def _named(node: yaml.MappingNode, key: str) -> list[tuple[str, Any]]:
 
 
 def _reason(error: Exception) -> str:
-    """Line and problem of a YAML error."""
+    """The line and the problem of an error that reading YAML met."""
+    if isinstance(error, RecursionError):
+        return ": it is nested too deeply, or refers to itself"
     if not isinstance(error, yaml.MarkedYAMLError):
         return f": {error}"
     mark = error.problem_mark

@@ -63,5 +63,5 @@ class Board:
         return [Failure(self._name(number), message) for number, message in sorted(self.over.items()) if message]
 
     def _name(self, number: int) -> str:
-        config = self._agenda.run(number)
-        return f"{config.label}/seed{config.seed}" if config else f"run {number}, which was not decided"
+        job = self._agenda.job(number)
+        return f"{job.config.label}/seed{job.config.seed}" if job else f"run {number}, which was not decided"

@@ -21,7 +21,6 @@ from studies.dispatch.leases import claim
 from studies.dispatch.logs import record_failure
 from studies.dispatch.messages import Begins, Broke, Failed, Happened, Left, Ready, Refused
 from studies.dispatch.plan import WorkerPlan
-from studies.dispatch.turns import known
 from studies.dispatch.worker import DONE, SPENT, Order, serve
 from studies.runs.folders import lease_of
 
@@ -169,14 +168,15 @@ class Crew:
         if self._deaths[number] <= self._agenda.retakes:
             self._board.hear(Left(number, message))
             return
-        config = known(self._agenda, number)
+        job = self._agenda.job(number)
+        assert job is not None, number
         try:
-            lease = claim(lease_of(config))
+            lease = claim(lease_of(job.config))
         except UserError:
             self._board.hear(Failed(number, message))
             return
         if lease is not None:
-            record_failure(config, message, "", datetime.now(UTC))
+            record_failure(job.config, message, "", datetime.now(UTC))
             lease.release()
             self._board.hear(Failed(number, message))
 

@@ -76,8 +76,7 @@ def make_plan(agenda: A, jobs: int, gpus_per_cell: int, option: str = "--jobs") 
     )
     places = max(1, len(gpus) // gpus_per_cell)
     side_by_side = min(jobs or (1 if by_clock else places), agenda.total)
-    runs = [agenda.run(number) for number in range(1, agenda.total + 1)]
-    left = sum(run is None or not is_done(folder_of(run)) for run in runs)
+    left = sum(job is None or not is_done(folder_of(job.config)) for job in agenda.jobs())
     workers = max(1, min(side_by_side, left))
     plan = WorkerPlan(workers=workers, processes=gpus_per_cell, gpus=gpus, shares_device=workers > places)
     return with_threads(agenda, side_by_side * gpus_per_cell), plan

@@ -1,22 +1,28 @@
-"""Whose turn it is: which run a worker takes next, and when it waits for others."""
+"""Whose turn it is: which job a worker takes next, and when it waits for others."""
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
+from enum import Enum, auto
 
 from harness.config import RunConfig
 from harness.errors import StorageError, UserError
 from harness.records.locks import Lock, holder
-from studies.agenda import Agenda
+from studies.agenda import Agenda, Job
 from studies.dispatch.leases import claim
 from studies.dispatch.logs import has_failed_since, one_line
 from studies.dispatch.messages import Begins, Failed, Over, Tell, Waits
 from studies.runs.folders import folder_of, is_done, lease_of
 
-WAIT, ALL_OVER = 0, -1
-"""Instead of a run's number: others hold what is left; nothing is left."""
+
+class NoJob(Enum):
+    """Why a worker gets no job."""
+
+    WAIT = auto()
+    """Others hold what is left."""
+    ALL_OVER = auto()
+    """Nothing is left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +43,6 @@ class Task:
     """Whether to wait for runs that others hold: one of them may be left by a process that dies."""
 
 
-def known(agenda: Agenda, number: int) -> RunConfig:
-    """What a run is that is decided."""
-    config = agenda.run(number)
-    assert config is not None, number
-    return config
-
-
 class Turns:
     """The runs that are not over as far as this worker knows, and the lease on the one it is at."""
 
@@ -56,62 +55,63 @@ class Turns:
         self._notice = ""
         self._looks = 0
 
-    def take(self) -> int:
-        """The number of the first run that could be claimed, `WAIT`, or `ALL_OVER` where there is none to wait for."""
-        taken: list[int] = []
+    def take(self) -> Job | NoJob:
+        """The first job that could be claimed, or why there is none."""
+        taken: list[Job] = []
         later: list[int] = []
         for number in tuple(self._open):
             try:
                 if self._is_settled(number):
                     continue
-                if not self._agenda.is_due(number):
+                job = self._agenda.due(number)
+                if job is None:
                     later.append(number)
                     continue
-                self._lease = self._claim(number, taken)
+                self._lease = self._claim(job, taken)
             except (UserError, StorageError) as error:
                 self._close(number)
                 self._task.tell(Failed(number, one_line(error)))
+                continue
             if self._lease is not None:
                 self._looks = 0
                 self._task.tell(Begins(number, self._notice))
-                return number
+                return job
         if not taken:
             for number in later:  # nobody is at what they wait for, and it is not over: it failed
                 self._over(number, "left out, as a run that it waits for failed")
-            return ALL_OVER
+            return NoJob.ALL_OVER
         self._looks += 1
         if self._looks == 2:  # at the first look, another worker of this command may not have said that it began
-            self._task.tell(Waits(tuple((number, holder(self._lease_of(number))) for number in taken)))
-        return WAIT if self._task.waits or self._looks < 2 else ALL_OVER
+            self._task.tell(Waits(tuple((job.number, holder(lease_of(job.config))) for job in taken)))
+        return NoJob.WAIT if self._task.waits or self._looks < 2 else NoJob.ALL_OVER
 
     @contextlib.contextmanager
-    def finishing(self, number: int) -> Iterator[None]:
+    def finishing(self, job: Job) -> Iterator[None]:
         """Let the run go after the block, however it ends; it is over for this worker."""
         try:
             yield
         finally:
-            self._close(number)
+            self._close(job.number)
             if self._lease is not None:
                 self._lease.release()
                 self._lease = None
 
-    def _claim(self, number: int, taken: list[int]) -> Lock | None:
-        """The lease on a run that is to be trained; notes in `taken` those that others hold."""
-        if self._found_over(number):
+    def _claim(self, job: Job, taken: list[Job]) -> Lock | None:
+        """The lease on a job that is to be trained; notes in `taken` those that others hold."""
+        if self._found_over(job):
             return None
-        config = known(self._agenda, number)
-        if config.label not in self._checked:
-            self._check(config)
-            self._checked.add(config.label)
-        lease = claim(lease_of(config))
+        if job.config.label not in self._checked:
+            self._check(job.config)
+            self._checked.add(job.config.label)
+        lease = claim(lease_of(job.config))
         if lease is None:
-            taken.append(number)
+            taken.append(job)
             return None
         is_ours = False
         try:
             # Its holder may have brought it to its end between the look and the claim.
-            if not (self._found_over(number) or self._took_baseline(number)):
-                self._notice = self._agenda.begins(number)
+            if not (self._found_over(job) or self._took_baseline(job)):
+                self._notice = self._agenda.begins(job)
                 is_ours = True
         finally:
             if not is_ours:
@@ -119,40 +119,38 @@ class Turns:
         return lease if is_ours else None
 
     def _is_settled(self, number: int) -> bool:
-        """Whether a run will never be needed; then it is told, and closed."""
-        reason = self._agenda.settled(number)
+        """Whether a job will never be needed; then it is told, and closed."""
+        job = self._agenda.job(number)
+        reason = self._agenda.settled(job) if job else ""
         if reason:
             self._over(number, reason)
         return bool(reason)
 
-    def _found_over(self, number: int) -> bool:
-        """Whether the records say that a run is over; then it is told, and closed."""
-        folder, baseline = folder_of(known(self._agenda, number)), self._agenda.context(number).baseline
+    def _found_over(self, job: Job) -> bool:
+        """Whether the records say that a job is over; then it is told, and closed."""
+        folder, baseline = folder_of(job.config), job.context.baseline
         if not folder.exists():
             return False
         manifest = folder.manifest()
         if is_done(folder) and baseline in ("", manifest["baseline"]):
-            self._agenda.ended(number)
-            self._over(number, manifest["status"])
+            self._agenda.ended(job)
+            self._over(job.number, manifest["status"])
             return True
         if has_failed_since(manifest, self._task.started):
-            self._close(number)
-            self._task.tell(Failed(number, manifest["status_detail"]["error"]))
+            self._close(job.number)
+            self._task.tell(Failed(job.number, manifest["status_detail"]["error"]))
             return True
         return False
 
-    def _took_baseline(self, number: int) -> bool:
-        """Whether a run only needed another baseline on record; the caller holds its lease."""
-        folder = folder_of(known(self._agenda, number))
+    def _took_baseline(self, job: Job) -> bool:
+        """Whether a job only needed another baseline on record; the caller holds its lease."""
+        folder = folder_of(job.config)
         if not is_done(folder):
             return False
-        folder.update_manifest(baseline=self._agenda.context(number).baseline)
-        self._agenda.ended(number)
-        self._over(number, folder.manifest()["status"])
+        folder.update_manifest(baseline=job.context.baseline)
+        self._agenda.ended(job)
+        self._over(job.number, folder.manifest()["status"])
         return True
-
-    def _lease_of(self, number: int) -> Path:
-        return lease_of(known(self._agenda, number))
 
     def _over(self, number: int, status: str) -> None:
         self._close(number)

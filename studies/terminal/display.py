@@ -120,8 +120,8 @@ class Display:
         self._print(f"{self._name(number)}: trained by another command{f' ({holder})' if holder else ''}")
 
     def _name(self, number: int) -> str:
-        config = self._agenda.run(number) if self._agenda else None
-        what = f": {config.label} seed {config.seed}" if config else ""
+        job = self._agenda.job(number) if self._agenda else None
+        what = f": {job.config.label} seed {job.config.seed}" if job else ""
         return f"cell {number} of {self._total}{what}"
 
     def _line(self, number: int, event: Event) -> str:

@@ -11,14 +11,14 @@ import pytest
 from harness.config import DataConfig, OutputConfig, RunConfig
 from harness.errors import UserError
 from harness.training.trainer import Event
-from studies.agenda import Agenda, Context
+from studies.agenda import Agenda, Context, Job
 from studies.configs.cells import Comparison
 from studies.dispatch.board import Board, Failure
 from studies.dispatch.crew import Crew
 from studies.dispatch.leases import claim
 from studies.dispatch.messages import Begins, Failed, Happened, Left, Message, Over
 from studies.dispatch.plan import WorkerPlan, make_plan
-from studies.dispatch.turns import ALL_OVER, WAIT, Task, Turns
+from studies.dispatch.turns import NoJob, Task, Turns
 from studies.dispatch.work import noted_end
 from studies.runs.folders import folder_of, lease_of
 from studies.runs.run import may_be_stopped
@@ -44,34 +44,35 @@ class Late(Agenda):
     def total(self) -> int:
         return 3
 
-    def run(self, number: int) -> RunConfig | None:
-        return self.configs[number - 1] if number in self.decided else None
+    def job(self, number: int) -> Job | None:
+        return self.decided_job(number) if number in self.decided else None
 
-    def context(self, number: int) -> Context:
-        return Context(baseline="sit")
+    def decided_job(self, number: int) -> Job:
+        return Job(number, self.configs[number - 1], Context(baseline="sit"))
 
     def with_threads(self, threads: int) -> Self:
         return self
 
-    def settled(self, number: int) -> str:
-        return self.needless if number == 3 else ""
+    def settled(self, job: Job) -> str:
+        return self.needless if job.number == 3 else ""
 
-    def is_due(self, number: int) -> bool:
+    def due(self, number: int) -> Job | None:
         if number == 2 and 2 not in self.decided:
             self.calls.append("decided")
             self.decided.add(2)
-        return number != 3 or folder_of(self.configs[0]).status() == "finished"
+        is_due = number != 3 or folder_of(self.configs[0]).status() == "finished"
+        return self.job(number) if is_due else None
 
-    def begins(self, number: int) -> str:
+    def begins(self, job: Job) -> str:
         if self.refusal:
             raise UserError(self.refusal)
-        self.calls.append(("begins", number))
-        return f"notice {number}"
+        self.calls.append(("begins", job.number))
+        return f"notice {job.number}"
 
-    def ended(self, number: int) -> None:
+    def ended(self, job: Job) -> None:
         if self.refusal:
             raise UserError(self.refusal)
-        self.calls.append(("ended", number))
+        self.calls.append(("ended", job.number))
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def turns(agenda: Late, told: list[Message]) -> Callable[..., Turns]:
 
 
 def finish(worker: Turns, agenda: Late, number: int) -> None:
-    with worker.finishing(number):
+    with worker.finishing(agenda.decided_job(number)):
         start(agenda.configs[number - 1], "finished")
 
 
@@ -102,26 +103,26 @@ def test_a_run_is_decided_when_no_run_before_it_is_free(
 ) -> None:
     checked: list[str] = []
     worker, other = turns(), turns(lambda config: checked.append(config.label))
-    assert worker.take() == 1
-    assert (agenda.run(2), checked) == (None, [])
-    assert other.take() == 2, "the first is taken, and the third waits for it"
+    assert worker.take() == agenda.decided_job(1)
+    assert (agenda.job(2), checked) == (None, [])
+    assert other.take() == agenda.decided_job(2), "the first is taken, and the third waits for it"
     assert checked == ["b"], "known too late to be checked with the others"
     assert agenda.calls == [("begins", 1), "decided", ("begins", 2)]
     assert told == [Begins(1, "notice 1"), Begins(2, "notice 2")]
     finish(other, agenda, 2)
-    assert other.take() == WAIT
+    assert other.take() == NoJob.WAIT
     finish(worker, agenda, 1)
-    assert other.take() == 3
+    assert other.take() == agenda.decided_job(3)
     finish(other, agenda, 3)
-    assert other.take() == ALL_OVER
+    assert other.take() == NoJob.ALL_OVER
     assert told[2:] == [Over(1, "finished"), Begins(3, "notice 3")]
-    assert worker.take() == ALL_OVER
+    assert worker.take() == NoJob.ALL_OVER
 
 
 def test_what_is_found_over_is_told_to_the_agenda(agenda: Late, turns: Callable[..., Turns]) -> None:
     for config in agenda.configs:
         start(config, "pruned" if config.label == "b" else "finished")
-    assert turns().take() == ALL_OVER
+    assert turns().take() == NoJob.ALL_OVER
     assert agenda.calls == [("ended", 1), "decided", ("ended", 2), ("ended", 3)]
 
 
@@ -129,9 +130,9 @@ def test_a_run_that_is_never_needed_is_over(agenda: Late, turns: Callable[..., T
     agenda.needless = "left out, pruned at seed 0"
     worker = turns()
     for number in (1, 2):
-        assert worker.take() == number
+        assert worker.take() == agenda.decided_job(number)
         finish(worker, agenda, number)
-    assert worker.take() == ALL_OVER
+    assert worker.take() == NoJob.ALL_OVER
     assert told[-1] == Over(3, "left out, pruned at seed 0")
 
 
@@ -140,10 +141,10 @@ def test_what_waits_for_a_run_that_failed_is_left_out(
 ) -> None:
     worker = turns()
     for number in (1, 2):
-        assert worker.take() == number
-        with worker.finishing(number):
+        assert worker.take() == agenda.decided_job(number)
+        with worker.finishing(agenda.decided_job(number)):
             pass
-    assert worker.take() == ALL_OVER
+    assert worker.take() == NoJob.ALL_OVER
     assert told[-1] == Over(3, "left out, as a run that it waits for failed")
 
 
@@ -151,7 +152,7 @@ def test_a_refusal_is_a_failure_and_holds_no_lease(
     agenda: Late, turns: Callable[..., Turns], told: list[Message]
 ) -> None:
     agenda.refusal = "the storage is away"
-    assert turns().take() == ALL_OVER
+    assert turns().take() == NoJob.ALL_OVER
     assert told[:2] == [Failed(1, "the storage is away"), Failed(2, "the storage is away")]
     lease = claim(lease_of(agenda.configs[0]))
     assert lease is not None
@@ -164,18 +165,18 @@ def test_a_late_cell_may_be_refused(agenda: Late, turns: Callable[..., Turns], t
             raise UserError("b needs too much memory")
 
     worker = turns(refuse)
-    assert worker.take() == 1
+    assert worker.take() == agenda.decided_job(1)
     finish(worker, agenda, 1)
-    assert worker.take() == 3
+    assert worker.take() == agenda.decided_job(3)
     assert Failed(2, "b needs too much memory") in told
     assert claim(lease_of(agenda.configs[1])) is not None
 
 
 def test_an_end_that_cannot_be_noted_is_a_failure(agenda: Late) -> None:
     event = Event("end", 6, {"status": "finished"}, 1.0)
-    assert noted_end(agenda, 1, event) == Happened(1, event)
+    assert noted_end(agenda, agenda.decided_job(1), event) == Happened(1, event)
     agenda.refusal = "the storage is away"
-    assert noted_end(agenda, 1, event) == Failed(1, "the storage is away")
+    assert noted_end(agenda, agenda.decided_job(1), event) == Failed(1, "the storage is away")
 
 
 @pytest.mark.parametrize(
@@ -240,13 +241,15 @@ def test_the_failure_of_a_run_that_nobody_knows_counts(agenda: Late) -> None:
 
 def test_a_comparison_is_an_agenda(agenda: Late) -> None:
     asked = Comparison(cells=tuple(agenda.configs), seeds=(3, 5), baseline="b", notes={"c": {"tuning": {"study": "s"}}})
-    runs = asked.runs()
+    runs, jobs = asked.runs(), [asked.job(number) for number in range(1, 7)]
     assert asked.total == len(runs) == 6
-    assert [asked.run(number) for number in range(1, 7)] == runs
-    assert [asked.context(number).facts for number in (1, 3, 6)] == [
-        {}, {"tuning": {"study": "s"}}, {"tuning": {"study": "s"}},
-    ]  # fmt: skip
-    assert {asked.context(number).baseline for number in range(1, 7)} == {"b"}
-    assert (asked.retakes, asked.settled(1), asked.is_due(1), asked.begins(1)) == (0, "", True, "")
-    assert not asked.watch(1, Event("eval", 6, {"point": 1, "bad_images": 0}))
+    assert asked.jobs() == jobs
+    assert [job.config for job in jobs] == runs
+    assert [job.number for job in jobs] == list(range(1, 7))
+    tuned = {"tuning": {"study": "s"}}
+    assert [job.context.facts for job in jobs] == [{}, {}, tuned, {}, {}, tuned]
+    assert {job.context.baseline for job in jobs} == {"b"}
+    first = jobs[0]
+    assert (asked.retakes, asked.settled(first), asked.due(1), asked.begins(first)) == (0, "", first, "")
+    assert not asked.watch(first, Event("eval", 6, {"point": 1, "bad_images": 0}))
     assert {cell.runtime.threads for cell in asked.with_threads(2).cells} == {2}

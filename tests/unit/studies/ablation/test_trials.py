@@ -20,6 +20,7 @@ from studies.ablation.commands import finish, prepare
 from studies.ablation.plan import RECORD, Ablation
 from studies.ablation.storage import TrialLedger, connect
 from studies.ablation.trials import AblationAgenda
+from studies.agenda import Job
 from studies.dispatch.leases import claim
 from studies.runs.folders import folder_of, is_done, lease_of
 from tests.unit.studies.ablation.ablation_factory import METRIC, end, evaluate, grid, search, start, with_study
@@ -43,17 +44,22 @@ def optuna_trials(ablation: Ablation) -> list[optuna.trial.FrozenTrial]:
 
 def numbers(agenda: AblationAgenda, cell: str) -> list[int]:
     """A cell's runs, seed by seed."""
-    labels = {number: agenda.run(number) for number in range(1, agenda.total + 1)}
-    return [number for number, config in labels.items() if config and config.label == cell]
+    return [job.number for job in agenda.jobs() if job and job.config.label == cell]
+
+
+def job_of(agenda: AblationAgenda, number: int) -> Job:
+    """A job that is decided."""
+    job = agenda.job(number)
+    assert job is not None, number
+    return job
 
 
 def go(agenda: AblationAgenda, number: int, *values: float, status: str = "finished") -> None:
     """A run from its begin to its end."""
-    config = agenda.run(number)
-    assert config is not None
-    agenda.begins(number)
-    end(config, *values, status=status)
-    agenda.ended(number)
+    job = job_of(agenda, number)
+    agenda.begins(job)
+    end(job.config, *values, status=status)
+    agenda.ended(job)
 
 
 # -- grids ----------------------------------------------------------------------------------------------------------
@@ -61,9 +67,9 @@ def go(agenda: AblationAgenda, number: int, *values: float, status: str = "finis
 
 def test_a_grid_is_queued_with_its_record(tmp_path: Path) -> None:
     agenda = prepare(grid(tmp_path, {"block": "1,3", "weight": "1.0,0.5"}, seeds=(4, 7)))
-    runs = [agenda.run(number) for number in range(1, agenda.total + 1)]
+    runs = [job.config for job in agenda.jobs() if job]
     cells = ["sit", "vae_repa", "vae_repa,weight=0.5", "vae_repa,block=3", "vae_repa,block=3,weight=0.5"]
-    assert [(run.label, run.seed) for run in runs if run] == [(c, s) for s in (4, 7) for c in cells]
+    assert [(run.label, run.seed) for run in runs] == [(c, s) for s in (4, 7) for c in cells]
     assert [cell.label for cell in agenda.cells] == cells
     trials = optuna_trials(agenda.ablation)
     assert [trial.state.name for trial in trials] == ["WAITING"] * 4
@@ -93,7 +99,7 @@ def test_a_trial_is_told_once_when_all_its_seeds_are_over(tmp_path: Path) -> Non
     trial = optuna_trials(agenda.ablation)[1]
     assert (trial.state.name, trial.value, trial.user_attrs["outcome"]) == ("COMPLETE", 4.5, "complete")
     journal = (agenda.ablation.folder / "optuna.journal").read_bytes()
-    agenda.ended(second)
+    agenda.ended(job_of(agenda, second))
     prepare(agenda.ablation)
     assert (agenda.ablation.folder / "optuna.journal").read_bytes() == journal, "nothing was told again"
 
@@ -121,9 +127,8 @@ def test_what_a_killed_process_did_not_tell_is_told(tmp_path: Path) -> None:
     """It died between the end of the last run and the trial's."""
     agenda = prepare(grid(tmp_path, {"block": "1,2"}))
     for number, value in zip(numbers(agenda, "vae_repa"), (3.0, 5.0), strict=True):
-        agenda.begins(number)
-        config = agenda.run(number)
-        assert config is not None
+        agenda.begins(job_of(agenda, number))
+        config = job_of(agenda, number).config
         end(config, 9.0, 8.0, value)
     assert optuna_trials(agenda.ablation)[0].state.name == "RUNNING"
     prepare(agenda.ablation)
@@ -153,9 +158,8 @@ def test_a_grid_grows(tmp_path: Path) -> None:
 def test_a_run_that_failed_queues_its_trial_for_the_next_command(tmp_path: Path) -> None:
     agenda = prepare(grid(tmp_path, {"block": "1,2"}))
     first, second = numbers(agenda, "vae_repa")
-    config = agenda.run(first)
-    assert config is not None
-    agenda.begins(first)
+    config = job_of(agenda, first).config
+    agenda.begins(job_of(agenda, first))
     start(config, "failed")
     lease = claim(lease_of(replace(config, seed=1)))
     finish(agenda)
@@ -175,18 +179,16 @@ def test_a_run_that_failed_queues_its_trial_for_the_next_command(tmp_path: Path)
 def test_a_takeover_is_said_and_noted(tmp_path: Path) -> None:
     agenda = prepare(grid(tmp_path, {"block": "1,2"}))
     first, _ = numbers(agenda, "vae_repa")
-    config = agenda.run(first)
-    assert config is not None
-    assert agenda.begins(first) == ""
+    config = job_of(agenda, first).config
+    assert agenda.begins(job_of(agenda, first)) == ""
     own = optuna_trials(agenda.ablation)[0].user_attrs["holders"]["0"]
     start(config, "running")
-    assert agenda.begins(first) == f"taken over from {own}, which is gone"
+    assert agenda.begins(job_of(agenda, first)) == f"taken over from {own}, which is gone"
     (takeover,) = optuna_trials(agenda.ablation)[0].user_attrs["takeovers"]
     assert (takeover["seed"], takeover["from"], takeover["by"]) == (0, own, own)
-    control = agenda.run(1)
-    assert control is not None
+    control = job_of(agenda, 1).config
     start(control, "running")
-    assert agenda.begins(1) == "taken over from a process, which is gone"
+    assert agenda.begins(job_of(agenda, 1)) == "taken over from a process, which is gone"
     assert entry(agenda, "vae_repa")["workers"] == [own]
 
 
@@ -261,12 +263,11 @@ def test_a_storage_that_goes_away_loses_nothing(tmp_path: Path, monkeypatch: pyt
         patched.setattr(TrialLedger, "begin", away)
         patched.setattr(TrialLedger, "tell", away)
         with pytest.raises(UserError, match=line):
-            agenda.begins(second)
-        config = agenda.run(first)
-        assert config is not None
+            agenda.begins(job_of(agenda, second))
+        config = job_of(agenda, first).config
         end(config, 9.0, 8.0, 3.0)
         with pytest.raises(UserError, match=line):
-            agenda.ended(first)
+            agenda.ended(job_of(agenda, first))
     assert entry(agenda, "vae_repa")["state"] == "waiting"
     prepare(agenda.ablation)
     assert entry(agenda, "vae_repa")["value"] == optuna_trials(agenda.ablation)[0].value == 3.0
@@ -315,8 +316,7 @@ def test_four_processes_at_once_make_one_study(tmp_path: Path) -> None:
 
 def value_of(agenda: AblationAgenda, number: int) -> float:
     """A made-up result that depends on the setting and the seed alone."""
-    config = agenda.run(number)
-    assert config is not None
+    config = job_of(agenda, number).config
     section = config.sections.get("vae_repa")
     return 10.0 if section is None else abs(section.block - 3) + section.weight + 0.01 * config.seed
 
@@ -326,13 +326,13 @@ def run_all(agenda: AblationAgenda, reopen: Callable[[AblationAgenda], AblationA
     made = 0
     for number in range(1, agenda.total + 1):
         agenda = reopen(agenda)
-        if agenda.settled(number):
+        job = agenda.job(number)
+        if job and agenda.settled(job):
             continue
-        assert agenda.is_due(number)
-        config = agenda.run(number)
-        assert config is not None
+        assert agenda.due(number)
+        config = job_of(agenda, number).config
         if is_done(folder_of(config)):
-            agenda.ended(number)
+            agenda.ended(job_of(agenda, number))
             continue
         value = value_of(agenda, number)
         go(agenda, number, value + 2, value + 1, value)
@@ -345,8 +345,8 @@ def test_a_search_begins_with_the_default_and_repeats_itself(tmp_path: Path) -> 
     found = []
     for name, reopen in (("a", lambda a: a), ("b", lambda a: pickle.loads(pickle.dumps(a)))):
         agenda = prepare(search(tmp_path / name, trials=14, seeds=(0,)))
-        assert agenda.run(2) is not None
-        assert agenda.run(3) is None, "not decided yet"
+        assert agenda.job(2) is not None
+        assert agenda.job(3) is None, "not decided yet"
         run_all(agenda, reopen)
         found.append([trial["setting"] for trial in record_of(agenda)["trial_list"]])
     assert found[0] == found[1]
@@ -378,35 +378,34 @@ def test_a_setting_that_a_search_tries_twice_runs_once(tmp_path: Path) -> None:
 def test_a_pruned_trial_spares_its_other_seeds(tmp_path: Path) -> None:
     agenda = prepare(search(tmp_path, trials=7, seeds=(0, 1), pruner="median"))
     for number in range(1, 13):  # the control, and five trials
-        assert agenda.is_due(number)
+        assert agenda.due(number)
         if number >= 3 and number % 2:
-            assert not agenda.is_due(number + 1), "its first seed has not come through"
+            assert agenda.due(number + 1) is None, "its first seed has not come through"
         go(agenda, number, 9.0, 8.0, 7.0)
-    assert agenda.is_due(13)
-    config = agenda.run(13)
-    assert config is not None
-    agenda.begins(13)
+    assert agenda.due(13)
+    config = job_of(agenda, 13).config
+    agenda.begins(job_of(agenda, 13))
     start(config)
     evaluate(config, 9.0)
     line = {"point": 1, "metrics": {METRIC: 9.0}}
-    assert not agenda.watch(13, Event("eval", 2, line)), "as good as the median of the others"
-    assert not agenda.watch(1, Event("eval", 2, {"point": 1, "metrics": {METRIC: 99.0}})), "the control"
+    assert not agenda.watch(job_of(agenda, 13), Event("eval", 2, line)), "as good as the median of the others"
+    assert not agenda.watch(job_of(agenda, 1), Event("eval", 2, {"point": 1, "metrics": {METRIC: 99.0}})), "the control"
     worse = {"point": 2, "metrics": {METRIC: 8.5}}
     evaluated = folder_of(config)
     evaluated.append("train", {"step": 4})
     evaluated.append("eval", {"step": 4, **worse})
-    assert agenda.watch(13, Event("eval", 4, worse))
+    assert agenda.watch(job_of(agenda, 13), Event("eval", 4, worse))
     evaluated.update_manifest(status="pruned")
-    assert agenda.settled(14) == "left out, pruned at seed 0"
-    agenda.ended(13)
+    assert agenda.settled(job_of(agenda, 14)) == "left out, pruned at seed 0"
+    agenda.ended(job_of(agenda, 13))
     found, trial = record_of(agenda)["trial_list"][5], optuna_trials(agenda.ablation)[5]
     assert (found["state"], found["value"], found["intermediate"]) == ("pruned", None, {"1": 9.0, "2": 8.5})
     assert found["spent"]["budget"] == pytest.approx((4 / 6 + 0) / 2)
     assert (trial.state.name, trial.user_attrs["outcome"]) == ("PRUNED", "pruned")
     assert trial.intermediate_values == {1: 9.0, 2: 8.5}
-    assert agenda.is_due(15)
+    assert agenda.due(15)
     go(agenda, 15, 9.0, status="diverged")
-    assert agenda.settled(16) == "left out, diverged at seed 0"
+    assert agenda.settled(job_of(agenda, 16)) == "left out, diverged at seed 0"
     assert record_of(agenda)["trial_list"][6]["state"] == "diverged"
 
 

@@ -14,13 +14,13 @@ from harness.errors import StorageError, UserError
 from harness.records.locks import holder
 from harness.records.run_folder import RunFolder
 from harness.training.trainer import Event
-from studies.agenda import Context
+from studies.agenda import Context, Job
 from studies.configs.cells import Comparison
 from studies.dispatch.board import Board, Failure
 from studies.dispatch.leases import claim
 from studies.dispatch.logs import logged, one_line, record_failure
 from studies.dispatch.messages import Begins, Failed, Happened, Message, Over, Waits
-from studies.dispatch.turns import ALL_OVER, WAIT, Task, Turns
+from studies.dispatch.turns import NoJob, Task, Turns
 from studies.runs.folders import folder_of, lease_of
 from studies.runs.manifest import first_manifest
 from studies.terminal.display import Display
@@ -57,9 +57,9 @@ def failure(ended: datetime, error: str = "RuntimeError: boom") -> dict[str, Any
     return {"status": "failed", "status_detail": {"error": error, "ended": ended.isoformat()}}
 
 
-def finish(worker: Turns, config: RunConfig, number: int) -> None:
-    with worker.finishing(number):
-        record(config, status="finished")
+def finish(worker: Turns, job: Job) -> None:
+    with worker.finishing(job):
+        record(job.config, status="finished")
 
 
 # -- turns ----------------------------------------------------------------------------------------------------------
@@ -68,25 +68,25 @@ def finish(worker: Turns, config: RunConfig, number: int) -> None:
 def test_runs_come_in_order_and_are_let_go(asked: Comparison, turns: Callable[..., Turns], told: list[Message]) -> None:
     worker = turns()
     for number, config in enumerate(asked.runs(), start=1):
-        assert worker.take() == number
+        assert worker.take() == asked.job(number)
         assert claim(lease_of(config)) is None, "held while it is trained"
-        finish(worker, config, number)
+        finish(worker, asked.job(number))
         lease = claim(lease_of(config))
         assert lease is not None
         lease.release()
-    assert worker.take() == ALL_OVER
+    assert worker.take() == NoJob.ALL_OVER
     assert told == [Begins(1), Begins(2), Begins(3)]
 
 
 def test_a_run_is_let_go_when_it_breaks(asked: Comparison, turns: Callable[..., Turns]) -> None:
     worker = turns()
-    assert worker.take() == 1
-    with pytest.raises(KeyboardInterrupt), worker.finishing(1):
+    assert worker.take() == asked.job(1)
+    with pytest.raises(KeyboardInterrupt), worker.finishing(asked.job(1)):
         raise KeyboardInterrupt
     lease = claim(lease_of(asked.runs()[0]))
     assert lease is not None
     lease.release()
-    assert worker.take() == 2, "tried by this worker"
+    assert worker.take() == asked.job(2), "tried by this worker"
 
 
 def test_what_is_over_is_said_and_left_alone(
@@ -96,7 +96,7 @@ def test_what_is_over_is_said_and_left_alone(
     record(first, status="diverged")
     record(second, **failure(NOW + timedelta(seconds=1)))
     record(third, status="finished")
-    assert turns().take() == ALL_OVER
+    assert turns().take() == NoJob.ALL_OVER
     assert told == [Over(1, "diverged"), Failed(2, "RuntimeError: boom"), Over(3, "finished")]
 
 
@@ -105,32 +105,34 @@ def test_what_failed_before_the_command_is_tried_again(asked: Comparison, turns:
     record(first, **failure(NOW - timedelta(seconds=1)))
     record(second, status="running")
     worker = turns()
-    for number, config in enumerate(asked.runs(), start=1):
-        assert worker.take() == number
-        finish(worker, config, number)
+    for number in (1, 2, 3):
+        assert worker.take() == asked.job(number)
+        finish(worker, asked.job(number))
 
 
-def test_what_the_command_knows_to_be_over_is_left_out(turns: Callable[..., Turns], told: list[Message]) -> None:
-    assert turns(over=(1, 3)).take() == 2
+def test_what_the_command_knows_to_be_over_is_left_out(
+    asked: Comparison, turns: Callable[..., Turns], told: list[Message]
+) -> None:
+    assert turns(over=(1, 3)).take() == asked.job(2)
     assert told == [Begins(2)]
 
 
 def test_what_others_hold_is_waited_for(asked: Comparison, turns: Callable[..., Turns], told: list[Message]) -> None:
     """Until they bring it to its end, or leave it."""
-    first, second, third = asked.runs()
+    first, second, _ = asked.runs()
     leases = [claim(lease_of(config)) for config in (first, second)]
     worker = turns()
-    assert worker.take() == 3
-    finish(worker, third, 3)
-    assert [worker.take() for _ in range(4)] == [WAIT] * 4
+    assert worker.take() == asked.job(3)
+    finish(worker, asked.job(3))
+    assert [worker.take() for _ in range(4)] == [NoJob.WAIT] * 4
     by = f"{os.uname().nodename}, process {os.getpid()}"
     assert told == [Begins(3), Waits(((1, by), (2, by)))], "said once"
     record(first, status="finished")
-    assert worker.take() == WAIT
+    assert worker.take() == NoJob.WAIT
     for lease in leases:
         assert lease is not None
         lease.release()
-    assert worker.take() == 2, "its holder left it"
+    assert worker.take() == asked.job(2), "its holder left it"
     assert told[2:] == [Over(1, "finished"), Begins(2)]
     assert holder(lease_of(first)) == ""
 
@@ -139,12 +141,12 @@ def test_a_command_may_leave_to_others_what_they_hold(
     asked: Comparison, turns: Callable[..., Turns], told: list[Message]
 ) -> None:
     """It looks twice, so that it says who they are, and takes what is free before it goes."""
-    first, second, third = asked.runs()
+    first, second, _ = asked.runs()
     leases = [claim(lease_of(config)) for config in (first, second)]
     worker = turns(waits=False)
-    assert worker.take() == 3
-    finish(worker, third, 3)
-    assert [worker.take(), worker.take()] == [WAIT, ALL_OVER]
+    assert worker.take() == asked.job(3)
+    finish(worker, asked.job(3))
+    assert [worker.take(), worker.take()] == [NoJob.WAIT, NoJob.ALL_OVER]
     by = f"{os.uname().nodename}, process {os.getpid()}"
     assert told == [Begins(3), Waits(((1, by), (2, by)))]
     for lease in leases:
@@ -160,7 +162,7 @@ def test_a_run_that_ends_between_look_and_claim_is_not_trained(
         return claim(path)
 
     monkeypatch.setattr("studies.dispatch.turns.claim", late)
-    assert turns(over=(2, 3)).take() == ALL_OVER
+    assert turns(over=(2, 3)).take() == NoJob.ALL_OVER
     assert told == [Over(1, "finished")]
     lease = claim(lease_of(asked.runs()[0]))
     assert lease is not None, "it was let go"
@@ -175,9 +177,9 @@ def test_another_baseline_needs_the_lease_and_no_training(
     lease = claim(lease_of(runs[2]))
     assert lease is not None
     worker = turns()
-    assert worker.take() == WAIT
+    assert worker.take() == NoJob.WAIT
     lease.release()
-    assert worker.take() == ALL_OVER
+    assert worker.take() == NoJob.ALL_OVER
     assert [folder.manifest()["baseline"] for folder in folders] == ["a"] * 3
     assert told == [Over(number, "finished") for number in (1, 2, 3)]
 
@@ -186,7 +188,7 @@ def test_a_run_that_cannot_be_claimed_is_a_failure(
     asked: Comparison, turns: Callable[..., Turns], told: list[Message]
 ) -> None:
     Path(asked.cells[0].output.runs, asked.cells[0].study).write_text("a file in the way")
-    assert turns().take() == ALL_OVER
+    assert turns().take() == NoJob.ALL_OVER
     assert [type(message) for message in told] == [Failed] * 3
     assert "output.runs: cannot write to " in str(told[0])
 
@@ -202,7 +204,7 @@ def test_a_full_disk_holds_no_lease(
         raise StorageError(28, "No space left on device", "manifest.json")
 
     monkeypatch.setattr(RunFolder, "update_manifest", full)
-    assert turns(over=(2, 3)).take() == ALL_OVER
+    assert turns(over=(2, 3)).take() == NoJob.ALL_OVER
     assert [type(message) for message in told] == [Failed]
     assert "cannot write manifest.json (No space left on device)" in str(told[0])
     lease = claim(lease_of(run))
