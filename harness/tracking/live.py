@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.config import OutputConfig
 from harness.records.files import canonical, number
-from harness.records.run_folder import RecordName
+from harness.records.schema import RecordName
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

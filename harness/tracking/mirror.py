@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.config import OutputConfig
-from harness.records.run_folder import ABLATION_RECORD, RunFolder, seed_of
+from harness.records.ablation import ABLATION_RECORD
+from harness.records.run_folder import RunFolder, seed_of
 from harness.tracking.live import (
     CONFIG_FILE,
     PARENT_TAG,
@@ -218,5 +219,6 @@ def stored(value: float) -> float | str:
 
 def pictures(folder: RunFolder) -> list[Path]:
     """Sample pictures that the records name, as far as they are there."""
-    named = [folder.path / line["samples"] for _, line in folder.all_lines() if line.get("samples")]
+    lines = [*folder.lines("eval"), *folder.lines("final")]
+    named = [folder.path / line["samples"] for line in lines if line.get("samples")]
     return [path for path in named if path.is_file()]

@@ -7,13 +7,14 @@ Shapes: N images, C channels, H W latent height and width.
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.config import RunConfig
 from harness.data.batches import Batch
 from harness.evaluation.evaluate import Evaluator
 from harness.machine.processes import from_main, main_first
+from harness.records.schema import Clocks, DetailRecord, EvalRecord, FinalRecord, Status, TermRecord, TrainRecord
 from harness.training import checkpoint
 from harness.training.checkpoint import Counters
 from harness.training.divergence import Divergence
@@ -105,7 +106,7 @@ def extend_chain(trace: str, digest: bytes) -> str:
     return hashlib.sha256(bytes.fromhex(trace) + digest).hexdigest()
 
 
-def clocks(run: Run) -> dict[str, float | int]:
+def clocks(run: Run) -> Clocks:
     """The four clocks at the current step, and the time that is not training."""
     counters = run.counters
     images = counters.step * run.config.optimizer.batch_size
@@ -123,12 +124,12 @@ def log_training(run: Run, recorder: Recorder, batch: Batch, logged: Counters) -
     """Write one line of `train.jsonl`: means since the last one, at `logged`."""
     averages, counters = run.window.take(), run.counters
     images = (counters.step - logged.step) * run.config.optimizer.batch_size
-    terms = {
+    terms: dict[str, TermRecord] = {
         name.removeprefix("terms/"): {"value": value, "weight": run.weights[name.removeprefix("terms/")]}
         for name, value in averages.items()
         if name.startswith("terms/")
     }
-    record = {
+    record: TrainRecord = {
         **clocks(run),
         "loss": averages["loss"],
         "base": averages["base"],
@@ -150,7 +151,7 @@ def log_evaluation(run: Run, recorder: Recorder, evaluator: Evaluator, batch: Ba
     run.counters = run.watch.book(run.counters, "evaluation")
     step = run.counters.step
     recorder.ema(step, run.ema.backbone.state_dict())
-    record = {
+    record: EvalRecord = {
         **clocks(run),
         "point": point,
         "protocol": evaluator.digest,
@@ -170,7 +171,7 @@ def log_final(run: Run, recorder: Recorder, final: Evaluator) -> Event:
     evaluation = final.evaluate(run.ema.backbone)
     run.counters = run.watch.book(run.counters, "evaluation")
     step = run.counters.step
-    record = {
+    record: FinalRecord = {
         **clocks(run),
         "point": run.config.evaluation.points,
         "protocol": final.digest,
@@ -219,10 +220,11 @@ def stop_diverged(run: Run, recorder: Recorder, found: Divergence, good: Counter
     """End the run as diverged. The state that is kept, at the counters `good`, reproduces what was not finite."""
     path = save_checkpoint(run, recorder, f"diverged_{found.step:08d}", good)
     run.counters = good
-    return end_run(run, recorder, "diverged", {**asdict(found), "checkpoint": path})
+    detail: DetailRecord = {"step": found.step, "parts": list(found.parts), "checkpoint": path}
+    return end_run(run, recorder, "diverged", detail)
 
 
-def end_run(run: Run, recorder: Recorder, status: str, detail: Mapping[str, Any]) -> Event:
+def end_run(run: Run, recorder: Recorder, status: Status, detail: DetailRecord) -> Event:
     """Write the status of a run that came to its end."""
     recorder.end(status, detail)
     return Event("end", run.counters.step, {"status": status, **detail}, run.share)

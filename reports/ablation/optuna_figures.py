@@ -18,7 +18,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from reports.ablation.trials import Ablation, Axis, Subject, level_text
+from harness.records.ablation import Axis, Subject
+from reports.ablation.trials import Ablation, level_text
 from reports.figures.labels import shorten, text_width
 from reports.figures.style import Look, Theme, rc
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import pandas as pd
 
+from harness.records.ablation import Axis, Subject
 from harness.records.metrics import metric
 from reports.ablation.tables import Level, levels
-from reports.ablation.trials import Ablation, Axis, Subject, level_text
+from reports.ablation.trials import Ablation, level_text
 from reports.sections import Table
 from reports.study.words import listed
 from reports.tables.results import MINUS, MISSING

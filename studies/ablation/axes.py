@@ -17,8 +17,9 @@ from harness.cost.memory import outline
 from harness.errors import UserError
 from harness.frozen.encoders import encoder_width
 from harness.method import DataShape, Method
+from harness.records.ablation import Axis
 from harness.rng import global_state_kept
-from studies.ablation.plan import Axis, Setting, Subject
+from studies.ablation.plan import Setting, Subject
 from studies.configs.sections import nominal_shape, resolve_sections, section_of
 from studies.configs.settings import comma_list
 

@@ -23,6 +23,7 @@ from harness.records.run_folder import RunFolder
 from harness.tracking import live as tracking
 from harness.tracking.live import Session, Tracker, mark, metrics_of, open_parent, tracking_uri
 from harness.training.recorder import Recorder
+from tests.unit.harness.records.plain_records import manifest
 
 TAGS = {"study": "digits", "cell": "repa+vae_repa", "method": "repa+vae_repa", "seed": "0"}
 
@@ -323,7 +324,7 @@ def test_records_do_not_depend_on_it(tmp_path: Path, under_a_file: str) -> None:
     """A run's folder is written whole although tracking is off, and its manifest says why it is."""
     folder = RunFolder(tmp_path / "run")
     folder.create()
-    folder.write_manifest({"status": "running"})
+    folder.write_manifest(manifest())
     tracker = Tracker(OutputConfig(runs=str(tmp_path / "runs"), mlflow_uri=under_a_file), "digits", "name", TAGS, "")
     Recorder(folder, tracker).end("finished", {})
     assert folder.status() == "finished"

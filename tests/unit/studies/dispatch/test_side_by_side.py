@@ -15,6 +15,7 @@ from harness.records.run_folder import RunFolder, run_path
 from studies.configs.cells import Comparison
 from studies.dispatch import side_by_side
 from studies.dispatch.side_by_side import Split, choose, cpu_name, fastest, images_per_s, split_words, table_words
+from tests.unit.harness.records.plain_records import CONFIG, manifest
 
 SIX = {1: 20.0, 2: 24.0, 3: 25.0, 6: 21.0}
 """Images a second of as many processes on six threads."""
@@ -139,7 +140,7 @@ def test_a_study_keeps_the_threads_it_was_begun_with(
     third = asked.runs()[2]
     folder = RunFolder(run_path(third.output.runs, third.study, third.label, third.seed))
     folder.create()
-    folder.write_manifest({"status": "running", "config": {"runtime": {"threads": begun}}})
+    folder.write_manifest(manifest(config={**CONFIG, "runtime": {"threads": begun}}))
     chosen = choose(asked)
     assert (chosen.processes, chosen.threads) == (processes, begun)
     assert chosen.reason.endswith(", as this study was begun with")
