@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from harness.errors import UserError
 from harness.records.files import digest
-from harness.records.run_folder import Spacing
+from harness.records.schema import Spacing
 
 SamplerKind = Literal["ode-euler", "ode-heun", "sde-euler-maruyama"]
 Precision = Literal["auto", "fp32", "bf16"]

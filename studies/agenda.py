@@ -5,11 +5,12 @@ so an agenda is asked before a run begins, told what happens to it, and asked af
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from harness.config import RunConfig
+from harness.records.schema import ManifestNotes
 
 if TYPE_CHECKING:
     from harness.training.trainer import Event
@@ -21,7 +22,7 @@ class Context:
 
     baseline: str = ""
     """Label of the control cell; "" where the run stands alone."""
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: ManifestNotes = field(default_factory=ManifestNotes)
     """Further fields of its manifest."""
     mlflow_parent: str = ""
     """MLflow run that it is a child of."""

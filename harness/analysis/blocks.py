@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ from harness.frozen import encoders
 from harness.frozen.encoders import FrozenEncoder
 from harness.machine.progress import OnProgress
 from harness.records.files import digest, storing, write_atomic, write_json
-from harness.records.run_folder import FORMAT
+from harness.records.schema import FORMAT, AnalysisFacts, AnalysisRecord, AnalysisSettings, AnalysisValues, Origin
 from harness.rng import stream
 
 MOST_IMAGES = 10_000
@@ -139,7 +139,7 @@ class Subjects:
     """Images, latents and encoder features that every backbone of one setting is analysed with."""
 
     config: AnalysisConfig
-    facts: Mapping[str, Any]
+    facts: AnalysisFacts
     """Digests and names of data, autoencoder, encoder and images, as the settings of an analysis have them."""
     held_out: Seen
     train: Seen
@@ -190,7 +190,7 @@ def gather(
     latents_KCHW = _latents(prepared, pictured)
     encoder = Pictured.of(network.tokens(_channels_first(images_KHWC)).cpu())
     latent = Pictured.of(patchify(latents_KCHW, 1))
-    facts = {
+    facts: AnalysisFacts = {
         "data": prepared.images.digest,
         "autoencoder": prepared.autoencoder.digest,
         "encoder": {
@@ -239,8 +239,8 @@ def _latents(prepared: PreparedData, rows: np.ndarray) -> Tensor:
 class Analysis:
     """The result of analysing one backbone."""
 
-    settings: Mapping[str, Any]
-    values: Sequence[Mapping[str, Any]]
+    settings: AnalysisSettings
+    values: Sequence[AnalysisValues]
     pictures: Mapping[str, np.ndarray]
     """The arrays of the .npz file, by name."""
     shares: Mapping[str, Any]
@@ -338,7 +338,7 @@ def chosen_blocks(config: AnalysisConfig, backbone: SiT) -> tuple[int, ...]:
     return blocks
 
 
-def _settings(subjects: Subjects, blocks: tuple[int, ...], precision: str, tf32: bool) -> dict[str, Any]:
+def _settings(subjects: Subjects, blocks: tuple[int, ...], precision: str, tf32: bool) -> AnalysisSettings:
     """All that decides the numbers of a backbone, readable."""
     config = subjects.config
     return {
@@ -359,15 +359,15 @@ def _settings(subjects: Subjects, blocks: tuple[int, ...], precision: str, tf32:
     }
 
 
-def _encoder_values(subjects: Subjects) -> dict[str, Any]:
+def _encoder_values(subjects: Subjects) -> AnalysisValues:
     """The encoder itself: its alignment with the latents, and what a probe reads off it."""
-    found: dict[str, Any] = {"source": "encoder", **_alignment(subjects.encoder, {"latent": subjects.latent})}
+    found: AnalysisValues = {"source": "encoder", **_alignment(subjects.encoder, {"latent": subjects.latent})}
     if subjects.has_probe:
         found["probe_accuracy"] = _probe(subjects, subjects.train.encoded_NZ, subjects.held_out.encoded_NZ)
     return found
 
 
-def _values_at(reader: Reader, subjects: Subjects, t: float, on_progress: OnProgress) -> list[dict[str, Any]]:
+def _values_at(reader: Reader, subjects: Subjects, t: float, on_progress: OnProgress) -> list[AnalysisValues]:
     """The input and every block at one time."""
     held_out, train = subjects.held_out, subjects.train if subjects.has_probe else None
     num = len(held_out.rows) + (len(train.rows) if train else 0)
@@ -378,9 +378,9 @@ def _values_at(reader: Reader, subjects: Subjects, t: float, on_progress: OnProg
             train, t, lambda done: on_progress(f"images at t = {t:g}", done + len(means[0]), num)
         )
     targets = {"encoder": subjects.encoder, "latent": subjects.latent}
-    values = []
+    values: list[AnalysisValues] = []
     for place, (block, features_ND) in enumerate(means.items(), start=1):
-        line: dict[str, Any] = {"source": "block", "block": block} if block else {"source": "input"}
+        line: AnalysisValues = {"source": "block", "block": block} if block else {"source": "input"}
         line |= {"t": t, **_alignment(Kernel.of(features_ND, subjects.config.neighbours), targets)}
         if train:
             pair = (train_means[block], features_ND) if block else (reader.inputs(train, t), reader.inputs(held_out, t))
@@ -407,16 +407,16 @@ def _probe(subjects: Subjects, train_ND: Tensor, held_out_ND: Tensor) -> float:
     return float(np.mean(probe.predict(scaler.transform(y_ND)) == subjects.held_out.labels_N))
 
 
-def _alignment(kernel: Kernel, targets: Mapping[str, Kernel]) -> dict[str, float]:
-    """CKA and CKNNA with each target."""
+def _alignment(kernel: Kernel, targets: Mapping[str, Kernel]) -> AnalysisValues:
+    """CKA and CKNNA with each target, `encoder` or `latent`."""
     values = {f"cka_{name}": cka(kernel, target) for name, target in targets.items()}
-    return values | {f"cknna_{name}": cknna(kernel, target) for name, target in targets.items()}
+    return cast(AnalysisValues, values | {f"cknna_{name}": cknna(kernel, target) for name, target in targets.items()})
 
 
 # -- the record -----------------------------------------------------------------------------------------------------
 
 
-def store(analysis: Analysis, folder: Path, name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+def store(analysis: Analysis, folder: Path, name: str, facts: Origin) -> AnalysisRecord:
     """Write `<name>.json` and `<name>.npz` into a folder, each whole or not at all; returns the record.
 
     The pictures come first, and the record holds their SHA-256: a record that was not replaced does not fit them.
@@ -432,12 +432,12 @@ def store(analysis: Analysis, folder: Path, name: str, facts: Mapping[str, Any])
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **analysis.pictures)
     write_atomic(folder / f"{name}.npz", content.getvalue())
-    record = {
+    record: AnalysisRecord = {
         "format": FORMAT,
         **facts,
         "protocol": digest(analysis.settings),
         "settings": analysis.settings,
-        "values": analysis.values,
+        "values": list(analysis.values),
         "pictures": {"sha256": hashlib.sha256(content.getvalue()).hexdigest(), "shares": analysis.shares},
     }
     write_json(folder / f"{name}.json", record)

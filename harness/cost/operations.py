@@ -17,7 +17,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +28,7 @@ from harness.backbones.sit import SiT
 from harness.errors import UserError
 from harness.frozen.encoders import FrozenEncoder
 from harness.method import Method, MethodDraws, Progress, StepView
+from harness.records.schema import CostRecord
 from harness.rng import global_state_kept
 
 PRODUCTS = re.compile(
@@ -343,18 +344,27 @@ def decoder_gmacs(network: Any, latent_shape: tuple[int, int, int]) -> float:
     return count(_Call(network, lambda z: network.decode(z).sample), (latent_NCHW,), "the autoencoder").gmacs
 
 
-def cost_record(step: StepCost, cache: CacheCost, num_images: int = 0) -> dict[str, Any]:
+def cost_record(step: StepCost, cache: CacheCost, num_images: int = 0) -> CostRecord:
     """As it stands in `cost.json`.
 
     `train_gflops_per_image` is what a run spends, with cached targets; `_online` has the encoders in every step.
     The caches of `num_images` images are reported apart, as their own GFLOPs an image and in all.
     """
     return {
-        **asdict(step),
+        "backbone_forward_gmacs": step.backbone_forward_gmacs,
+        "head_forward_gmacs": step.head_forward_gmacs,
+        "teacher_forward_gmacs": step.teacher_forward_gmacs,
+        "norm_forward_gmacs": step.norm_forward_gmacs,
+        "backbone_parameters": step.backbone_parameters,
+        "head_parameters": step.head_parameters,
+        "term_weights": step.term_weights,
         "train_gflops_per_image": step.train_gflops_per_image,
         "train_gflops_per_image_online": step.train_gflops_per_image + 2 * cache.encoder_forward_gmacs,
         "encoder_forward_gmacs": cache.encoder_forward_gmacs,
-        "encoders": {name: asdict(encoder) for name, encoder in cache.encoders.items()},
+        "encoders": {
+            name: {"forward_gmacs": encoder.forward_gmacs, "parameters": encoder.parameters}
+            for name, encoder in cache.encoders.items()
+        },
         "vae_encode_gmacs": cache.vae.forward_gmacs,
         "external_parameters": cache.external_parameters,
         "cache_images": num_images,

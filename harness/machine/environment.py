@@ -8,12 +8,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from harness.config import RuntimeConfig
 from harness.errors import UserError
+from harness.records.schema import EnvironmentRecord
 
 PACKAGES = (
     *("ditbench", "torch", "torchvision", "timm", "diffusers", "accelerate", "safetensors", "numpy", "scipy", "pandas"),
@@ -98,7 +98,7 @@ def keep_freed_memory() -> None:
         mallopt(MMAP_THRESHOLD, LARGEST_KEPT)
 
 
-def describe(runtime: RuntimeConfig) -> dict[str, Any]:
+def describe(runtime: RuntimeConfig) -> EnvironmentRecord:
     """The environment as it stands in a manifest: shown, with a warning where compared runs differ."""
     commit, dirty = git_state()
     device = torch.device(runtime.device)

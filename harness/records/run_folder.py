@@ -7,36 +7,42 @@ truth; MLflow and the report are views of them.
 
 import functools
 import io
-import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args, overload
 
 from harness.errors import UserError
-from harness.records.files import canonical, read_json, storing, write_atomic, write_json
+from harness.records.files import canonical, storing, write_atomic, write_json
+from harness.records.schema import (
+    FORMAT,
+    CostRecord,
+    EvalRecord,
+    FinalRecord,
+    Manifest,
+    RecordName,
+    Spacing,
+    Status,
+    TrainRecord,
+    parse_line,
+    read_record,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-FORMAT = 1
-"""Version of the record files; raised when a reader of an older version would misread them."""
+LineRecord: TypeAlias = TrainRecord | EvalRecord | FinalRecord
 
-Status = Literal["running", "finished", "diverged", "pruned", "failed"]
-
-RecordName = Literal["train", "eval", "final"]
-"""What a file of records holds: training at logged steps, evaluations at the points, the evaluation at the end under a
-protocol of its own."""
-
-Spacing = Literal["even", "doubling"]
-"""How evaluation points lie in the budget."""
-
-ABLATION_RECORD = "ablation.json"
-"""In the folder of a study that is an ablation: all that is known of it besides its runs."""
+KINDS: Mapping[RecordName, type[TrainRecord] | type[EvalRecord] | type[FinalRecord]] = {
+    "train": TrainRecord,
+    "eval": EvalRecord,
+    "final": FinalRecord,
+}
+"""The type of the lines of every file."""
 
 
 @functools.cache
@@ -83,13 +89,14 @@ class RunFolder:
     def exists(self) -> bool:
         return self.manifest_path.is_file()
 
-    def manifest(self) -> dict[str, Any]:
-        return read_json(self.manifest_path)
+    def manifest(self) -> Manifest:
+        """What the run is; `UserError` names a field that is missing or wrong."""
+        return read_record(self.manifest_path, Manifest)
 
-    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+    def write_manifest(self, manifest: Mapping[str, object]) -> None:
         write_json(self.manifest_path, {"format": FORMAT, **manifest})
 
-    def update_manifest(self, **fields: Any) -> None:
+    def update_manifest(self, **fields: object) -> None:
         """Replace top-level fields of the manifest, atomically."""
         self.write_manifest({**self.manifest(), **fields})
 
@@ -97,7 +104,15 @@ class RunFolder:
         """Status of the run, or None when it has not begun."""
         return self.manifest()["status"] if self.exists() else None
 
-    def append(self, name: RecordName, record: Mapping[str, Any]) -> None:
+    @property
+    def cost_path(self) -> Path:
+        return self.path / "cost.json"
+
+    def cost(self) -> CostRecord:
+        """What the run costs, counted; empty where it did not get that far."""
+        return read_record(self.cost_path, CostRecord) if self.cost_path.is_file() else {}
+
+    def append(self, name: RecordName, record: Mapping[str, object]) -> None:
         """Append one record as one line to `<name>.jsonl`, whole or not at all, and sync it; `StorageError` if full."""
         path = self.path / f"{name}.jsonl"
         # Unbuffered: a buffer would be written once more when the file is closed, behind the end of what was undone.
@@ -112,11 +127,19 @@ class RunFolder:
                 file.truncate(start)
                 raise
 
-    def lines(self, name: RecordName, stride: int = 1) -> list[dict[str, Any]]:
+    @overload
+    def lines(self, name: Literal["train"], stride: int = 1) -> list[TrainRecord]: ...
+    @overload
+    def lines(self, name: Literal["eval"], stride: int = 1) -> list[EvalRecord]: ...
+    @overload
+    def lines(self, name: Literal["final"], stride: int = 1) -> list[FinalRecord]: ...
+    @overload
+    def lines(self, name: RecordName, stride: int = 1) -> list[LineRecord]: ...
+    def lines(self, name: RecordName, stride: int = 1) -> Sequence[LineRecord]:
         """All whole records of `<name>.jsonl`, oldest first; a last line cut short by a crash is left out.
 
         With a stride only those of steps that are multiples of it, and the last; the others are not even parsed.
-        `UserError` names a line that is damaged.
+        `UserError` names a line that is damaged, and a field of it that is missing or wrong.
         """
         path = self.path / f"{name}.jsonl"
         if not path.is_file():
@@ -125,14 +148,15 @@ class RunFolder:
         numbered = list(enumerate(whole, start=1))
         if stride > 1:
             numbered = [*(each for each in numbered[:-1] if _step(each[1]) % stride == 0), *numbered[-1:]]
-        return [_record(line, f"{path}, line {number}") for number, line in numbered]
+        kind = KINDS[name]
+        return [parse_line(line, kind, f"{path}, line {number}") for number, line in numbered]
 
     def num_lines(self, name: RecordName) -> int:
         """Whole records of `<name>.jsonl`."""
         path = self.path / f"{name}.jsonl"
         return path.read_bytes().count(b"\n") if path.is_file() else 0
 
-    def all_lines(self) -> Iterator[tuple[RecordName, dict[str, Any]]]:
+    def all_lines(self) -> Iterator[tuple[RecordName, LineRecord]]:
         """All whole records with the kind of each: training, then evaluations, then the one at the end."""
         for name in get_args(RecordName):
             yield from ((name, line) for line in self.lines(name))
@@ -162,16 +186,6 @@ def _step(line: bytes) -> int:
     """
     found = re.findall(rb'"step": ?(\d+)', line)
     return int(found[-1]) if found else 0
-
-
-def _record(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        record = None
-    if not isinstance(record, dict):
-        raise UserError(f"{where}, is damaged: remove the folder and run the cell again")
-    return record
 
 
 TILES_A_ROW = 10

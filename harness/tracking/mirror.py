@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.config import OutputConfig
+from harness.records.ablation import ABLATION_RECORD
 from harness.records.files import number
-from harness.records.run_folder import ABLATION_RECORD, RecordName, RunFolder, seed_of
+from harness.records.run_folder import RunFolder, seed_of
+from harness.records.schema import RecordName
 from harness.tracking.store import (
     PARENT_TAG,
     STATUS_TAG,

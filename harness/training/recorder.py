@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from harness.records.run_folder import RecordName, RunFolder
+from harness.records.run_folder import LineRecord, RunFolder
+from harness.records.schema import DetailRecord, RecordName, Status
 from harness.tracking.feed import Feed
 from harness.training import checkpoint
 from harness.training.checkpoint import Counters
@@ -21,7 +21,7 @@ class Recorder:
     feed: Feed
     writes: bool = True
 
-    def line(self, name: RecordName, record: Mapping[str, Any]) -> None:
+    def line(self, name: RecordName, record: LineRecord) -> None:
         """Append one record."""
         if self.writes:
             self.folder.append(name, record)
@@ -53,8 +53,8 @@ class Recorder:
         if self.writes:
             self.folder.truncate(step)
 
-    def end(self, status: str, detail: Mapping[str, Any]) -> None:
+    def end(self, status: Status, detail: DetailRecord) -> None:
         """Write the status of a run that came to its end."""
         if self.writes:
             self.feed.end(status)
-            self.folder.update_manifest(status=status, status_detail=dict(detail), mlflow_failure=self.feed.failure)
+            self.folder.update_manifest(status=status, status_detail=detail, mlflow_failure=self.feed.failure)

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from harness.config import RunConfig
-from harness.records.run_folder import Spacing, point_share
+from harness.records.run_folder import point_share
+from harness.records.schema import Spacing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,14 +7,22 @@ Shapes: N images, C channels, H W latent height and width.
 
 import hashlib
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.config import RunConfig
 from harness.data.batches import Batch
 from harness.evaluation.evaluate import Evaluator
 from harness.machine.processes import from_main, main_first
-from harness.records.run_folder import RecordName
+from harness.records.schema import (
+    Clocks,
+    DetailRecord,
+    EvalRecord,
+    RecordName,
+    Status,
+    TermRecord,
+    TrainRecord,
+)
 from harness.training import checkpoint
 from harness.training.checkpoint import Counters
 from harness.training.divergence import Divergence
@@ -50,7 +58,7 @@ def train(run: Run, evaluator: Evaluator, recorder: Recorder, final: Evaluator |
         found = yield from evaluate(run, recorder, final, run.config.evaluation.points)
     if found:
         path = save_checkpoint(run, recorder, f"diverged_{found.step:08d}")
-        yield end_run(run, recorder, "diverged", {**asdict(found), "checkpoint": path})
+        yield end_run(run, recorder, "diverged", {"step": found.step, "parts": list(found.parts), "checkpoint": path})
     else:
         yield end_run(run, recorder, "finished", {})
 
@@ -114,7 +122,7 @@ def extend_chain(trace: str, digest: bytes) -> str:
     return hashlib.sha256(bytes.fromhex(trace) + digest).hexdigest()
 
 
-def clocks(run: Run) -> dict[str, float | int]:
+def clocks(run: Run) -> Clocks:
     """The four clocks at the current step, and the time that is not training."""
     counters = run.counters
     images = counters.step * run.config.optimizer.batch_size
@@ -132,12 +140,12 @@ def log_training(run: Run, recorder: Recorder, batch: Batch, logged: Counters) -
     """Write one line of `train.jsonl`, with means over the steps since the last one, which was at `logged`."""
     averages, counters = run.window.take(), run.counters
     images = (counters.step - logged.step) * run.config.optimizer.batch_size
-    terms = {
+    terms: dict[str, TermRecord] = {
         name.removeprefix("terms/"): {"value": value, "weight": run.weights[name.removeprefix("terms/")]}
         for name, value in averages.items()
         if name.startswith("terms/")
     }
-    record = {
+    record: TrainRecord = {
         **clocks(run),
         "loss": averages["loss"],
         "base": averages["base"],
@@ -160,21 +168,22 @@ def evaluate(run: Run, recorder: Recorder, evaluator: Evaluator, point: int, bat
     name: RecordName = "final" if batch is None else "eval"
     run.counters = run.watch.book(run.counters, "io")
     evaluation = evaluator.evaluate(run.ema.backbone)
-    norms = {} if batch is None else {"gradient_norms": gradient_norms(run, batch)}
+    norms = None if batch is None else gradient_norms(run, batch)
     run.counters = run.watch.book(run.counters, "evaluation")
     step = run.counters.step
     if name == "eval":
         recorder.ema(step, run.ema.backbone.state_dict())
-    record = {
+    record: EvalRecord = {
         **clocks(run),
         "point": point,
         "protocol": evaluator.digest,
         "metrics": evaluation.metrics,
         "bad_images": evaluation.bad_images,
         "evaluation_images_per_s": evaluation.images_per_s,
-        **norms,
         "samples": recorder.picture(step, evaluation.grid, "step" if name == "eval" else "final"),
     }
+    if norms is not None:
+        record["gradient_norms"] = norms
     recorder.line(name, record)
     yield Event(name, step, record, run.share)
     return Divergence(step, ("samples",)) if evaluation.bad_images else None
@@ -211,7 +220,7 @@ def resume(run: Run, recorder: Recorder) -> int:
     return run.counters.step
 
 
-def end_run(run: Run, recorder: Recorder, status: str, detail: Mapping[str, Any]) -> Event:
+def end_run(run: Run, recorder: Recorder, status: Status, detail: DetailRecord) -> Event:
     """Write the status of a run that came to its end."""
     recorder.end(status, detail)
     return Event("end", run.counters.step, {"status": status, **detail}, run.share)

@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from harness.records.ablation import Axis, Subject
 from harness.records.metrics import metric
 from reports.ablation.tables import Level, has_product, levels
-from reports.ablation.trials import Ablation, Axis, Subject, level_text
+from reports.ablation.trials import Ablation, level_text
 from reports.figures.labels import shorten, text_width
 from reports.figures.lines import LOG_RANGE
 from reports.figures.style import Look, rc
@@ -210,9 +211,9 @@ def pairs(ablation: Ablation, subject: Subject) -> list[tuple[Axis, Axis]]:
 
 def pair_frame(ablation: Ablation, subject: Subject, first: Axis, second: Axis) -> pd.DataFrame:
     """Means over a pair of axes, the others at their default: a row per field; the axis with more levels is x."""
-    x, y = (first, second) if len(first.levels) >= len(second.levels) else (second, first)
+    x, y = (first, second) if len(first.all_levels) >= len(second.all_levels) else (second, first)
     lines = []
-    for level_y, level_x in itertools.product(y.levels, x.levels):
+    for level_y, level_x in itertools.product(y.all_levels, x.all_levels):
         setting = {**subject.default, x.name: level_x, y.name: level_y}
         trial = ablation.find(subject, setting)
         result = ablation.result(trial.cell if trial else "", subject.default_cell)

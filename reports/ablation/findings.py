@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+from harness.records.ablation import Axis, Subject
 from harness.records.metrics import metric
 from reports.ablation.tables import Level, levels, search_remarks
-from reports.ablation.trials import Ablation, Axis, Subject, level_text, num_runs
+from reports.ablation.trials import Ablation, level_text, num_runs
 from reports.study.units import number_text
 from reports.study.words import be, count, listed
 from reports.tables.results import MetricResult, difference_text, seeds_text

@@ -5,12 +5,13 @@ from functools import partial
 
 import pandas as pd
 
+from harness.records.ablation import Subject
 from harness.records.metrics import metric
 from reports.ablation import figures as ablation_figures
 from reports.ablation import trial_figures
 from reports.ablation.findings import NUM_AXES, axis_sentence
 from reports.ablation.tables import tables, trial_numbers
-from reports.ablation.trials import Ablation, Subject
+from reports.ablation.trials import Ablation
 from reports.figures.plans import Plan
 from reports.sections import Block
 from reports.study.words import listed

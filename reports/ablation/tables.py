@@ -12,9 +12,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from harness.records.ablation import Axis, Subject, Trial
 from harness.records.metrics import metric
 from harness.records.run_folder import UserError
-from reports.ablation.trials import Ablation, Axis, Subject, Trial, duplicates, level_text, load_ablation
+from reports.ablation.trials import Ablation, duplicates, level_text, load_ablation
 from reports.sections import Table
 from reports.study.load import load_study
 from reports.study.units import rounded_text
@@ -48,7 +49,7 @@ class Level:
 
 def levels(ablation: Ablation, subject: Subject, axis: Axis) -> list[Level]:
     """Every level of an axis."""
-    return [_level(ablation, subject, axis, value) for value in axis.levels]
+    return [_level(ablation, subject, axis, value) for value in axis.all_levels]
 
 
 def _level(ablation: Ablation, subject: Subject, axis: Axis, value: Any) -> Level:

@@ -17,7 +17,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from reports.ablation.trials import Ablation, Axis, Subject, level_text
+from harness.records.ablation import Axis
+from reports.ablation.trials import Ablation, Subject, level_text
 from reports.figures.labels import End, label_ends, label_width, shorten, text_width
 from reports.figures.lines import LOG_RANGE, metric_title, scale_values
 from reports.figures.style import Look, Theme, rc

@@ -6,106 +6,24 @@ which trials there are and how each of them stands.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from harness.records.files import read_json
+from harness.records.ablation import ABLATION_RECORD, RecordedAblation, Subject, Trial, read_ablation
 from harness.records.metrics import metric
-from harness.records.run_folder import ABLATION_RECORD, FORMAT, UserError
+from harness.records.run_folder import UserError
 from reports.statistics.intervals import Direction, paired_difference
 from reports.study.load import Study
 from reports.tables.results import Digits, MetricResult, absences, is_favoured, shared_digits
 
-RECORD = ABLATION_RECORD
-"""Name of the record, in the study's folder."""
 
-OVER = ("complete", "pruned", "diverged")
-"""States of a trial that no worker goes on with."""
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A field of the method's settings that the ablation varies."""
-
-    name: str
-    kind: str
-    """int, float, bool, choice or text."""
-    default: Any
-    asked: tuple[Any, ...]
-    """Levels as asked for."""
-
-    @property
-    def is_numeric(self) -> bool:
-        return self.kind in ("int", "float")
-
-    @property
-    def levels(self) -> tuple[Any, ...]:
-        """All levels with the default: numbers in their order, others as asked for, the default first if it is new."""
-        levels = self.asked if self.default in self.asked else (self.default, *self.asked)
-        return tuple(sorted(levels)) if self.is_numeric else levels
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A method of the ablation."""
-
-    method: str
-    default_cell: str
-    axes: tuple[Axis, ...]
-
-    @property
-    def default(self) -> dict[str, Any]:
-        """The setting whose cell is the default's."""
-        return {axis.name: axis.default for axis in self.axes}
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One setting of a method."""
-
-    method: str
-    number: int
-    """From 0, within the method."""
-    cell: str
-    setting: Mapping[str, Any]
-    """By axis, every axis of the method."""
-    state: str
-    """complete, running, waiting, pruned or diverged."""
-    spent: float
-    """Share of the whole budget of its runs that they spent."""
-    workers: tuple[str, ...]
-    """Processes that worked on it, as host:pid."""
-
-    @property
-    def is_over(self) -> bool:
-        return self.state in OVER
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """What was asked for, and how it stands."""
+@dataclass(frozen=True, kw_only=True)
+class Ablation(RecordedAblation):
+    """An ablation on record with the runs of its study. Its objective is one that the runs have recorded."""
 
     study: Study
-    kind: str
-    """grid, one_at_a_time or search."""
-    objective: str
-    """Name of the metric that trials are ranked by."""
-    seeds: tuple[int, ...]
-    control: str
-    """Label of the control's cell."""
-    num_asked: int
-    """Trials a method of a search; 0 for grids, which hold all of theirs from the start."""
-    pruner: str
-    depth: int
-    """Blocks of the backbone."""
-    subjects: tuple[Subject, ...]
-    trials: tuple[Trial, ...]
-
-    @property
-    def is_search(self) -> bool:
-        return self.kind == "search"
 
     @property
     def direction(self) -> Direction:
@@ -115,14 +33,6 @@ class Ablation:
     def sign(self) -> int:
         """1 where lower values are better, else -1."""
         return 1 if self.direction == "lower" else -1
-
-    def of(self, subject: Subject) -> tuple[Trial, ...]:
-        """A method's trials, in the order of their numbers."""
-        return tuple(trial for trial in self.trials if trial.method == subject.method)
-
-    def find(self, subject: Subject, setting: Mapping[str, Any]) -> Trial | None:
-        """The first trial of a setting."""
-        return next((trial for trial in self.of(subject) if trial.setting == setting), None)
 
     def result(self, cell: str, default_cell: str) -> MetricResult:
         """The objective of a cell over the seeds of the ablation, beside that of its method's default."""
@@ -189,64 +99,18 @@ def load_ablation(study: Study) -> Ablation | None:
     """The ablation of a study; None where it is none.
 
     Raises:
-        UserError: the record is of another format or lacks a field, or its objective was not recorded.
+        UserError: the record is wrong, or its objective was not recorded by any run.
     """
-    path = study.path / RECORD
-    if not path.is_file():
+    record = read_ablation(study.path)
+    if record is None:
         return None
-    record = read_json(path)
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        found = record.get("format") if isinstance(record, dict) else type(record).__name__
+    objective = record.objective or study.main_metrics[0]
+    if objective not in study.metrics:
         raise UserError(
-            f"{path} has format {found} and this version reads {FORMAT}: report with the version that made it"
+            f"{study.path / ABLATION_RECORD} ranks by {objective}, which no run recorded: "
+            f"there are {', '.join(study.metrics)}"
         )
-    try:
-        ablation = _ablation(study, record)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f"lacks {error}" if isinstance(error, KeyError) else f"is damaged ({error})"
-        raise UserError(f"{path} {what}: give the command that made the study again") from None
-    if ablation.objective not in study.metrics:
-        raise UserError(
-            f"{path} ranks by {ablation.objective}, which no run recorded: there are {', '.join(study.metrics)}"
-        )
-    return ablation
-
-
-def _ablation(study: Study, record: Mapping[str, Any]) -> Ablation:
-    return Ablation(
-        study=study,
-        kind=record["kind"],
-        objective=record["objective"] or study.main_metrics[0],
-        seeds=tuple(record["seeds"]),
-        control=record["control"],
-        num_asked=record["trials"],
-        pruner=record["pruner"],
-        depth=record["model"]["depth"],
-        subjects=tuple(_subject(name, facts) for name, facts in record["methods"].items()),
-        trials=tuple(sorted(map(_trial, record["trial_list"]), key=lambda trial: (trial.method, trial.number))),
-    )
-
-
-def _subject(method: str, facts: Mapping[str, Any]) -> Subject:
-    axes = (Axis(a["name"], a["kind"], _fixed(a["default"]), tuple(map(_fixed, a["levels"]))) for a in facts["axes"])
-    return Subject(method, facts["default_cell"], tuple(axes))
-
-
-def _trial(line: Mapping[str, Any]) -> Trial:
-    return Trial(
-        method=line["method"],
-        number=line["number"],
-        cell=line["cell"],
-        setting={name: _fixed(value) for name, value in line["setting"].items()},
-        state=line["state"],
-        spent=line["spent"]["budget"],
-        workers=tuple(line["workers"]),
-    )
-
-
-def _fixed(value: Any) -> Any:
-    """A level as something that can stand in a set: lists as tuples."""
-    return tuple(map(_fixed, value)) if isinstance(value, list) else value
+    return Ablation(**{**vars(record), "objective": objective}, study=study)
 
 
 def level_text(value: Any) -> str:

@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from harness.records.files import canonical, file_digest, number
-from harness.records.run_folder import FORMAT, UserError
+from harness.records.run_folder import UserError
+from harness.records.schema import AnalysisSettings, AnalysisValues, Quantity, RunAnalysisRecord, read_record
 from reports.analysis import figures as analysis_figures
 from reports.figures.plans import Plan
 from reports.sections import Block, Section, Table
@@ -29,9 +30,7 @@ from reports.tables.results import MINUS, MISSING
 
 FOLDER = "analysis"
 """In the folder of a run."""
-FIELDS = ("protocol", "settings", "values", "pictures")
-"""Of every record."""
-FIGURES = {
+FIGURES: Mapping[str, tuple[Quantity, ...]] = {
     "alignment_encoder": ("cknna_encoder", "cka_encoder"),
     "alignment_latent": ("cknna_latent", "cka_latent"),
     "probe": ("probe_accuracy",),
@@ -58,17 +57,17 @@ class Analysed:
 
     run: RecordedRun
     path: Path
-    record: Mapping[str, Any]
+    record: RunAnalysisRecord
 
     @property
-    def settings(self) -> Mapping[str, Any]:
+    def settings(self) -> AnalysisSettings:
         return self.record["settings"]
 
     @property
     def step(self) -> int:
         return self.record["step"]
 
-    def values(self, source: str) -> list[Mapping[str, Any]]:
+    def values(self, source: str) -> list[AnalysisValues]:
         """The lines of a source: block, input or encoder."""
         return [line for line in self.record["values"] if line["source"] == source]
 
@@ -96,22 +95,9 @@ def analysed(study: Study) -> list[Analysed]:
     for run in study.runs:
         paths = sorted((run.folder / FOLDER).glob("*.json"))
         if paths:
-            every = [Analysed(run, path, _read(path)) for path in paths]
+            every = [Analysed(run, path, read_record(path, RunAnalysisRecord, AGAIN)) for path in paths]
             found.append(max(every, key=lambda each: each.step))
     return found
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): {AGAIN}") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise UserError(f"{path} is no analysis of format {FORMAT}: {AGAIN}")
-    missing = [name for name in ("step", *FIELDS) if name not in record]
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}: {AGAIN}")
-    return record
 
 
 # -- the section ----------------------------------------------------------------------------------------------------
@@ -177,7 +163,7 @@ def block_frame(study: Study, found: Sequence[Analysed]) -> pd.DataFrame:
     return frame.astype(kinds)
 
 
-def _lines(one: Analysed, names: Sequence[str]) -> list[dict[str, Any]]:
+def _lines(one: Analysed, names: Sequence[Quantity]) -> list[dict[str, Any]]:
     """The reference lines of every quantity and time."""
     return [
         {"quantity": name, "t": t, "series": "line", "cell": source, "value": number(line[name])}

@@ -6,7 +6,7 @@ Text for the terminal, Markdown and LaTeX; numbers for CSV; one figure. All are 
 import csv
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from harness.records.files import read_json, storing, write_atomic, write_json
+from harness.records.files import storing, write_atomic, write_json
 from harness.records.run_folder import UserError
+from harness.records.schema import (
+    CountedRecord,
+    MeasuredRecord,
+    OverheadRecord,
+    ShapesRecord,
+    SpreadRecord,
+    read_record,
+)
 from reports.figures.files import png
 from reports.figures.style import LIGHT, rc
 from reports.study.endings import one_line
@@ -34,11 +42,10 @@ class Overhead:
 
     control: str
     """Name of the method that all are compared with."""
-    shapes: Mapping[str, int]
+    shapes: ShapesRecord
     """Latents' side and channels, classes, and pixels along an image's side."""
-    counted: Sequence[Mapping[str, Any]]
-    """The fields of `cost.json`, and model, method, label, targets, change_percent."""
-    measured: Sequence[Mapping[str, Any]] = ()
+    counted: Sequence[CountedRecord]
+    measured: Sequence[MeasuredRecord] = ()
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,7 @@ def _counted_notes(overhead: Overhead) -> tuple[str, ...]:
     return counted, *NOTES, *told
 
 
-def _counted(row: Mapping[str, Any], control: str) -> dict[str, str]:
+def _counted(row: CountedRecord, control: str) -> dict[str, str]:
     forward, encoder = row["backbone_forward_gmacs"], row["encoder_forward_gmacs"]
     in_step = row["targets"] == "online"
     return {
@@ -146,7 +153,7 @@ def _percent(value: float) -> str:
 
 PUBLISHED_NOTES = ("Units as printed, or as the note reads them. Each source and its provenance: published_costs.csv.",)
 
-QUANTITIES: dict[str, Callable[[Mapping[str, Any]], float]] = {
+QUANTITIES: dict[str, Callable[[CountedRecord], float]] = {
     "inference_compute": lambda row: row["backbone_forward_gmacs"],
     "parameters": lambda row: row["backbone_parameters"] / 1e6,
     "head_parameters": lambda row: row["head_parameters"] / 1e6,
@@ -200,7 +207,7 @@ def measured_table(overhead: Overhead) -> list[dict[str, str]]:
     return [_measured(row, overhead.control) for row in overhead.measured]
 
 
-def _measured(row: Mapping[str, Any], control: str) -> dict[str, str]:
+def _measured(row: MeasuredRecord, control: str) -> dict[str, str]:
     ratio = row["ratio"]
     is_control = row["method"] == control
     return {
@@ -216,8 +223,8 @@ def _measured(row: Mapping[str, Any], control: str) -> dict[str, str]:
     }
 
 
-def _spread(value: Mapping[str, float]) -> str:
-    median, least, most = (rounded_text(value[name]) for name in ("median", "least", "most"))
+def _spread(value: SpreadRecord) -> str:
+    median, least, most = map(rounded_text, (value["median"], value["least"], value["most"]))
     return f"{median} [{least}, {most}]"
 
 
@@ -239,7 +246,7 @@ def _measured_notes(overhead: Overhead) -> tuple[str, ...]:
 
 # -- figure -----------------------------------------------------------------------------------------------------------
 
-PARTS: dict[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
+PARTS: dict[str, tuple[str, Callable[[CountedRecord], float]]] = {
     "backbone": (LIGHT.muted, lambda row: 6 * row["backbone_forward_gmacs"]),
     "heads": (LIGHT.cells[0], lambda row: 6 * row["head_forward_gmacs"]),
     "teacher": (LIGHT.cells[1], lambda row: 2 * row["teacher_forward_gmacs"]),
@@ -279,7 +286,7 @@ def figure(overhead: Overhead) -> Figure:
     return drawn
 
 
-def plot_costs(ax: Axes, rows: Sequence[Mapping[str, Any]]) -> Axes:
+def plot_costs(ax: Axes, rows: Sequence[CountedRecord]) -> Axes:
     """The rows of one model from top to bottom."""
     places = range(len(rows) - 1, -1, -1)
     starts = [0.0] * len(rows)
@@ -313,16 +320,21 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"--out: cannot write to {folder} ({reason}): name a folder you may write to") from None
 
 
-def record(overhead: Overhead) -> dict[str, Any]:
+def record(overhead: Overhead) -> OverheadRecord:
     """As it stands in `overhead.json`."""
-    return asdict(overhead)
+    return {
+        "control": overhead.control,
+        "shapes": overhead.shapes,
+        "counted": list(overhead.counted),
+        "measured": list(overhead.measured),
+    }
 
 
 def write(overhead: Overhead, folder: Path) -> list[Path]:
     """Save the record, then everything that is drawn from it; returns the paths."""
     source = folder / "overhead.json"
     write_json(source, record(overhead))
-    saved = Overhead(**read_json(source))
+    saved = Overhead(**read_record(source, OverheadRecord, "give the same command again"))
     texts = {"overhead.md": markdown(saved), "overhead.tex": latex(saved)}
     tables = {"overhead": counted_frame(saved), "published": pd.DataFrame(published_rows(saved))}
     tables["measured"] = pd.json_normalize(list(saved.measured), sep="_")  # type: ignore[arg-type]
@@ -342,8 +354,8 @@ def counted_frame(overhead: Overhead) -> pd.DataFrame:
     return pd.DataFrame([_numbers(row) for row in overhead.counted])
 
 
-def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
-    plain = {name: value for name, value in row.items() if not isinstance(value, Mapping)}
+def _numbers(row: CountedRecord) -> dict[str, Any]:
+    plain: dict[str, Any] = {name: value for name, value in row.items() if not isinstance(value, Mapping)}
     forward = {"forward_gflops": 2 * row["backbone_forward_gmacs"]}
     parts = {f"train_{name}_gflops": value(row) for name, (_, value) in PARTS.items()}
     first = ("model", "method", "label", "targets")

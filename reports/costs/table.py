@@ -6,11 +6,12 @@ Everything counted comes from the `cost.json` of the runs; fields that a run has
 import math
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
 from harness.records.files import number
+from harness.records.schema import Clock
 from reports.costs.equal_cost import unequal_remarks
 from reports.costs.overhead import GFLOPS_NOTE
 from reports.study.load import Study
@@ -18,7 +19,7 @@ from reports.study.units import UNITS, rounded_text
 from reports.tables import formats
 from reports.tables.results import MINUS, MISSING, SHARED_MARK, marks
 
-PARAMETERS = {
+PARAMETERS: Mapping[str, Literal["backbone_parameters", "head_parameters", "external_parameters"]] = {
     "backbone parameters": "backbone_parameters",
     "head parameters": "head_parameters",
     "external parameters": "external_parameters",
@@ -33,7 +34,7 @@ COUNTED = (
 )
 """Fields of `cost.json` that stand in the CSV."""
 
-BOOKED = {"train": "train_seconds", "evaluation": "evaluation_seconds", "I/O": "io_seconds"}
+BOOKED: Mapping[str, Clock] = {"train": "train_seconds", "evaluation": "evaluation_seconds", "I/O": "io_seconds"}
 """What the time of a run is booked to, and the clock of each; only the first is training time."""
 
 NOTES = (
@@ -98,13 +99,13 @@ def images_per_s(study: Study, cell: str) -> float:
     return median(speeds) if speeds else math.nan
 
 
-def _spent(study: Study, cell: str, clock: str) -> list[tuple[float, bool]]:
+def _spent(study: Study, cell: str, clock: Clock) -> list[tuple[float, bool]]:
     """For every run at the compared point: what its clock says, and whether it shared its device."""
     reached = [(run, line) for run in study.of(cell) if (line := run.evaluation(study.point))]
     return [(line[clock], run.shared_device) for run, line in reached]
 
 
-def _seconds(study: Study, cell: str, clock: str) -> str:
+def _seconds(study: Study, cell: str, clock: Clock) -> str:
     spent = _spent(study, cell, clock)
     return ", ".join(f"{_time(time)}{f' {SHARED_MARK}' if shared else ''}" for time, shared in spent) or MISSING
 
@@ -158,7 +159,7 @@ def cost_table(study: Study) -> pd.DataFrame:
 
 def _numbers(study: Study, cell: str) -> dict[str, Any]:
     cost = study.cost(cell)
-    booked = {clock: _counted_median(_spent(study, cell, clock)) for clock in BOOKED.values()}
+    booked: dict[str, float] = {clock: _counted_median(_spent(study, cell, clock)) for clock in BOOKED.values()}
     return {
         "cell": cell,
         **{field: cost.get(field, math.nan) for field in COUNTED},

@@ -14,9 +14,10 @@ from typing import Any
 import pandas as pd
 
 from harness.records.files import number
+from harness.records.schema import CLOCKS, Clocks
 from reports.statistics.intervals import half_width
 from reports.study.endings import stopped_at
-from reports.study.load import CLOCKS, RecordedRun, Study
+from reports.study.load import RecordedRun, Study
 from reports.study.units import UNITS, Unit
 
 CURVE_COLUMNS = [
@@ -106,8 +107,8 @@ def _training_values(line: Mapping[str, Any]) -> Iterator[tuple[str, float | str
         yield f"term {name}", term["value"]
 
 
-def _point(quantity: str, run: RecordedRun, line: Mapping[str, Any], value: float) -> dict[str, Any]:
-    clocks = {name: line[name] for name in CLOCKS}
+def _point(quantity: str, run: RecordedRun, line: Clocks, value: float) -> dict[str, Any]:
+    clocks: dict[str, float] = {name: line[name] for name in CLOCKS}
     return {"quantity": quantity, "series": "seed", "cell": run.cell, "seed": run.seed, "value": value, **clocks}
 
 

@@ -4,11 +4,10 @@ Pruned runs are none of them: they were meant to end where they did, and the tab
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from reports.study.load import CLOCKS, RecordedRun, Study
+from harness.records.schema import Clocks
+from reports.study.load import RecordedRun, Study
 from reports.study.units import UNITS, rounded_text
 
 PARTS = {"base": "velocity loss", "grad_norm": "gradient norm", "loss": "total loss"}
@@ -52,21 +51,38 @@ def _ending(run: RecordedRun) -> Ending:
     )
 
 
-def stopped_at(run: RecordedRun) -> Mapping[str, Any]:
+START: Clocks = {
+    "step": 0,
+    "images": 0,
+    "train_gflops": 0,
+    "train_seconds": 0,
+    "evaluation_seconds": 0,
+    "io_seconds": 0,
+}
+"""The clocks of a run that has not begun."""
+
+
+def stopped_at(run: RecordedRun) -> Clocks:
     """The clocks where a run stopped: at the step that was not finite, else at the last one on record.
 
     Seconds are those of the last record.
     """
-    last = max(
-        (*run.train[-1:], *run.evaluations[-1:]), key=lambda line: line["step"], default=dict.fromkeys(CLOCKS, 0)
-    )
+    lines = (*run.train[-1:], *run.evaluations[-1:])
+    last: Clocks = max(lines, key=lambda line: line["step"], default=START)
     step = run.detail.get("step", last["step"])
     images = step * run.config["optimizer"]["batch_size"]
     gflops = images * run.cost.get("train_gflops_per_image", math.nan) if step else 0
-    return {**{name: last[name] for name in CLOCKS}, "step": step, "images": images, "train_gflops": gflops}
+    return {
+        "step": step,
+        "images": images,
+        "train_gflops": gflops,
+        "train_seconds": last["train_seconds"],
+        "evaluation_seconds": last["evaluation_seconds"],
+        "io_seconds": last["io_seconds"],
+    }
 
 
-def _where(run: RecordedRun, clocks: Mapping[str, Any]) -> str:
+def _where(run: RecordedRun, clocks: Clocks) -> str:
     unit, amount = UNITS[run.config["budget"]["unit"]], run.config["budget"]["amount"]
     if unit.name == "steps":
         return f"step {clocks['step']:,} of {amount:,}"

@@ -10,18 +10,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from harness.records.files import number, read_json
+from harness.records.files import number
 from harness.records.metrics import metric_rank
-from harness.records.run_folder import FORMAT, RecordName, RunFolder, UserError, find_runs, point_share
+from harness.records.run_folder import RunFolder, UserError, find_runs, point_share
+from harness.records.schema import (
+    ConfigRecord,
+    CostRecord,
+    DetailRecord,
+    FinalRecord,
+    Manifest,
+    MethodRecord,
+    Status,
+    TrainRecord,
+)
 from reports.study.units import UNITS, Unit
-
-REQUIRED = ("cell", "method", "seed", "status", "config")
-"""Fields without which a manifest says nothing. A run that failed early may have no others."""
-
-CLOCKS = ("step", "images", "train_gflops", "train_seconds", "evaluation_seconds", "io_seconds")
-"""Clocks that stand in every record, each counted from the start of the run."""
 
 Published = Literal["main", "all", "none"]
 """Published rows that may be drawn beside a study: what authors print of their own runs, every row, or none."""
@@ -36,11 +40,12 @@ class RecordedRun:
     """
 
     folder: Path
-    manifest: Mapping[str, Any]
-    cost: Mapping[str, Any]
-    train: Sequence[Mapping[str, Any]]
-    evaluations: Sequence[Mapping[str, Any]]
-    final: Sequence[Mapping[str, Any]] = ()
+    manifest: Manifest
+    cost: CostRecord
+    """Empty where the run did not get that far."""
+    train: Sequence[TrainRecord]
+    evaluations: Sequence[FinalRecord]
+    final: Sequence[FinalRecord] = ()
 
     @property
     def cell(self) -> str:
@@ -51,15 +56,15 @@ class RecordedRun:
         return self.manifest["seed"]
 
     @property
-    def status(self) -> str:
+    def status(self) -> Status:
         return self.manifest["status"]
 
     @property
-    def config(self) -> Mapping[str, Any]:
+    def config(self) -> ConfigRecord:
         return self.manifest["config"]
 
     @property
-    def facts(self) -> Mapping[str, Any]:
+    def facts(self) -> MethodRecord:
         """What the method says about itself: heads, taps, terms, pretrained models."""
         return self.manifest.get("method_facts", {})
 
@@ -73,7 +78,7 @@ class RecordedRun:
         return f"{self.cell} seed {self.seed}"
 
     @property
-    def detail(self) -> Mapping[str, Any]:
+    def detail(self) -> DetailRecord:
         """Why a run did not finish: step and parts of a diverged one, error and log of a failed one."""
         return self.manifest.get("status_detail", {})
 
@@ -91,7 +96,7 @@ class RecordedRun:
         """Whether the run came to an end before its budget did."""
         return self.status in ("diverged", "failed")
 
-    def evaluation(self, point: int) -> Mapping[str, Any] | None:
+    def evaluation(self, point: int) -> FinalRecord | None:
         """The evaluation at a point, or None."""
         return next((line for line in self.evaluations if line["point"] == point), None)
 
@@ -214,9 +219,9 @@ class Study:
         """A run that speaks for its cell where seeds do not matter: one with method facts where there is one."""
         return next((run for run in self.of(cell) if run.facts), self.of(cell)[0])
 
-    def cost(self, cell: str) -> Mapping[str, Any]:
+    def cost(self, cell: str) -> CostRecord:
         """What was counted for a cell, which is the same at every seed; empty where no run got that far."""
-        return next((run.cost for run in self.of(cell) if run.cost), {})
+        return next((run.cost for run in self.of(cell) if run.cost), CostRecord())
 
     def lines(self, name: str) -> dict[str, float]:
         """The reference lines of a metric, by label: what the floor half and its reconstructions score."""
@@ -232,8 +237,7 @@ def load_study(path: Path) -> Study:
     """Read every run of a study folder.
 
     Raises:
-        UserError: the folder holds no runs, a manifest is of a newer format or lacks a field, or nothing was
-            evaluated yet.
+        UserError: the folder holds no runs, a record of one is wrong, or nothing was evaluated yet.
     """
     folders = find_runs(path)
     thinning = _thinning(max(folder.num_lines("train") for folder in folders))
@@ -268,25 +272,16 @@ def load_run(folder: RunFolder, thinning: int = 1) -> RecordedRun:
     """Read one run; with `thinning`, every so many of its logged training steps, and the last.
 
     Raises:
-        UserError: it is no run folder, its manifest is of a newer format or lacks a field, or a record lacks one.
+        UserError: it is no run folder, or one of its records is wrong.
     """
     manifest = folder.manifest()
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(
-            f"{folder.manifest_path} has format {_format(manifest)} and this version reads {FORMAT}: "
-            "report with the version of ditbench that trained the study"
-        )
-    missing = [name for name in REQUIRED if name not in manifest]
-    if missing:
-        raise UserError(f"{folder.manifest_path} lacks {', '.join(missing)}: remove the folder and run the cell again")
-    cost = folder.path / "cost.json"
     return RecordedRun(
         folder=folder.path,
         manifest=manifest,
-        cost=read_json(cost) if cost.is_file() else {},
-        train=_lines(folder, "train", ("base", "grad_norm", "terms", "trace"), _stride(manifest, thinning)),
-        evaluations=_lines(folder, "eval", ("point", "protocol", "metrics")),
-        final=_lines(folder, "final", ("point", "protocol", "metrics")),
+        cost=folder.cost(),
+        train=folder.lines("train", _stride(manifest, thinning)),
+        evaluations=folder.lines("eval"),
+        final=folder.lines("final"),
     )
 
 
@@ -306,29 +301,18 @@ def _finally(run: RecordedRun) -> RecordedRun:
     digests = {name: value for name, value in run.digests.items() if name not in ("evaluation", "final")}
     if "final" in run.digests:
         digests["evaluation"] = run.digests["final"]
-    own = {"digests": digests, "protocol": final.get("protocol", {}), "lines": final.get("lines", {})}
-    return replace(run, manifest={**run.manifest, **own}, evaluations=run.final, final=())
+    own: Manifest = {
+        **run.manifest,
+        "digests": digests,
+        "protocol": final.get("protocol", {}),
+        "lines": final.get("lines", {}),
+    }
+    return replace(run, manifest=own, evaluations=run.final, final=())
 
 
-def _format(manifest: Any) -> Any:
-    return manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-
-
-def _stride(manifest: Mapping[str, Any], thinning: int) -> int:
+def _stride(manifest: Manifest, thinning: int) -> int:
     """Steps between two that are read: the same for all runs of a study, so that their curves and traces meet."""
-    return 1 if thinning == 1 else thinning * int(manifest["config"].get("output", {}).get("log_every", 1))
-
-
-def _lines(folder: RunFolder, name: RecordName, fields: Sequence[str], stride: int = 1) -> list[dict[str, Any]]:
-    lines = folder.lines(name, stride)
-    for place, line in enumerate(lines, start=1):
-        if missing := [field for field in (*CLOCKS, *fields) if field not in line]:
-            where = f"line {place}" if stride == 1 else f"step {line.get('step')}"
-            raise UserError(
-                f"{folder.path}/{name}.jsonl, {where}, lacks {', '.join(missing)}: "
-                "remove the folder and run the cell again"
-            )
-    return lines
+    return 1 if thinning == 1 else thinning * manifest["config"].get("output", {}).get("log_every", 1)
 
 
 def _baseline(runs: Sequence[RecordedRun]) -> str:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from harness.records.schema import BudgetClock
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -9,7 +11,7 @@ class Unit:
 
     name: str
     """As in the config."""
-    clock: str
+    clock: BudgetClock
     """The field of a record that counts it."""
     words: str
     """After an amount, and on an axis."""

@@ -118,7 +118,7 @@ def _values(study: Study, cell: str, name: str) -> dict[int, float]:
 
 def absences(study: Study, cell: str, unit: Unit) -> dict[int, str]:
     """Why runs of a cell may have no value, by seed: they stopped early, or do not count against the clock."""
-    words = {}
+    words: dict[int, str] = {}
     for run in study.of(cell):
         if run.status != "finished":
             words[run.seed] = "unfinished" if run.status == "running" else run.status

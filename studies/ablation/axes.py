@@ -17,7 +17,8 @@ from harness.cost.memory import outline
 from harness.errors import UserError
 from harness.frozen.encoders import encoder_width
 from harness.method import DataShape, Method
-from studies.ablation.plan import Axis, Setting, Subject, axis_name
+from harness.records.ablation import Axis
+from studies.ablation.plan import Setting, Subject, axis_name
 from studies.configs.sections import nominal_shape, resolve_sections
 from studies.configs.settings import comma_list
 

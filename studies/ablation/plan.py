@@ -9,13 +9,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import methods
 from harness.backbones.sit import parse_name
 from harness.config import RunConfig, require
+from harness.records.ablation import ABLATION_RECORD, Axis, read_axis
 from harness.records.files import digest
-from harness.records.run_folder import ABLATION_RECORD, FORMAT
+from harness.records.schema import FORMAT, AblationKind, AxisRecord, PlanRecord, Pruner, SubjectRecord
 from studies.configs.sections import as_plain, nominal_shape, resolve_sections
 
 Setting = Mapping[str, Any]
@@ -24,25 +25,8 @@ Setting = Mapping[str, Any]
 RECORD = ABLATION_RECORD
 """In a study's folder: all that is known of the ablation besides its runs."""
 
-Kind = Literal["grid", "one_at_a_time", "search"]
-Pruner = Literal["none", "median", "hyperband"]
-
 LONGEST_LABEL = 180
 """Bytes. A label names a folder and a lock file."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Axis:
-    """A field of a method's section that varies. Its name is the field's, in a sum `part.field`."""
-
-    name: str
-    default: Any
-    """Resolved for the backbone."""
-    levels: tuple[Any, ...]
-    """A grid's as asked, resolved and each once; a search's are the choices of the space."""
-    kind: Literal["int", "float", "bool", "choice", "text"]
-    choices: tuple[Any, ...] = ()
-    """All values that a bool or a choice may have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +107,7 @@ def text_of(value: Any) -> str:
 class Ablation:
     """What one command asks for: every setting, and the control, at every seed."""
 
-    kind: Kind
+    kind: AblationKind
     subjects: tuple[Subject, ...]
     """One of a grid; those of a search share its number of trials."""
     seeds: tuple[int, ...]
@@ -149,7 +133,7 @@ class Ablation:
 # -- the record -----------------------------------------------------------------------------------------------------
 
 
-def plan_record(ablation: Ablation) -> dict[str, Any]:
+def plan_record(ablation: Ablation) -> PlanRecord:
     """The part of the record that is known before any trial, as plain values."""
     control = ablation.control
     is_search = ablation.kind == "search"
@@ -166,7 +150,7 @@ def plan_record(ablation: Ablation) -> dict[str, Any]:
         "pruner": ablation.pruner,
         "storage": re.split(r"[:+]", ablation.storage)[0] or "journal",
         "workers": ablation.workers,
-        "budget": dataclasses.asdict(control.budget),
+        "budget": {"unit": control.budget.unit, "amount": control.budget.amount},
         "points": control.evaluation.points,
         "model": {"name": control.model.name, "depth": parse_name(control.model.name)["depth"]},
         "base": {key: value for key, value in as_plain(control).items() if key not in RUN_FIELDS},
@@ -178,17 +162,24 @@ RUN_FIELDS = ("study", "cell", "method", "seed", "sections")
 """Fields of a run's config that its cell and seed decide; the rest is shared by all cells."""
 
 
-def _subject_record(subject: Subject) -> dict[str, Any]:
+def _subject_record(subject: Subject) -> SubjectRecord:
     sections = {part: dataclasses.asdict(section) for part, section in subject.base.sections.items()}
     return {
         "default_cell": subject.base.label,
         # Of a sum the record holds all sections by part, of a single method its section itself.
         "section": sections.get(subject.method, sections),
         "space": {name: list(choices) for name, choices in subject.space.items()},
-        "axes": [
-            {**dataclasses.asdict(axis), "levels": list(axis.levels), "choices": list(axis.choices)}
-            for axis in subject.axes
-        ],
+        "axes": [_axis_record(axis) for axis in subject.axes],
+    }
+
+
+def _axis_record(axis: Axis) -> AxisRecord:
+    return {
+        "name": axis.name,
+        "default": axis.default,
+        "levels": list(axis.levels),
+        "kind": axis.kind,
+        "choices": list(axis.choices),
     }
 
 
@@ -290,13 +281,12 @@ def joined(ablation: Ablation, before: Mapping[str, Any]) -> Ablation:
     return replace(ablation, subjects=subjects, settings=settings)
 
 
-def _join_axes(subject: Subject, recorded: Sequence[Mapping[str, Any]]) -> tuple[Axis, ...]:
+def _join_axes(subject: Subject, recorded: Sequence[AxisRecord]) -> tuple[Axis, ...]:
     """The axes of both, in the order of the fields of the sections."""
     known = {axis.name: axis for axis in subject.axes}
-    for entry in recorded:
-        own = known.get(entry["name"])
-        levels = _join_levels(entry["levels"], own.levels if own else ())
-        known[entry["name"]] = Axis(**{**entry, "levels": levels, "choices": tuple(entry["choices"])})
+    for before in map(read_axis, recorded):
+        own = known.get(before.name)
+        known[before.name] = replace(before, levels=_join_levels(before.levels, own.levels if own else ()))
     order = [
         axis_name(subject.method, part, item.name)
         for part, section in subject.base.sections.items()

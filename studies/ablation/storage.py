@@ -26,9 +26,10 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from harness.errors import UserError
+from harness.records.ablation import Axis
 from harness.records.files import canonical, storing
 from harness.records.locks import Lock, take
-from studies.ablation.plan import Axis, Setting, Subject
+from studies.ablation.plan import Setting, Subject
 from studies.configs.recorded_command import without_passwords
 from studies.runs.folders import study_lock
 

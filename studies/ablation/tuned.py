@@ -1,5 +1,6 @@
 """`compare --tuned STUDY`: the best setting of each method of an ablation, on seeds that it was not chosen on."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,12 +10,11 @@ from jsonargparse import ArgumentParser, Namespace
 
 import methods
 from harness.config import require
-from harness.records.files import read_json
+from harness.records.files import number
+from harness.records.schema import AblationRecord, ManifestNotes, TrialRecord, TuningRecord, read_record
 from studies.ablation.plan import RECORD, axis_field, recorded_sections
 from studies.configs.cells import Comparison, comparison
 from studies.configs.settings import was_given
-
-Trial = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,8 @@ class Tuning:
     """A study of trials, and the best of each method."""
 
     folder: Path
-    record: Mapping[str, Any]
-    winners: Mapping[str, Trial]
+    record: AblationRecord
+    winners: Mapping[str, TrialRecord]
     """By method."""
 
     def cells(self) -> dict[str, dict[str, Any]]:
@@ -31,7 +31,7 @@ class Tuning:
         control = {self.record["control"]: {"method": self.record["control"]}}
         return control | {trial["cell"]: self._cell(method, trial) for method, trial in self.winners.items()}
 
-    def _cell(self, method: str, trial: Trial) -> dict[str, Any]:
+    def _cell(self, method: str, trial: TrialRecord) -> dict[str, Any]:
         sections = recorded_sections(method, self.record["methods"][method])
         changed = {part: dict(fields) for part, fields in sections.items()}
         for axis, value in trial["setting"].items():
@@ -39,14 +39,21 @@ class Tuning:
             changed[part][key] = value
         return {"method": method, **changed}
 
-    def notes(self) -> dict[str, dict[str, Any]]:
+    def notes(self) -> dict[str, ManifestNotes]:
         """What the manifests of a winner's runs say of its tuning, by cell."""
         return {trial["cell"]: {"tuning": self._note(method, trial)} for method, trial in self.winners.items()}
 
-    def _note(self, method: str, trial: Trial) -> dict[str, Any]:
-        shared = {key: self.record[key] for key in ("study", "id", "kind", "objective", "seeds")}
-        own = {key: trial[key] for key in ("setting", "value")}
-        return {**shared, **own, "trials": len(trials_of(self.record, method))}
+    def _note(self, method: str, trial: TrialRecord) -> TuningRecord:
+        return {
+            "study": self.record["study"],
+            "id": self.record["id"],
+            "kind": self.record["kind"],
+            "objective": self.record["objective"],
+            "seeds": self.record["seeds"],
+            "setting": trial["setting"],
+            "value": trial["value"],
+            "trials": len(trials_of(self.record, method)),
+        }
 
 
 def open_tuning(folder: Path) -> Tuning:
@@ -57,18 +64,18 @@ def open_tuning(folder: Path) -> Tuning:
     """
     path = folder / RECORD
     require(path.is_file(), f"--tuned {folder}: there is no {RECORD}; name a study of `ditbench ablate`")
-    record = read_json(path)
+    record = read_record(path, AblationRecord, "give the command that made the study again")
     return Tuning(
         folder=folder, record=record, winners={name: _winner(folder, record, name) for name in record["methods"]}
     )
 
 
-def trials_of(record: Mapping[str, Any], method: str) -> list[Trial]:
+def trials_of(record: AblationRecord, method: str) -> list[TrialRecord]:
     """The trials of a method."""
     return [trial for trial in record["trial_list"] if trial["method"] == method]
 
 
-def _winner(folder: Path, record: Mapping[str, Any], method: str) -> Trial:
+def _winner(folder: Path, record: AblationRecord, method: str) -> TrialRecord:
     """The best completed trial of a method, the first of equals."""
     trials = trials_of(record, method)
     unfinished = sum(trial["state"] in ("waiting", "running") for trial in trials)
@@ -81,7 +88,7 @@ def _winner(folder: Path, record: Mapping[str, Any], method: str) -> Trial:
     completed = [trial for trial in trials if trial["state"] == "complete"]
     require(bool(completed), f"--tuned {folder}: no trial of {method} came to its end, so there is no best one")
     sign = 1 if record["direction"] == "lower" else -1
-    return min(completed, key=lambda trial: sign * trial["value"])
+    return min(completed, key=lambda trial: sign * number(trial["value"] if trial["value"] is not None else math.nan))
 
 
 def set_defaults(parser: ArgumentParser, tuning: Tuning) -> None:

@@ -67,7 +67,8 @@ def evaluate_backbone(opened: "Opened", seeds: Sequence[int], form: str) -> None
     from harness.machine.processes import is_main
     from studies.runs.saved import evaluators
 
-    lab, records = opened.lab, []
+    lab = opened.lab
+    records: list[dict[str, Any]] = []
     for evaluator in evaluators(lab, seeds):
         found = evaluator.evaluate(opened.backbone)
         speed = {"evaluation_images_per_s": found.images_per_s}

@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     parser = command_parser()
     namespace = parse(parser, argv)
     from reports.costs.overhead import Overhead, check_folder, write
-    from studies.costs.overhead import counted_rows, measured_rows
+    from studies.costs.overhead import counted_rows, measured_rows, shapes
     from studies.terminal.display import Display
 
     made = parser.instantiate(namespace)
@@ -36,8 +36,7 @@ def main(argv: Sequence[str]) -> int:
         how = (made.runtime, display.report, namespace.batch_size, namespace.rounds)
         measured = measured_rows(asked, *how) if namespace.measure else []
         counted = counted_rows(asked, display.report)
-    shapes = {name: getattr(asked, name) for name in ("input_size", "in_channels", "num_classes", "image_size")}
-    overhead = Overhead(control=methods.control(), shapes=shapes, counted=counted, measured=measured)
+    overhead = Overhead(control=methods.control(), shapes=shapes(asked), counted=counted, measured=measured)
     paths = write(overhead, folder)
     if namespace.format == "json":
         print(json.dumps(plain(overhead, paths), indent=1, ensure_ascii=False))

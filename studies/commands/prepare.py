@@ -10,12 +10,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.config import RunConfig, require
 from studies.configs.cells import comparison, run_config
 from studies.configs.sections import nominal_shape, resolve_sections
 from studies.configs.settings import build_parser, parse
 from studies.terminal.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from harness.frozen.autoencoder import AutoencoderRecipe
+    from harness.method import Needs
 
 CONTEXT = multiprocessing.get_context("spawn")
 """Makes the helpers: threads and CUDA do not survive a fork."""
@@ -87,7 +92,7 @@ def _build_caches(cells: Sequence[RunConfig], jobs: int, verify: bool) -> int:
     return 0
 
 
-def _needs(config: RunConfig):
+def _needs(config: RunConfig) -> "Needs":
     """What a cell's method reads, from an outline of it: nothing has to be encoded to know it."""
     import methods
     from harness.cost.memory import outline
@@ -133,7 +138,7 @@ class _Group:
 
 
 @contextlib.contextmanager
-def _helpers(config: RunConfig, needs, group: _Group) -> Iterator[None]:
+def _helpers(config: RunConfig, needs: "Needs", group: _Group) -> Iterator[None]:
     """Processes that make the same caches during the block: each shard is made by the one that claims it first."""
     helpers = [
         CONTEXT.Process(target=_help, args=(config, needs, group.device(number)), daemon=True)
@@ -149,7 +154,7 @@ def _helpers(config: RunConfig, needs, group: _Group) -> Iterator[None]:
             helper.join()
 
 
-def _help(config: RunConfig, needs, device: str) -> None:
+def _help(config: RunConfig, needs: "Needs", device: str) -> None:
     """Make what is missing; what is wrong with the data or the disk is told by the process that started this one."""
     from harness.data.prepare import prepare
     from harness.errors import StorageError, UserError
@@ -223,7 +228,7 @@ class _Pace:
 # -- an autoencoder -------------------------------------------------------------------------------------------------
 
 
-def _train_autoencoder(config, recipe, out: Path) -> int:
+def _train_autoencoder(config: RunConfig, recipe: "AutoencoderRecipe", out: Path) -> int:
     from harness.data.cache import cache_folder
     from harness.data.image_set import split
     from harness.data.images import load_images

@@ -129,8 +129,8 @@ def plain(paths: "ReportPaths") -> dict[str, Any]:
 
 def show(paths: "ReportPaths") -> None:
     """Print a report's tables, what was checked to agree, then the path of the page."""
+    from harness.records.ablation import ABLATION_RECORD
     from reports.ablation.tables import terminal_tables
-    from reports.ablation.trials import RECORD
     from reports.costs import targets
     from reports.final import protocol as final_protocol
     from reports.study.verify import compact
@@ -139,7 +139,7 @@ def show(paths: "ReportPaths") -> None:
 
     found = paths.study
     print(f"{found.main_metrics[0]} {found.after}")
-    if (found.path / RECORD).is_file():
+    if (found.path / ABLATION_RECORD).is_file():
         for title, lines in terminal_tables(found.path):
             console().print(f"\n{title}")
             print_table(lines)

@@ -9,6 +9,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 import methods
 from harness.config import RunConfig, require
 from harness.errors import UserError
+from harness.records.schema import ManifestNotes
 from studies.agenda import Agenda, Context, Job
 from studies.configs.refusals import explain
 from studies.configs.sections import SECTIONS
@@ -24,7 +25,7 @@ class Comparison(Agenda):
     seeds: tuple[int, ...]
     baseline: str
     """Label of the control cell."""
-    notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: Mapping[str, ManifestNotes] = field(default_factory=dict)
     """Further fields of the manifests of a cell's runs, by its label."""
 
     def runs(self) -> list[RunConfig]:

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, cast
 
 import methods
 from harness.backbones.sit import SiT, parse_name
@@ -15,6 +15,10 @@ from harness.frozen.autoencoder import SD_RECIPE, build_network
 from harness.frozen.encoders import encoder_width
 from harness.machine.progress import OnProgress
 from harness.method import BackboneShape, DataShape, Method
+from harness.records.schema import CountedRecord, CountedRow, MeasuredRecord, ShapesRecord, Targets
+
+if TYPE_CHECKING:
+    from studies.costs.measure import MeasuredRow
 
 MOST_SIDE = 256
 """Largest side of a latent: that of 2048 pixels, the largest images that a config allows."""
@@ -102,14 +106,15 @@ def resolved(variant: Variant, shape: BackboneShape) -> Variant:
 # -- counted --------------------------------------------------------------------------------------------------------
 
 
-def counted_rows(request: Request, on_progress: OnProgress | None = None) -> list[dict[str, Any]]:
+def counted_rows(request: Request, on_progress: OnProgress | None = None) -> list[CountedRecord]:
     """One record a model, method, variant and kind of targets: what `cost.json` holds of a run, and who it is.
 
     Raises:
         UserError: for wrong settings of a method, and for products that have no count.
     """
     vae = hollow(lambda: build_network(replace(SD_RECIPE, latent_channels=request.in_channels)))
-    own, rows = list(variants(request)), []
+    own = list(variants(request))
+    rows: list[CountedRow] = []
     for model, variant in itertools.product(request.models, own):
         resolved(variant, request.shape(model))  # refuses wrong settings before minutes of counting
     for model in request.models:
@@ -125,26 +130,35 @@ def counted_rows(request: Request, on_progress: OnProgress | None = None) -> lis
     return with_change(rows)
 
 
-def rows_of(variant: Variant, model: str, method: Method, step: StepCost, cache: CacheCost) -> list[dict[str, Any]]:
+def rows_of(variant: Variant, model: str, method: Method, step: StepCost, cache: CacheCost) -> list[CountedRow]:
     """A row with cached targets, and one with online targets where the method reads tokens of encoders."""
     record = cost_record(step, cache)
-    cached, online = (record.pop(f"train_gflops_per_image{end}") for end in ("", "_online"))
-    who = {"model": model, "method": variant.method, "is_control": method.is_control, "note": method.disclosure.note}
+    totals = record.pop("train_gflops_per_image"), record.pop("train_gflops_per_image_online")
     settings = {part: dataclasses.asdict(section) for part, section in variant.sections.items()}
     return [
-        {**who, "label": label, "targets": targets, **record, "train_gflops_per_image": total, "settings": settings}
-        for (label, targets), total in zip(labels(variant, method), (cached, online), strict=False)
+        {
+            "model": model,
+            "method": variant.method,
+            "is_control": method.is_control,
+            "note": method.disclosure.note,
+            "label": label,
+            "targets": targets,
+            **record,
+            "train_gflops_per_image": total,
+            "settings": settings,
+        }
+        for (label, targets), total in zip(labels(variant, method), totals, strict=False)
     ]
 
 
-def labels(variant: Variant, method: Method) -> list[tuple[str, Literal["cached", "online"]]]:
+def labels(variant: Variant, method: Method) -> list[tuple[str, Targets]]:
     """Label and targets of a variant's rows."""
     if not method.needs().encoders:
         return [(variant.label, "cached")]
     return [(f"{variant.label}, cached targets", "cached"), (f"{variant.label}, online targets", "online")]
 
 
-def with_change(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def with_change(rows: Sequence[CountedRow]) -> list[CountedRecord]:
     """The rows with their change in training GFLOPs against the control of their model, in percent."""
     controls = {row["model"]: row["train_gflops_per_image"] for row in rows if row["is_control"]}
     return [
@@ -157,7 +171,7 @@ def with_change(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def measured_rows(
     request: Request, runtime: RuntimeConfig, on_progress: OnProgress, batch_size: int = 0, rounds: int = 0
-) -> list[dict[str, Any]]:
+) -> list[MeasuredRecord]:
     """The same rows, timed on this machine; 0 leaves batch and rounds to the kind of device."""
     from studies.costs.measure import measure
     from studies.costs.stands import Case, Workload
@@ -170,6 +184,20 @@ def measured_rows(
             variant, methods.build(resolved(variant, request.shape(model)), request.shape(model), request.data)
         )
     ]
-    shapes = {name: getattr(request, name) for name in ("input_size", "in_channels", "num_classes", "image_size")}
-    setting = Workload(batch_size=batch_size, rounds=rounds, **shapes)
-    return [dataclasses.asdict(row) for row in measure(cases, runtime, on_progress, setting)]
+    setting = Workload(batch_size=batch_size, rounds=rounds, **shapes(request))
+    return [measured_record(row) for row in measure(cases, runtime, on_progress, setting)]
+
+
+def measured_record(row: "MeasuredRow") -> MeasuredRecord:
+    """A measured row as it stands in `overhead.json`."""
+    return cast(MeasuredRecord, dataclasses.asdict(row))
+
+
+def shapes(request: Request) -> ShapesRecord:
+    """What all rows share, as it stands in `overhead.json`."""
+    return {
+        "input_size": request.input_size,
+        "in_channels": request.in_channels,
+        "num_classes": request.num_classes,
+        "image_size": request.image_size,
+    }

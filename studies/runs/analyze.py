@@ -10,8 +10,9 @@ from harness.backbones.sit import parse_name
 from harness.config import require
 from harness.data.prepare import PreparedData
 from harness.machine.processes import is_main
-from harness.records.files import digest, read_json
+from harness.records.files import digest
 from harness.records.run_folder import RunFolder
+from harness.records.schema import AnalysisRecord, Manifest, MethodRecord, read_record
 from harness.training import checkpoint
 from reports.analysis.section import FOLDER
 from studies.runs.saved import Opened
@@ -28,7 +29,7 @@ def study_encoder(run: Path) -> str:
     """
     study = run.resolve().parents[1]
     manifests = {path.resolve() for path in (run / "manifest.json", *study.glob("*/seed*/manifest.json"))}
-    facts = [read_json(path).get("method_facts", {}) for path in sorted(manifests)]
+    facts = [read_record(path, Manifest).get("method_facts", MethodRecord()) for path in sorted(manifests)]
     names = sorted({name for each in facts for name in each.get("needs", {}).get("encoders", [])})
     require(
         len(names) <= 1,
@@ -52,11 +53,11 @@ class Analyst:
         self._options = options
         self._subjects: tuple[str, Subjects] | None = None
 
-    def analyse(self, opened: Opened, encoder: str) -> dict[str, Any]:
-        """Analyse a backbone and write its record; returns it, or nothing in processes that do not write."""
+    def analyse(self, opened: Opened, encoder: str) -> AnalysisRecord | None:
+        """Analyse a backbone and write its record; returns it, or None in processes that do not write."""
         lab, config = opened.lab, AnalysisConfig(encoder=encoder, **self._options)
         if not is_main(lab.accelerator):
-            return {}
+            return None
         chosen_blocks(config, opened.backbone)  # refused before the encoder runs
         device, runtime = lab.accelerator.device, lab.config.runtime
         patch_size = parse_name(lab.config.model.name)["patch_size"]

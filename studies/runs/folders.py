@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from harness.config import RunConfig
+from harness.errors import UserError
 from harness.records.run_folder import RunFolder, run_path
+from harness.records.schema import FORMAT, WRITTEN_BY
 
 
 def folder_of(config: RunConfig) -> RunFolder:
@@ -19,6 +21,19 @@ def lease_of(config: RunConfig) -> Path:
 def is_done(folder: RunFolder) -> bool:
     """Whether the run came to its end."""
     return folder.status() in ("finished", "diverged", "pruned")
+
+
+def refuse_older_run(folder: RunFolder) -> None:
+    """Raise `UserError` for a run that an earlier version began and that is not over: this one would go on with it in
+    another way."""
+    if not folder.exists() or is_done(folder):
+        return
+    version = WRITTEN_BY.get(folder.manifest().get("format", FORMAT))
+    if version:
+        raise UserError(
+            f"{folder.path} was made by ditbench {version} and is not over: continue it with that version, "
+            "or give another --study"
+        )
 
 
 LEASES = ".leases"

@@ -23,7 +23,7 @@ from harness.training.step import check_split
 from studies.agenda import Agenda
 from studies.configs.differences import differing
 from studies.configs.sections import SECTIONS, as_plain, resolve_sections
-from studies.runs.folders import folder_of, is_done
+from studies.runs.folders import folder_of, is_done, refuse_older_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +103,8 @@ def check_cell(lab: Lab, config: RunConfig, seeds: Sequence[int]) -> None:
     method = outline(config.method, lambda: methods.build(config, lab.shape, lab.data))
     needs = method.needs()
     runs = [replace(config, seed=seed) for seed in seeds]
+    for run in runs:
+        refuse_older_run(folder_of(run))
     # A finished study needs no encoder: its table can be made again where the weights are missing.
     finished = all(is_done(folder_of(run)) for run in runs)
     if not finished:

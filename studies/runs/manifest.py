@@ -1,13 +1,16 @@
 """The manifest of a run: config, digests, environment, and what its method is."""
 
-import dataclasses
 from datetime import UTC, datetime
-from typing import Any
+from typing import cast
+
+from torch import nn
 
 from harness.config import RunConfig, training_digest
+from harness.evaluation.evaluate import Evaluator
 from harness.frozen.encoders import family
 from harness.machine import environment
 from harness.method import Progress
+from harness.records.schema import ConfigRecord, FinalProtocolRecord, HeadRecord, Manifest, MethodRecord, ProtocolRecord
 from harness.training.step import Run
 from studies.agenda import Context
 from studies.configs.recorded_command import recorded_command
@@ -15,7 +18,7 @@ from studies.configs.sections import as_plain
 from studies.runs.lab import Lab, evaluation_digests
 
 
-def first_manifest(config: RunConfig, context: Context) -> dict[str, Any]:
+def first_manifest(config: RunConfig, context: Context) -> Manifest:
     """What is known of a run from its resolved config and the study around it alone."""
     return {
         "study": config.study,
@@ -26,7 +29,7 @@ def first_manifest(config: RunConfig, context: Context) -> dict[str, Any]:
         "status": "running",
         "status_detail": {},
         "command": recorded_command(),
-        "config": as_plain(config),
+        "config": cast(ConfigRecord, as_plain(config)),
         "digests": {},
         "shared_device": False,
         "started": now(),
@@ -39,7 +42,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def manifest(lab: Lab, run: Run, context: Context) -> dict[str, Any]:
+def manifest(lab: Lab, run: Run, context: Context) -> Manifest:
     """All that a report needs to know of a run besides its curves."""
     config, evaluator = run.config, lab.evaluator
     return {
@@ -50,9 +53,9 @@ def manifest(lab: Lab, run: Run, context: Context) -> dict[str, Any]:
             "initial_weights": run.initial_weights,
             **run.batches.prepared.digests,
         },
-        "protocol": evaluator.protocol,
+        "protocol": cast(ProtocolRecord, evaluator.protocol),
         "lines": evaluator.lines(),
-        "final": {"protocol": lab.final.protocol, "lines": lab.final.lines()} if lab.final else {},
+        "final": final_protocol(lab.final) if lab.final else {},
         "method_facts": method_facts(run),
         "model": {
             "name": config.model.name,
@@ -65,23 +68,31 @@ def manifest(lab: Lab, run: Run, context: Context) -> dict[str, Any]:
     }
 
 
-def method_facts(run: Run) -> dict[str, Any]:
+def final_protocol(final: Evaluator) -> FinalProtocolRecord:
+    """The protocol of the evaluation at the end, and its reference lines."""
+    return {"protocol": cast(ProtocolRecord, final.protocol), "lines": final.lines()}
+
+
+def method_facts(run: Run) -> MethodRecord:
     """What the method adds: disclosure, heads, taps, terms with their first weights, and needs."""
     method, start = run.method, Progress(step=0, images=0)
-    needs = method.needs()
-    disclosure = dataclasses.asdict(method.disclosure)
+    needs, disclosure = method.needs(), method.disclosure
     return {
-        **disclosure,
+        "summary": disclosure.summary,
+        "paper": disclosure.paper,
+        "pretrained": list(disclosure.pretrained),
+        "outside_data": list(disclosure.outside_data),
+        "note": disclosure.note,
         "heads": {name: head_facts(head) for name, head in method.heads.items()},
         "head_parameters": run.cost.head_parameters,
         "taps": list(method.taps(start)),
         "terms": run.cost.term_weights,
-        "needs": dataclasses.asdict(needs),
+        "needs": {"images": needs.images, "encoders": list(needs.encoders), "ema": needs.ema},
         "encoder_families": [family(name) for name in needs.encoders],
     }
 
 
-def head_facts(head: Any) -> dict[str, Any]:
+def head_facts(head: nn.Module) -> HeadRecord:
     """Parameters of a head, and the shapes of its weights in order."""
     return {
         "parameters": sum(p.numel() for p in head.parameters()),

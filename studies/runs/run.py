@@ -1,7 +1,8 @@
 """One run, from config to records: what the cells of a study share, and one cell at one seed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import methods
 from harness.config import RunConfig
@@ -30,7 +31,7 @@ def run_cell(lab: Lab, config: RunConfig, context: Context, watch: Watch = lambd
     """
     config = resolve_run(lab, config)
     folder, main = folder_of(config), is_main(lab.accelerator)
-    previous = folder.manifest() if folder.exists() else {}
+    previous: Mapping[str, Any] = folder.manifest() if folder.exists() else {}
     if main and not previous:
         # What fails from here on has a place on record.
         folder.create()
@@ -52,7 +53,7 @@ def run_cell(lab: Lab, config: RunConfig, context: Context, watch: Watch = lambd
         feed.add(name, record)  # sends what an earlier process did not get through, and nothing twice
     if main:
         caches = cache_cost(prepared.autoencoder.network, method)
-        write_json(folder.path / "cost.json", cost_record(run.cost, caches, prepared.num_encoded))
+        write_json(folder.cost_path, cost_record(run.cost, caches, prepared.num_encoded))
     yield Event("start", step, {"notices": run.notices}, share=run.share)
     for event in train(run, lab.evaluator, recorder, lab.final):
         yield with_notice(event, feed, folder) if event.kind == "end" else event

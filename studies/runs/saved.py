@@ -21,6 +21,7 @@ from harness.evaluation.samples_file import Destination
 from harness.machine.processes import from_main, is_main
 from harness.machine.progress import OnProgress
 from harness.records.run_folder import RunFolder
+from harness.records.schema import Origin
 from harness.rng import global_state_kept
 from harness.training import checkpoint
 from studies.configs.refusals import explain
@@ -39,7 +40,7 @@ class Opened:
     backbone: SiT
     title: str
     """The name that its images and metrics are shown under."""
-    facts: Mapping[str, Any]
+    facts: Origin
     """First fields of its records."""
     folder: Path
     """Its records go into `evaluations/` of this folder."""
@@ -78,7 +79,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Namespace, RunFo
     """Parse; what is not given on the command line is as the run recorded it."""
     asked = parse_words(parser, argv)
     folder = RunFolder(Path(asked.run))
-    recorded = folder.manifest()["config"]
+    recorded: dict[str, Any] = {**folder.manifest()["config"]}
     if asked.get("protocol") == "final":
         final = recorded.get("final", {})
         require_final(final.get("num_samples", 0))
@@ -101,8 +102,10 @@ def parse_to_open(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Namespac
     def opening(on_progress: OnProgress) -> Opened:
         lab = open_lab(config, on_progress)
         backbone, step = load_backbone(folder, lab, namespace.step)
-        facts, file = {"step": step}, f"step_{step:08d}"
-        return Opened(lab=lab, backbone=backbone, title=f"step {step}", facts=facts, folder=folder.path, file=file)
+        file = f"step_{step:08d}"
+        return Opened(
+            lab=lab, backbone=backbone, title=f"step {step}", facts={"step": step}, folder=folder.path, file=file
+        )
 
     return namespace, opening
 
@@ -118,6 +121,7 @@ def parse_words(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
 def recorded_config(folder: RunFolder, parser: ArgumentParser, namespace: Namespace) -> RunConfig:
     """The run's shared sections as recorded, with the overrides; without the method's own section."""
     manifest = folder.manifest()
+    recorded: dict[str, Any] = {**manifest["config"]}
     given = parser.instantiate(namespace)
     types = {item.name: item.type for item in dataclasses.fields(RunConfig)}
     shared: dict[str, Any] = {}
@@ -125,7 +129,7 @@ def recorded_config(folder: RunFolder, parser: ArgumentParser, namespace: Namesp
         if name == "final":
             continue  # what is asked for stands in `evaluation`
         section: Any = types[name]
-        shared[name] = given[name] if name in OVERRIDES else section(**manifest["config"][name])
+        shared[name] = given[name] if name in OVERRIDES else section(**recorded[name])
     return RunConfig(study=manifest["study"], cell=manifest["cell"], method=manifest["method"], **shared)
 
 

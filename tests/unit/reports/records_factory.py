@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from harness.records.files import canonical, digest, write_json
-from harness.records.run_folder import FORMAT, RunFolder, run_path
+from harness.records.run_folder import RunFolder, run_path
+from harness.records.schema import FORMAT
 
 STEPS = tuple(range(100, 801, 100))
 POINTS = len(STEPS)
@@ -522,7 +523,7 @@ def edit_lines(folder: RunFolder, name: str, keep: int | None = None, **last: An
     lines = folder.lines(name)[:keep]  # type: ignore[arg-type]
     if lines:
         lines[-1] |= last
-    (folder.path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_lines(folder, name, lines)
 
 
 def diverge(folder: RunFolder, step: int, *parts: str, kept: int) -> None:

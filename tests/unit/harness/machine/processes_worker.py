@@ -25,6 +25,7 @@ from harness.training.step import Run, train_step
 from harness.training.trainer import train
 from studies.runs.saved import write_samples
 from tests.bench_setting import Bench, open_bench
+from tests.unit.harness.records.plain_records import manifest
 
 STEPS = 5
 
@@ -63,7 +64,7 @@ def train_to_the_end(bench: Bench, out: Path, cache: Path) -> None:
     folder = RunFolder(out / "run")
     if is_main(lab.accelerator):
         folder.create()
-        folder.write_manifest({"status": "running"})
+        folder.write_manifest(manifest())
     recorder = Recorder(folder, Feed(config.output, folder), is_main(lab.accelerator))
     [evaluated] = [event for event in train(run, evaluator, recorder) if event.kind == "eval"]
     metrics = gather_object([evaluated.record["metrics"]])

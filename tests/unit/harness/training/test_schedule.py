@@ -7,7 +7,7 @@ import pytest
 
 from harness.config import BudgetConfig, BudgetUnit, DataConfig, EvaluationConfig, OptimizerConfig, RunConfig
 from harness.errors import UserError
-from harness.records.run_folder import Spacing
+from harness.records.schema import Spacing
 from harness.training.schedule import Schedule, make_schedule
 
 CONFIG = RunConfig(data=DataConfig(name="digits"), optimizer=OptimizerConfig(batch_size=16))

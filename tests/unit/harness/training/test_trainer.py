@@ -31,6 +31,7 @@ from harness.training.recorder import Recorder
 from harness.training.step import Run, gradient_norms, step_views, train_step
 from harness.training.trainer import Event, resume, train
 from tests.bench_setting import Bench
+from tests.unit.harness.records.plain_records import manifest, train_line
 
 TIMES = ("train_seconds", "evaluation_seconds", "io_seconds", "images_per_s", "evaluation_images_per_s")
 """Fields of a record that no two runs share."""
@@ -58,7 +59,7 @@ def settings(bench: Bench, name: str, *words: str, points: int = 2, **output: An
 def open_folder(path: Path) -> RunFolder:
     folder = RunFolder(path)
     folder.create()
-    folder.write_manifest({"status": "running"})
+    folder.write_manifest(manifest())
     return folder
 
 
@@ -718,7 +719,7 @@ def test_the_trained_time_goes_on(bench: Bench, tmp_path: Path) -> None:
 def test_without_a_checkpoint_a_run_begins_anew(bench: Bench, tmp_path: Path) -> None:
     config = settings(bench, "sit", "--budget.amount", "4", log_every=1)
     folder = open_folder(tmp_path / "run")
-    folder.append("train", {"step": 1, "loss": 9.0})
+    folder.append("train", train_line(1, loss=9.0))
     run = bench.start(config)
     assert resume(run, recorder_of(run, folder)) == 0
     assert folder.lines("train") == []

@@ -424,9 +424,9 @@ def test_long_searches_are_cut_in_text_and_whole_in_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"format": 2}, "has format 2 and this version reads 1"),
-        ({"seeds": None}, "is damaged"),
-        ({"methods": {"vae_repa": {}}}, "lacks 'axes'"),
+        ({"format": 3}, "has format 3 and this version reads 1 to 2"),
+        ({"seeds": None}, "seeds is null where a list belongs"),
+        ({"methods": {"vae_repa": {}}}, "methods.vae_repa lacks default_cell"),
         ({"objective": "kid_x_9"}, "ranks by kid_x_9, which no run recorded: there are fd_efficientnet_lite0_898"),
     ],
 )

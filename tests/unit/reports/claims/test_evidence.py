@@ -89,6 +89,17 @@ def set_last(study: Path, cell: str, values: Sequence[float], name: str = MAIN) 
         edit_lines(folder, "eval", metrics={**folder.lines("eval")[-1]["metrics"], name: value})
 
 
+TUNING = {
+    "study": "t",
+    "id": "1",
+    "kind": "grid",
+    "objective": MAIN,
+    "setting": {},
+    "seeds": [1],
+    "trials": 3,
+}
+
+
 def differ(study: Path, cell: str, against: str, differences: Sequence[float]) -> None:
     """Let two cells differ by this much at seeds 0, 1 and 2."""
     set_last(study, against, SIT)
@@ -248,7 +259,7 @@ def test_a_failed_run_is_left_out_and_named(study: Path) -> None:
         ({"digests": {"training": "0" * 64}}, "not comparable: training digest differs"),
         ({"digests": {"evaluation": "0" * 64}}, "not comparable: evaluation digest differs"),
         ({"digests": {"initial_weights": "0" * 64}}, "not comparable: initial weights digest differs"),
-        ({"tuning": {"seeds": [1], "study": "t", "trials": 3}}, "vae_repa seed 1 was tuned on that seed"),
+        ({"tuning": TUNING}, "vae_repa seed 1 was tuned on that seed"),
     ],
 )
 def test_runs_that_may_not_be_compared_are_no_pair(study: Path, change: Mapping[str, Any], why: str) -> None:

@@ -122,7 +122,7 @@ def test_studies_that_cannot_be_reported_are_refused(study, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"), [('"format": 1', '"format": 2', "has format 2"), ('"cell"', '"x"', "lacks cell")]
+    ("old", "new", "message"), [('"format": 2', '"format": 3', "has format 3"), ('"cell"', '"x"', "lacks cell")]
 )
 def test_manifests_that_cannot_be_read_are_named(study, old, new, message):
     path = run_folder(study, "repa", 0).manifest_path

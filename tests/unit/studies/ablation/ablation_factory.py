@@ -12,6 +12,7 @@ from studies.ablation.axes import grid_settings, grid_subject, search_subject
 from studies.ablation.plan import Ablation, Subject
 from studies.configs.sections import nominal_shape, resolve_sections
 from studies.runs.folders import folder_of
+from tests.unit.harness.records.plain_records import eval_line, manifest, train_line
 
 POINTS = 3
 BUDGET = 6
@@ -56,8 +57,7 @@ def start(config: RunConfig, status: str = "running", **fields: Any) -> RunFolde
     """Put a run on record."""
     folder = folder_of(config)
     folder.create()
-    manifest = {"status": status, "status_detail": {}, "baseline": "sit", "config": {}, **fields}
-    folder.write_manifest(manifest)
+    folder.write_manifest(manifest(status=status, status_detail={}, baseline="sit", **fields))
     return folder
 
 
@@ -66,8 +66,8 @@ def evaluate(config: RunConfig, *values: float) -> RunFolder:
     folder = folder_of(config)
     for point, value in enumerate(values, start=1):
         step = point * BUDGET // POINTS
-        folder.append("train", {"step": step})
-        folder.append("eval", {"step": step, "point": point, "metrics": {METRIC: value, "velocity_loss": 1.0}})
+        folder.append("train", train_line(step))
+        folder.append("eval", eval_line(step, point=point, metrics={METRIC: value, "velocity_loss": 1.0}))
     return folder
 
 

@@ -142,7 +142,7 @@ def test_the_plan_of_a_grid(cell: Cell, tmp_path: Path) -> None:
         {"name": "head_layers", "kind": "int", "default": 5, "levels": [2, 5], "choices": []},
     ]
     assert read == {
-        "format": 1,
+        "format": 2,
         "study": "digits",
         "kind": "grid",
         "objective": "",

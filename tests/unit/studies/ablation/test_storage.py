@@ -14,8 +14,8 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
 from harness.errors import StorageError, UserError
+from harness.records.ablation import Axis
 from studies.ablation import storage
-from studies.ablation.plan import Axis
 from studies.ablation.storage import (
     OWNER,
     KernelLock,

@@ -23,6 +23,7 @@ from studies.ablation.trials import AblationAgenda
 from studies.agenda import Job
 from studies.dispatch.leases import claim
 from studies.runs.folders import folder_of, is_done, lease_of
+from tests.unit.harness.records.plain_records import eval_line, train_line
 from tests.unit.studies.ablation.ablation_factory import METRIC, end, evaluate, grid, search, start, with_study
 
 
@@ -392,8 +393,8 @@ def test_a_pruned_trial_spares_its_other_seeds(tmp_path: Path) -> None:
     assert not agenda.watch(job_of(agenda, 1), Event("eval", 2, {"point": 1, "metrics": {METRIC: 99.0}})), "the control"
     worse = {"point": 2, "metrics": {METRIC: 8.5}}
     evaluated = folder_of(config)
-    evaluated.append("train", {"step": 4})
-    evaluated.append("eval", {"step": 4, **worse})
+    evaluated.append("train", train_line(4))
+    evaluated.append("eval", eval_line(4, **worse))
     assert agenda.watch(job_of(agenda, 13), Event("eval", 4, worse))
     evaluated.update_manifest(status="pruned")
     assert agenda.settled(job_of(agenda, 14)) == "left out, pruned at seed 0"

@@ -22,7 +22,8 @@ Record = dict[str, Any]
 
 
 def trial(method: str, cell: str, setting: Mapping[str, Any], value: float | None, state: str = "complete") -> Record:
-    return {"method": method, "cell": cell, "setting": setting, "value": value, "state": state}
+    plain = {"number": 0, "intermediate": {}, "started": "", "ended": "", "workers": [], "spent": {"budget": 1.0}}
+    return {**plain, "method": method, "cell": cell, "setting": setting, "value": value, "state": state}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def study(plan: Record, tmp_path: Path) -> Callable[..., Path]:
     def write(*trials: Record, **fields: Any) -> Path:
         folder = tmp_path / "runs" / "s"
         folder.mkdir(parents=True)
-        write_json(folder / "ablation.json", {**plan, "trial_list": trials, **fields})
+        write_json(folder / "ablation.json", {**plan, "commands": [], "trial_list": trials, **fields})
         return folder
 
     return write

@@ -12,6 +12,7 @@ from harness.records.run_folder import RunFolder, run_path
 from studies.configs.cells import Comparison
 from studies.dispatch import plan
 from studies.dispatch.plan import WorkerPlan, check_group, in_group, make_plan, visible_gpus
+from tests.unit.harness.records.plain_records import manifest
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def finish(asked: Comparison, num: int) -> None:
     for config in asked.runs()[:num]:
         folder = RunFolder(run_path(config.output.runs, config.study, config.label, config.seed))
         folder.create()
-        folder.write_manifest({"status": "finished"})
+        folder.write_manifest(manifest(status="finished"))
 
 
 def on_gpus(asked: Comparison, count: int, monkeypatch: pytest.MonkeyPatch) -> Comparison:
