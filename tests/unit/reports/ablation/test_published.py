@@ -89,7 +89,7 @@ def test_the_table_says_whose_numbers_they_are(study, found):
     numbers = pd.DataFrame(table.numbers)
     assert numbers.loc[1, ["published_change", "change"]].tolist() == pytest.approx([32.44 / 28.89 - 1, 0.1])
     assert set(numbers["published_provenance"]) == {"secondary"}
-    assert ablation_report.blocks(load(study))[-1].table.stem == "published"
+    assert ablation_report.parts(load(study))[-1].table.stem == "published"
 
 
 def test_a_direction_that_differs_turns_the_signs(tmp_path):
