@@ -13,13 +13,25 @@ from reports.ablation.findings import NUM_AXES, axis_sentence
 from reports.ablation.tables import tables, trial_numbers
 from reports.ablation.trials import Ablation
 from reports.figures.plans import Plan
-from reports.sections import Block
+from reports.sections import Part, Section, TableFile
 from reports.study.words import listed
 
 
-def blocks(ablation: Ablation) -> list[Block]:
+def section(ablation: Ablation) -> Section:
+    """Curves and heatmaps of a grid, the tables, then the figures of the trials."""
+    trials = Part(title="Figures of the trials", plans=_trial_plans(ablation), sentences=importance_notes(ablation))
+    return Section(
+        name="ablation",
+        title="Ablation",
+        plans=_grid_plans(ablation),
+        parts=[*parts(ablation), trials],
+        files=[TableFile(name, frame) for name, frame in numbers(ablation).items()],
+    )
+
+
+def parts(ablation: Ablation) -> list[Part]:
     """The tables in their order on the page, of axes or of trials, each with its sentences."""
-    return [Block(table, said) for table, said in zip(tables(ablation), _sentences(ablation), strict=True)]
+    return [Part(table, said) for table, said in zip(tables(ablation), _sentences(ablation), strict=True)]
 
 
 def _sentences(ablation: Ablation) -> list[list[str]]:
@@ -43,13 +55,12 @@ def numbers(ablation: Ablation) -> dict[str, pd.DataFrame]:
 # -- figures --------------------------------------------------------------------------------------------------------
 
 
-def plans(ablation: Ablation) -> list[Plan]:
-    """Curves and heatmaps of a grid, then the figures of the trials."""
-    found = []
-    if not ablation.is_search:
-        (subject,) = ablation.subjects
-        found += [*_level_plans(ablation, subject), *_heatmap_plans(ablation, subject)]
-    return [*found, *_trial_plans(ablation)]
+def _grid_plans(ablation: Ablation) -> list[Plan]:
+    """Curves and heatmaps of a grid; none of a search."""
+    if ablation.is_search:
+        return []
+    (subject,) = ablation.subjects
+    return [*_level_plans(ablation, subject), *_heatmap_plans(ablation, subject)]
 
 
 def _level_plans(ablation: Ablation, subject: Subject) -> list[Plan]:

@@ -20,7 +20,16 @@ from reports.sections import Table
 from reports.study.load import load_study
 from reports.study.units import rounded_text
 from reports.study.words import count, listed
-from reports.tables.results import MISSING, MetricResult, difference_text, marks, mean_text, seeds_values
+from reports.tables.cells import Cell
+from reports.tables.results import (
+    MISSING,
+    MetricResult,
+    difference_text,
+    marks,
+    mean_text,
+    reading_cell,
+    seeds_values,
+)
 
 NUM_SHOWN = 20
 """Trials of a search that the page shows; the CSV holds all."""
@@ -139,8 +148,10 @@ def _level_texts(ablation: Ablation, level: Level) -> dict[str, str]:
     return _texts(ablation, level.result, level.is_default)
 
 
-def _over_text(ablation: Ablation, level: Level) -> str:
-    return f"{ablation.show(level.over_others)} ({level.num_others})" if math.isfinite(level.over_others) else MISSING
+def _over_text(ablation: Ablation, level: Level) -> Cell:
+    if not math.isfinite(level.over_others):
+        return Cell(MISSING)
+    return Cell(f"{ablation.show(level.over_others)} ({level.num_others})", level.over_others)
 
 
 def _texts(ablation: Ablation, result: MetricResult, is_default: bool = False) -> dict[str, str]:
@@ -149,7 +160,7 @@ def _texts(ablation: Ablation, result: MetricResult, is_default: bool = False) -
     return {
         "mean": mean_text(result, show),
         "spread": show(result.spread),
-        "n": str(len(result.finite)),
+        "n": Cell(str(len(result.finite)), len(result.finite)),
         "every seed": seeds_values(result, show),
         "minus default [95%]": MISSING if is_default else difference_text(result.difference, show),
         "reading": "default" if is_default else _reading(result),
@@ -162,7 +173,7 @@ def _reading(result: MetricResult) -> str:
     if difference is None or not difference.by_seed:
         return "no pair of seeds"
     first = "no interval" if difference.reading == "one seed" else difference.reading
-    return f"{first}, {difference.num_better} of {difference.interval.num} better"
+    return reading_cell(difference, f"{first}, {difference.num_better} of {difference.interval.num} better")
 
 
 def _setting_text(setting: Mapping[str, Any]) -> str:
@@ -196,10 +207,16 @@ def _trial_texts(ablation: Ablation, subject: Subject, trial: Trial) -> dict[str
     result = ablation.result(trial.cell, subject.default_cell)
     return {
         "trial": f"{trial.number} (default)" if is_default else str(trial.number),
-        **{axis.name: level_text(trial.setting[axis.name]) for axis in subject.axes},
+        **{axis.name: _level_cell(trial.setting[axis.name]) for axis in subject.axes},
         **_texts(ablation, result, is_default),
         "state": trial.state,
     }
+
+
+def _level_cell(value: Any) -> str:
+    """A level, which sorts as a number where it is one."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return Cell(level_text(value), value) if is_number else level_text(value)
 
 
 def search_notes(ablation: Ablation, subject: Subject) -> list[str]:

@@ -21,11 +21,12 @@ from harness.records.run_folder import UserError
 from harness.records.schema import AnalysisSettings, AnalysisValues, Quantity, RunAnalysisRecord, read_record
 from reports.analysis import figures as analysis_figures
 from reports.figures.plans import Plan
-from reports.sections import Block, Section, Table
+from reports.sections import Part, Section, Table
 from reports.statistics.intervals import paired_difference
 from reports.study.load import RecordedRun, Study
 from reports.study.verify import flatten, short_text
 from reports.study.words import be, count, listed
+from reports.tables.cells import Cell
 from reports.tables.results import MINUS, MISSING
 
 FOLDER = "analysis"
@@ -116,7 +117,7 @@ def section(study: Study) -> Section | None:
         **about,
         sentences=_sentences(study, found, frame),
         plans=[*_curve_plans(found, frame), *_picture_plans(study, found)],
-        blocks=[Block(table) for stem in FIGURES if (table := _table(stem, found, frame))],
+        parts=[Part(table) for stem in FIGURES if (table := _table(stem, found, frame))],
     )
 
 
@@ -364,7 +365,7 @@ def _table(stem: str, found: Sequence[Analysed], frame: pd.DataFrame) -> Table |
         for t in found[0].settings["times"]:
             own = frame[(frame["cell"] == cell) & (frame["t"] == t)]
             tops = {name: _top(own[own["quantity"] == name]) for name in names}
-            texts.append({"cell": cell, "t": f"{t:g}"} | {SHORT[name]: tops[name].text for name in names})
+            texts.append({"cell": cell, "t": Cell(f"{t:g}", t)} | {SHORT[name]: tops[name].text for name in names})
             line: dict[str, Any] = {"cell": cell, "t": t}
             for name in names:
                 line |= tops[name].numbers(name)
@@ -386,11 +387,12 @@ class Top:
     by_seed: Mapping[int, float]
 
     @property
-    def text(self) -> str:
+    def text(self) -> Cell:
         if not self.by_seed:
-            return MISSING
+            return Cell(MISSING)
         each = ", ".join(f"{value:.3f}" for value in self.by_seed.values())
-        return f"{self.mean:.3f} ({each}) at {self.block}" if len(self.by_seed) > 1 else f"{each} at {self.block}"
+        values = f"{self.mean:.3f} ({each})" if len(self.by_seed) > 1 else each
+        return Cell(f"{values} at {self.block}", self.mean)
 
     def numbers(self, name: str) -> dict[str, Any]:
         seeds = {f"{name}_seed{seed}": value for seed, value in self.by_seed.items()}

@@ -14,10 +14,11 @@ from harness.records.files import canonical, read_json, storing, write_atomic
 from harness.records.run_folder import UserError
 from reports.claims.evidence import LEAST_SEEDS, CountedRows, Evidence, Judged, Source, judge
 from reports.claims.statements import Claim, Ledger, load_ledger
-from reports.sections import Block, Section, Table
+from reports.sections import Part, Section, Table
 from reports.study.load import Study, load_study
 from reports.study.words import count, listed
-from reports.tables.formats import Row, latex_table, markdown_table, markdown_text
+from reports.tables.cells import Row
+from reports.tables.formats import latex_table, markdown_table, markdown_text
 from reports.tables.results import BIAS_MARK, MINUS, MISSING, Digits, shared_digits_of
 
 OVERHEAD = "overhead.json"
@@ -335,4 +336,4 @@ def section(study: Study) -> Section | None:
         numbers=numbers(told),
         notes=notes(told),
     )
-    return Section(name="claims", title="Claims of the papers", sentences=sentences, blocks=[Block(table)])
+    return Section(name="claims", title="Claims of the papers", sentences=sentences, parts=[Part(table)])

@@ -16,13 +16,14 @@ import pandas as pd
 
 from harness.records.files import number
 from harness.records.metrics import metric
+from reports.sections import Table
 from reports.statistics.intervals import paired_difference
 from reports.study.load import RecordedRun, Study
 from reports.study.units import UNITS, Unit, rounded_text
 from reports.study.verify import environment
 from reports.study.words import be, listed
-from reports.tables import formats
 from reports.tables import results as tables
+from reports.tables.cells import Cell
 from reports.tables.results import MISSING, MetricResult
 
 COSTS = (UNITS["train_gflops"], UNITS["seconds"])
@@ -96,12 +97,12 @@ class EqualCost:
     steps: Mapping[str, tuple[int, int]]
     """Of the evaluations that a cell's values were read between: the first and the last over its seeds."""
 
-    def steps_text(self, cell: str) -> str:
+    def steps_text(self, cell: str) -> Cell:
         """Where a cell's values come from: `700 to 800`, or `800` for those of an evaluation."""
         if cell not in self.steps:
-            return MISSING
+            return Cell(MISSING)
         first, last = self.steps[cell]
-        return f"{first:,}" if first == last else f"{first:,} to {last:,}"
+        return Cell(f"{first:,}" if first == last else f"{first:,} to {last:,}", first)
 
 
 def equal_costs(study: Study) -> list[EqualCost]:
@@ -181,11 +182,15 @@ def equal_cost_table(study: Study, found: Sequence[EqualCost]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def equal_cost_rows(study: Study, equal: EqualCost) -> list[dict[str, str]]:
-    """As text, a row per cell."""
+STEM = "equal_cost"
+"""The name of the files."""
+
+
+def table(study: Study, equal: EqualCost) -> Table:
+    """The main metric of every cell at one amount of a clock."""
     name = study.main_metrics[0]
     show = tables.shared_digits(equal.results.values())
-    return [
+    rows = [
         {
             "cell": cell,
             f"mean {name}": tables.mean_text(result, show),
@@ -196,11 +201,7 @@ def equal_cost_rows(study: Study, equal: EqualCost) -> list[dict[str, str]]:
         }
         for cell, result in equal.results.items()
     ]
-
-
-def title(equal: EqualCost) -> str:
-    """`At 1,234 training GFLOPs`."""
-    return f"At {rounded_text(equal.amount)} {equal.unit.words}"
+    return Table("", f"At {rounded_text(equal.amount)} {equal.unit.words}", rows, notes=notes(study))
 
 
 NOTE = (
@@ -212,19 +213,3 @@ NOTE = (
 def notes(study: Study) -> list[str]:
     """How to read the tables, in sentences."""
     return [NOTE, *seconds_remarks(study), *tables.marks(study, study.main_metrics[:1])]
-
-
-def markdown(study: Study, found: Sequence[EqualCost]) -> str:
-    """All of it in Markdown."""
-    parts = [
-        f"# {formats.markdown_text(title(equal))}\n\n{formats.markdown_table(equal_cost_rows(study, equal))}\n"
-        for equal in found
-    ]
-    return "\n".join([*parts, *(formats.markdown_text(note) + "\n" for note in notes(study))])
-
-
-def latex(study: Study, found: Sequence[EqualCost]) -> str:
-    """All of it in LaTeX, a table per clock."""
-    return "\n".join(
-        formats.latex_table(equal_cost_rows(study, equal), [f"{title(equal)}.", *notes(study)]) for equal in found
-    )

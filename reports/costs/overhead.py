@@ -30,7 +30,8 @@ from reports.figures.files import png
 from reports.figures.style import LIGHT, rc
 from reports.study.endings import one_line
 from reports.study.units import rounded_text
-from reports.tables.formats import Row, latex_table, markdown_table, markdown_text
+from reports.tables.cells import Row
+from reports.tables.formats import latex_table, markdown_table, markdown_text
 from reports.tables.results import MINUS, MISSING
 
 PUBLISHED = Path(__file__).parents[1] / "published" / "published_costs.csv"

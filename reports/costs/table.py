@@ -12,11 +12,14 @@ import pandas as pd
 
 from harness.records.files import number
 from harness.records.schema import Clock
+from reports.costs.added import added_plan
 from reports.costs.equal_cost import unequal_remarks
 from reports.costs.overhead import GFLOPS_NOTE
+from reports.sections import Part, Section, Table, TableFile
 from reports.study.load import Study
 from reports.study.units import UNITS, rounded_text
-from reports.tables import formats
+from reports.study.words import with_all
+from reports.tables.cells import Cell, Row
 from reports.tables.results import MINUS, MISSING, SHARED_MARK, marks
 
 PARAMETERS: Mapping[str, Literal["backbone_parameters", "head_parameters", "external_parameters"]] = {
@@ -47,12 +50,40 @@ NOTES = (
 )
 
 
-def counted_rows(study: Study) -> list[dict[str, str]]:
+STEM = "cost"
+"""The name of the files."""
+
+
+def section(shown: Study) -> Section:
+    """The costs of the shown cells; the files hold all cells."""
+    study = shown.whole
+    beside = with_all(len(study.cells), len(shown.cells))
+    counted = Table("", "Counted for one image", counted_rows(shown), notes=NOTES)
+    measured = Table(STEM, "Sizes and times of the runs", measured_rows(shown), notes=time_notes(study), beside=beside)
+    added = added_plan(shown)
+    return Section(
+        name="cost",
+        title="Cost",
+        plans=[added] if added else [],
+        parts=[Part(counted), Part(measured)],
+        files=[_file(study)],
+    )
+
+
+def _file(study: Study) -> TableFile:
+    whole = [
+        Table(STEM, "Counted for one image", counted_rows(study), notes=NOTES),
+        Table(STEM, "Sizes and times", measured_rows(study), notes=time_notes(study)),
+    ]
+    return TableFile(STEM, cost_table(study), whole, whole)
+
+
+def counted_rows(study: Study) -> list[Row]:
     """Counted cost of an image as text, a row per cell."""
     return [_counted(study, cell) for cell in study.cells]
 
 
-def _counted(study: Study, cell: str) -> dict[str, str]:
+def _counted(study: Study, cell: str) -> Row:
     cost = study.cost(cell)
     control = study.cost(study.baseline).get("train_gflops_per_image") if study.baseline else None
     total = cost.get("train_gflops_per_image")
@@ -74,18 +105,18 @@ def _counted(study: Study, cell: str) -> dict[str, str]:
     }
 
 
-def measured_rows(study: Study) -> list[dict[str, str]]:
+def measured_rows(study: Study) -> list[Row]:
     """Sizes and times of the runs as text, a row per cell."""
     return [_measured(study, cell) for cell in study.cells]
 
 
-def _measured(study: Study, cell: str) -> dict[str, str]:
+def _measured(study: Study, cell: str) -> Row:
     cost = study.cost(cell)
     speed = images_per_s(study, cell)
     return {
         "cell": cell,
         **{name: _count(cost.get(field)) for name, field in PARAMETERS.items()},
-        "images/s": rounded_text(speed) if math.isfinite(speed) else MISSING,
+        "images/s": _text(None if math.isnan(speed) else speed),
         **{f"{what} seconds": _seconds(study, cell, clock) for what, clock in BOOKED.items()},
         "caches, GFLOPs": _text(cost.get("cache_gflops")),
         "cached images": _count(cost.get("cache_images")),
@@ -105,39 +136,35 @@ def _spent(study: Study, cell: str, clock: Clock) -> list[tuple[float, bool]]:
     return [(line[clock], run.shared_device) for run, line in reached]
 
 
-def _seconds(study: Study, cell: str, clock: Clock) -> str:
+def _seconds(study: Study, cell: str, clock: Clock) -> Cell:
     spent = _spent(study, cell, clock)
-    return ", ".join(f"{_time(time)}{f' {SHARED_MARK}' if shared else ''}" for time, shared in spent) or MISSING
+    text = ", ".join(f"{_time(time)}{f' {SHARED_MARK}' if shared else ''}" for time, shared in spent)
+    return Cell(text, spent[0][0]) if spent else Cell(MISSING)
 
 
 def _time(seconds: float) -> str:
     return f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.2g}"
 
 
-def _text(value: float | None) -> str:
-    return MISSING if value is None else rounded_text(value)
+def _text(value: float | None) -> Cell:
+    return Cell(MISSING if value is None else rounded_text(value), value)
 
 
-def _bracketed(value: float | None) -> str:
+def _bracketed(value: float | None) -> Cell:
     """What runs once an image when caches are made, and not in these runs."""
-    return f"({_text(value)})" if value else _text(value)
+    return Cell(f"({_text(value)})", value) if value else _text(value)
 
 
-def _count(value: int | None) -> str:
-    return MISSING if value is None else f"{value:,}"
+def _count(value: int | None) -> Cell:
+    return Cell(MISSING if value is None else f"{value:,}", value)
 
 
-def _change(value: float | None, control: float | None) -> str:
+def _change(value: float | None, control: float | None) -> Cell:
     """In percent, without decimals where there are three digits before the point."""
     if not value or not control:
-        return MISSING
+        return Cell(MISSING)
     percent = 100 * (value / control - 1)
-    return f"{percent:+,.{0 if abs(percent) >= 100 else 1}f}%".replace("-", MINUS)
-
-
-def notes(study: Study) -> list[str]:
-    """How to read the tables, in sentences."""
-    return [*NOTES, *time_notes(study)]
+    return Cell(f"{percent:+,.{0 if abs(percent) >= 100 else 1}f}%".replace("-", MINUS), percent)
 
 
 def time_notes(study: Study) -> list[str]:
@@ -171,19 +198,3 @@ def _numbers(study: Study, cell: str) -> dict[str, Any]:
 def _counted_median(spent: Sequence[tuple[float, bool]]) -> float:
     counted = [time for time, shared in spent if not shared]
     return median(counted) if counted else math.nan
-
-
-def _titled(study: Study) -> Mapping[str, list[dict[str, str]]]:
-    return {"Counted for one image": counted_rows(study), "Sizes and times": measured_rows(study)}
-
-
-def markdown(study: Study) -> str:
-    """Both tables in Markdown."""
-    parts = [f"# {name}\n\n{formats.markdown_table(rows)}\n" for name, rows in _titled(study).items()]
-    return "\n".join([*parts, *(formats.markdown_text(note) + "\n" for note in notes(study))])
-
-
-def latex(study: Study) -> str:
-    """Both tables in LaTeX."""
-    counted, measured = _titled(study).values()
-    return "\n".join([formats.latex_table(counted, NOTES), formats.latex_table(measured, time_notes(study))])

@@ -9,12 +9,13 @@ from reports.costs import equal_cost
 from reports.costs.targets_costs import CellCost, ClockCost, Target, cell_costs, final_target, targets
 from reports.costs.targets_figure import cost_frame, costs_figure
 from reports.figures.plans import Plan
-from reports.sections import Block, Section, Table
+from reports.sections import Part, Section, Table
 from reports.statistics.intervals import Interval
 from reports.study.load import Study
 from reports.study.units import Unit, number_text
 from reports.study.words import count, listed
 from reports.tables import results
+from reports.tables.cells import Cell
 from reports.tables.results import MISSING
 
 MOST_SENTENCES = 6
@@ -31,7 +32,7 @@ def section(study: Study) -> Section | None:
         title="Cost to target",
         sentences=[_about(study, *found[0])],
         plans=[_plan(study, target, costs) for target, costs in found],
-        blocks=[Block(_table(study, target, costs), _sentences(study, target, costs)) for target, costs in found],
+        parts=[Part(_table(study, target, costs), _sentences(study, target, costs)) for target, costs in found],
     )
 
 
@@ -166,9 +167,11 @@ def _texts(study: Study, cost: CellCost) -> dict[str, str]:
     """A row of text. Images cost what steps cost, as all runs have one batch size."""
     is_baseline = cost.cell == study.baseline
     counted = cost.clocks.get(study.unit.name)
-    texts = {"cell": cost.cell, "reached": cost.reached_text}
+    texts = {"cell": cost.cell, "reached": Cell(cost.reached_text, cost.num("reached"))}
     every = [each.text(study.unit) for each in cost.outcomes.values()]
-    texts[f"{study.unit.words} at every seed"] = ", ".join(every)
+    spent = [each.cost(study.unit) for each in cost.outcomes.values()]
+    first = next((value for value in spent if not math.isnan(value)), None)
+    texts[f"{study.unit.words} at every seed"] = Cell(", ".join(every), first)
     if not study.baseline:
         return texts
     for name, clock in cost.clocks.items():
@@ -181,20 +184,20 @@ def _texts(study: Study, cost: CellCost) -> dict[str, str]:
     return texts | {f"paired by seed, in {study.unit.words}": paired}
 
 
-def _speedup_text(clock: ClockCost, num_seeds: int) -> str:
+def _speedup_text(clock: ClockCost, num_seeds: int) -> Cell:
     """`1.61x [1.41, 1.82]`, and over how many of the cell's seeds where not all reached the target or count."""
     text = _interval_text(clock.speedup)
     if text == MISSING:
         return text
     over = f", {clock.speedup.num} of {count(num_seeds, 'seed')}" if clock.speedup.num < num_seeds else ""
-    return f"{'≥ ' if clock.is_bound else ''}{text}{over}"
+    return Cell(f"{'≥ ' if clock.is_bound else ''}{text}{over}", clock.speedup.mean)
 
 
-def _interval_text(interval: Interval) -> str:
+def _interval_text(interval: Interval) -> Cell:
     if not math.isfinite(interval.mean):
-        return MISSING
+        return Cell(MISSING)
     bounds = f" [{_ratio(interval.low)}, {_ratio(interval.high)}]" if math.isfinite(interval.low) else ""
-    return f"{_ratio(interval.mean)}x{bounds}"
+    return Cell(f"{_ratio(interval.mean)}x{bounds}", interval.mean)
 
 
 def numbers(study: Study) -> list[dict[str, Any]]:

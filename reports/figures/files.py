@@ -1,5 +1,6 @@
 """Files of figures. Every figure that is saved has beside it the CSV it was drawn from."""
 
+import base64
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,11 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def data_uri(image: bytes) -> str:
+    """A PNG as the source of an image."""
+    return f"data:image/png;base64,{base64.b64encode(image).decode()}"
 
 
 def save(draw: Draw, frame: pd.DataFrame, stem: Path, look: Look) -> list[Path]:

@@ -221,6 +221,18 @@ def clocks_figure(frame: pd.DataFrame, look: Look, not_comparable: Collection[st
     return figure
 
 
+def bands_remark(frame: pd.DataFrame) -> str:
+    """What a caption says of the shaded intervals of a curve frame; "" where there are none."""
+    has_bands = (frame["num_seeds"] >= BAND_SEEDS).any()
+    return " Shaded: the means’ 95% Student-t intervals, as far as the axes reach." if has_bands else ""
+
+
+def stops_remark(frame: pd.DataFrame) -> str:
+    """What a caption says of the runs that stopped early; "" where none did."""
+    text = " A cross marks where a run diverged or failed: at its last value, or at the bottom where it has none."
+    return text if (frame["series"] == "stop").any() else ""
+
+
 RIGHT = 0.18
 """Room for half of the last tick's number, in inches."""
 

@@ -13,11 +13,11 @@ from reports.figures.plans import Plan
 from reports.final import figures as final_figures
 from reports.published import marks as published_marks
 from reports.result import findings
-from reports.sections import Block, Section, Table
+from reports.sections import Part, Section, Table
 from reports.study.load import Study, final_study
 from reports.study.words import be, count, listed
 from reports.tables import results
-from reports.tables.formats import Row
+from reports.tables.cells import Row
 
 KINDS = {"sde-euler-maruyama": "SDE Euler-Maruyama", "ode-euler": "ODE Euler", "ode-heun": "ODE Heun"}
 """Integrators, in words."""
@@ -32,15 +32,15 @@ def section(study: Study) -> Section | None:
     if final is None:
         return None
     rows = results.results(final)
-    blocks = [Block(_main_table(final)), *map(Block, _other_tables(final, rows))]
+    parts = [Part(_main_table(final)), *map(Part, _other_tables(final, rows))]
     if marks := published_marks.table(final, final.main_metrics):
-        blocks.append(Block(marks))
+        parts.append(Part(marks))
     return Section(
         name=STEM,
         title="Final evaluation",
         sentences=_sentences(study, final, rows),
         plans=[*_value_plans(final, rows), *_mark_plans(final, rows)],
-        blocks=blocks,
+        parts=parts,
     )
 
 
@@ -147,7 +147,7 @@ def _other_row(final: Study, rows: Sequence[results.CellResult], row: results.Ce
     }
     if final.baseline:
         texts[f"minus {final.baseline} [95%]"] = results.difference_text(result.difference, show)
-        texts["reading"] = result.difference.reading if result.difference else "baseline"
+        texts["reading"] = results.short_reading(result.difference)
     return texts
 
 

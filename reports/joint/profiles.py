@@ -19,13 +19,14 @@ from reports.costs.targets_costs import CellCost, cell_costs, final_target
 from reports.figures.plans import Plan
 from reports.joint.profiles_figure import profiles_figure
 from reports.result.improvement import cell_values
-from reports.sections import Block, Section, Table
+from reports.sections import Part, Section, Table
 from reports.statistics.intervals import MIN_SEEDS, MIN_SETTINGS, MIN_VALUES, Interval, over_settings, wins
 from reports.study.load import Study
 from reports.study.units import UNITS
 from reports.study.verify import RULES, flatten, short_text
 from reports.study.words import count, listed
 from reports.tables import results
+from reports.tables.cells import Cell
 from reports.tables.results import MISSING, CellResult
 
 BOOTSTRAP_SEED = 0
@@ -182,10 +183,10 @@ def sections(studies: Sequence[Study]) -> list[Section]:
     """What several studies say together; cells in the order of the first study."""
     profile = _profile_section(studies)
     return [
-        Section(name="overall", title="Over all settings", blocks=[Block(_overall_table(studies))]),
+        Section(name="overall", title="Over all settings", parts=[Part(_overall_table(studies))]),
         *([profile] if profile else []),
-        Section(name="differences", title="Each setting", blocks=[Block(_difference_table(studies))]),
-        Section(name="settings", title="What differs between the settings", blocks=[Block(_settings_table(studies))]),
+        Section(name="differences", title="Each setting", parts=[Part(_difference_table(studies))]),
+        Section(name="settings", title="What differs between the settings", parts=[Part(_settings_table(studies))]),
     ]
 
 
@@ -224,13 +225,14 @@ def _overall_table(studies: Sequence[Study]) -> Table:
     for cell, each in found.items():
         change, better = each.change, each.improvement
         means = [np.mean(w) for w in each.wins if w]
+        num_better = sum(m > 0.5 for m in means)
         rows.append(
             {
                 "cell": cell,
                 f"change against {baseline} [95%]": _percent_text(change),
                 "probability of improvement [95%]": _share_text(better),
-                "settings mostly better": f"{sum(m > 0.5 for m in means)} of {len(means)}",
-                "pairs": f"{change.num} of {better.num}",
+                "settings mostly better": Cell(f"{num_better} of {len(means)}", float(num_better)),
+                "pairs": Cell(f"{change.num} of {better.num}", change.num),
             }
         )
         numbers.append({"cell": cell, "baseline": baseline} | _columns("change_percent", change))
@@ -256,20 +258,20 @@ def _overall_notes(studies: Sequence[Study]) -> list[str]:
     ]
 
 
-def _percent_text(change: Interval) -> str:
+def _percent_text(change: Interval) -> Cell:
     """`−4.2% [−6.0, −2.5]`."""
     if not math.isfinite(change.mean):
-        return MISSING
+        return Cell(MISSING)
     show = results.Digits(1)
     bounds = f" [{show(change.low, True)}, {show(change.high, True)}]" if math.isfinite(change.low) else ""
-    return f"{show(change.mean, True)}%{bounds}"
+    return Cell(f"{show(change.mean, True)}%{bounds}", change.mean)
 
 
-def _share_text(share: Interval) -> str:
+def _share_text(share: Interval) -> Cell:
     if not math.isfinite(share.mean):
-        return MISSING
+        return Cell(MISSING)
     bounds = f" [{share.low:.2f}, {share.high:.2f}]" if math.isfinite(share.low) else ""
-    return f"{share.mean:.2f}{bounds}"
+    return Cell(f"{share.mean:.2f}{bounds}", share.mean)
 
 
 # -- differences of each setting --------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Figures of a page: each is saved as files and drawn in its variants, in two processes where there is much to draw."""
 
-import base64
 import multiprocessing
 import os
 import threading
@@ -47,15 +46,10 @@ def picture(draw: files.Draw, look: Look, wide: Path) -> Picture:
     """Draw a figure in its variants; the one for wide, light pages is the file `wide`."""
 
     def drawn(theme: Theme, is_narrow: bool = False) -> str:
-        return data_uri(files.png(draw(replace(look, theme=theme, is_narrow=is_narrow))))
+        return files.data_uri(files.png(draw(replace(look, theme=theme, is_narrow=is_narrow))))
 
     sources = [(f"{NARROW} and {SCHEME[theme.name]}", drawn(theme, is_narrow=True)) for theme in (DARK, LIGHT)]
-    return Picture([*sources, (SCHEME["dark"], drawn(DARK))], data_uri(wide.read_bytes()))
-
-
-def data_uri(image: bytes) -> str:
-    """A PNG as the source of an image."""
-    return f"data:image/png;base64,{base64.b64encode(image).decode()}"
+    return Picture([*sources, (SCHEME["dark"], drawn(DARK))], files.data_uri(wide.read_bytes()))
 
 
 def write_figures(plans: Sequence[Plan], look: Look, folder: Path) -> list[ShownFigure]:

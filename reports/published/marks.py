@@ -17,6 +17,7 @@ import pandas as pd
 from reports.sections import Table
 from reports.study.load import Published, Study
 from reports.study.units import short_number
+from reports.tables.cells import Cell
 
 PUBLISHED = Path(__file__).parent / "published_results.csv"
 
@@ -197,7 +198,7 @@ def _texts(name: str, group: Sequence[Mark]) -> dict[str, str]:
         "mark": str(first.number),
         "metric": name,
         "method": first.row["method"],
-        "published": ", ".join(mark.row["value"] for mark in group),
+        "published": Cell(", ".join(mark.row["value"] for mark in group), first.value),
         "after images": ", ".join(short_number(mark.images) for mark in group),
         "protocol": first.protocol,
         "source": ", ".join(filter(None, (first.row["source"], first.row["arxiv"]))),

@@ -1,21 +1,22 @@
 """What the numbers say, in plain sentences, and what a reader must know beside them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from harness.records.metrics import metric
 from reports.costs.equal_cost import unequal_timing
-from reports.result.methods import tuning_text
+from reports.setup.methods import tuning_text
 from reports.study.endings import endings
 from reports.study.load import Study
 from reports.study.units import number_text
-from reports.study.verify import EnvironmentFact
+from reports.study.verify import EnvironmentFact, environment
 from reports.study.words import be, count, listed
-from reports.tables.results import BIAS_MARK, SHARED_MARK, CellResult, difference_text, digits, seeds_text
+from reports.tables.results import BIAS_MARK, SHARED_MARK, CellResult, difference_text, digits, results, seeds_text
 
 
-def headline(study: Study, rows: Sequence[CellResult]) -> list[str]:
+def headline(study: Study) -> list[str]:
     """Two or three sentences: what was compared, which mean is best, and what the paired differences allow to say."""
+    rows = results(study)
     return [sentence for sentence in (_setup(study), _best(study, rows), separated(study, rows)) if sentence]
 
 
@@ -73,8 +74,9 @@ def separated(study: Study, rows: Sequence[CellResult]) -> str:
     return ""
 
 
-def notes(study: Study, rows: Sequence[CellResult], environment: Iterable[EnvironmentFact]) -> list[str]:
+def notes(study: Study) -> list[str]:
     """What stands beside the results: runs that did not finish, bias, warnings of the runs, unequal environments."""
+    rows = results(study)
     found = [
         *_unfinished(study),
         *_shared(study),
@@ -86,7 +88,7 @@ def notes(study: Study, rows: Sequence[CellResult], environment: Iterable[Enviro
     ]
     if not study.baseline:
         found.append("No cell is the baseline of the others, so there are no differences: a study is compared as one.")
-    found += [_differs(setting) for setting in environment if setting.differs]
+    found += [_differs(setting) for setting in environment(study) if setting.differs]
     if unequal_timing(study):
         found.append("Seconds of runs on different devices or with different threads are not comparable.")
     return found

@@ -4,11 +4,12 @@ import math
 from typing import Any
 
 from harness.records.metrics import metric
-from reports.sections import Block, Section, Table
+from reports.sections import Part, Section, Table
 from reports.statistics.intervals import Improvement, improvement
 from reports.study.load import RecordedRun, Study
 from reports.study.words import count
 from reports.tables import results
+from reports.tables.cells import Cell
 from reports.tables.results import MISSING
 
 
@@ -28,7 +29,7 @@ def section(study: Study) -> Section | None:
         numbers=[_numbers(study, name, row) for name, row in found.items()],
         notes=_notes(study, [each for row in found.values() for each in row.values()]),
     )
-    return Section(name="improvement", title="Probability of improvement", blocks=[Block(table)])
+    return Section(name="improvement", title="Probability of improvement", parts=[Part(table)])
 
 
 def cell_improvement(study: Study, cell: str, name: str) -> Improvement:
@@ -48,13 +49,13 @@ def _value(study: Study, run: RecordedRun, name: str) -> float:
     return value
 
 
-def _text(study: Study, cell: str, name: str, found: Improvement) -> str:
+def _text(study: Study, cell: str, name: str, found: Improvement) -> Cell:
     """`1.00 of 3 seeds (0.89 of 9)`, with the mark of a metric that favours the cell."""
     if not found.num_all:
-        return MISSING
+        return Cell(MISSING)
     mark = f" {results.BIAS_MARK}" if results.is_favoured(study, cell, name) else ""
     paired = f"{found.paired:.2f} of {count(found.num_pairs, 'seed')}" if found.num_pairs else MISSING
-    return f"{paired} ({found.over_all:.2f} of {found.num_all}){mark}"
+    return Cell(f"{paired} ({found.over_all:.2f} of {found.num_all}){mark}", found.paired)
 
 
 def _numbers(study: Study, name: str, row: dict[str, Improvement]) -> dict[str, Any]:

@@ -3,11 +3,10 @@
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from reports.study.endings import one_line
-
-Row = Mapping[str, str]
+from reports.tables.cells import Row
 
 SIGNS = (
     {"−": "-", "×": r"\times", "±": r"\pm", "·": r"\cdot", "≤": r"\leq", "≥": r"\geq", "≈": r"\approx"}

@@ -1,4 +1,4 @@
-"""The final table and its renderings: numbers for CSV, text for Markdown, the terminal and the page."""
+"""The results of a study's cells: their numbers, the rows of their tables, and how to read these."""
 
 import math
 from collections import Counter
@@ -13,7 +13,7 @@ from harness.records.metrics import metric
 from reports.statistics.intervals import PairedDifference, paired_difference
 from reports.study.load import Study
 from reports.study.units import Unit
-from reports.tables.formats import latex_table, markdown_table, markdown_text
+from reports.tables.cells import Cell, Mark
 
 BIAS_MARK = "†"
 """Stands beside a number whose extractor is of the family that the method was trained towards."""
@@ -182,7 +182,7 @@ def metric_numbers(name: str, result: MetricResult) -> dict[str, Any]:
     }
 
 
-# -- text -----------------------------------------------------------------------------------------------------------
+# -- rows -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -191,11 +191,11 @@ class Digits:
 
     decimals: int
 
-    def __call__(self, value: float, signed: bool = False) -> str:
+    def __call__(self, value: float, signed: bool = False) -> Cell:
         """The value with a true minus sign; a dash where there is none."""
         if not math.isfinite(value):
-            return MISSING
-        return f"{value:{'+' if signed else ''}.{self.decimals}f}".replace("-", MINUS)
+            return Cell(MISSING)
+        return Cell(f"{value:{'+' if signed else ''}.{self.decimals}f}".replace("-", MINUS), value)
 
 
 def digits(rows: Iterable[CellResult], name: str) -> Digits:
@@ -216,29 +216,32 @@ def shared_digits_of(values: Iterable[float]) -> Digits:
     return Digits(min(max(3 - math.floor(math.log10(magnitudes[len(magnitudes) // 2])), 1), 8))
 
 
-def mean_text(result: MetricResult, show: Digits) -> str:
+def mean_text(result: MetricResult, show: Digits) -> Cell:
     """The mean, marked where the metric favours the method."""
-    return show(result.mean) + (f" {BIAS_MARK}" if result.favoured and math.isfinite(result.mean) else "")
+    is_marked = result.favoured and math.isfinite(result.mean)
+    return Cell(f"{show(result.mean)}{f' {BIAS_MARK}' if is_marked else ''}", result.mean, mark="main")
 
 
-def values_text(result: MetricResult, show: Digits) -> str:
-    """Every seed's value, in the order of seeds, and how many the mean leaves out."""
-    return f"{seeds_values(result, show)}; {result.over}" if result.over else seeds_values(result, show)
+def values_text(result: MetricResult, show: Digits) -> Cell:
+    """Every seed's value, in the order of seeds, and how many the mean leaves out; sorted by the first value."""
+    lines = [seeds_values(result, show), *([result.over] if result.over else [])]
+    return Cell("; ".join(lines), next(iter(result.finite.values()), None), lines=lines)
 
 
-def seeds_values(result: MetricResult, show: Digits) -> str:
+def seeds_values(result: MetricResult, show: Digits) -> Cell:
     """Every seed's value, in the order of seeds; a word where a run has none because it stopped early."""
     values = result.values.items()
-    return ", ".join(show(v) if math.isfinite(v) else result.absent.get(seed, MISSING) for seed, v in values)
+    texts = [show(v) if math.isfinite(v) else result.absent.get(seed, MISSING) for seed, v in values]
+    return Cell(", ".join(texts), next(iter(result.finite.values()), None))
 
 
-def difference_text(difference: PairedDifference | None, show: Digits) -> str:
+def difference_text(difference: PairedDifference | None, show: Digits) -> Cell:
     """The difference to the baseline with its interval, as `-3.1 [-5.0, -1.2]`."""
     if difference is None or not difference.interval.num:
-        return MISSING
+        return Cell(MISSING)
     interval = difference.interval
     bounds = f" [{show(interval.low, True)}, {show(interval.high, True)}]" if interval.num > 1 else ""
-    return show(interval.mean, True) + bounds
+    return Cell(show(interval.mean, True) + bounds, interval.mean)
 
 
 def difference_and_reading(difference: PairedDifference | None, show: Digits) -> str:
@@ -247,14 +250,26 @@ def difference_and_reading(difference: PairedDifference | None, show: Digits) ->
     return text if difference is None else f"{text}; {reading_text(difference)}"
 
 
-def reading_text(difference: PairedDifference | None) -> str:
+def reading_text(difference: PairedDifference | None) -> Cell:
     """What the difference says: its reading and at how many seeds the cell is better."""
     if difference is None:
-        return MISSING
+        return Cell(MISSING)
     if difference.reading == "no pair":
-        return "no pair of seeds"
+        return reading_cell(difference, "no pair of seeds")
     first = "one pair, no interval" if difference.reading == "one seed" else difference.reading
-    return f"{first}; {seeds_text(difference)}"
+    return reading_cell(difference, f"{first}; {seeds_text(difference)}")
+
+
+def short_reading(difference: PairedDifference | None) -> Cell:
+    """The reading alone, of narrow tables; a page has room for the seeds."""
+    return reading_cell(difference, difference.reading) if difference else Cell("baseline", mark="unclear")
+
+
+def reading_cell(difference: PairedDifference, text: str) -> Cell:
+    """A reading as a page sets it off: the word, and below it at how many seeds the cell is better."""
+    reading = difference.reading
+    mark: Mark = reading if reading in ("better", "worse") else "unclear"
+    return Cell(text, mark=mark, lines=(reading, seeds_text(difference)) if difference.by_seed else ())
 
 
 def seeds_text(difference: PairedDifference) -> str:
@@ -264,35 +279,9 @@ def seeds_text(difference: PairedDifference) -> str:
 
 
 def display_rows(study: Study) -> list[dict[str, str]]:
-    """The final table as text, a row per cell, with every main metric: columns are the keys."""
+    """The final table, a row per cell, with every main metric."""
     rows = results(study)
     return [_texts(study, rows, row) for row in rows]
-
-
-def terminal_rows(study: Study) -> list[dict[str, str]]:
-    """The main metric as text, a row per cell: narrow enough for a terminal."""
-    rows = results(study)
-    name = study.main_metrics[0]
-    show = digits(rows, name)
-    return [_terminal_texts(study, row, row.metrics[name], show) for row in rows]
-
-
-def _terminal_texts(study: Study, row: CellResult, result: MetricResult, show: Digits) -> dict[str, str]:
-    texts = {"cell": row.cell, "mean": mean_text(result, show), "every seed": values_text(result, show)}
-    if study.baseline:
-        texts[f"minus {study.baseline} [95%]"] = difference_text(result.difference, show)
-        texts["reading"] = result.difference.reading if result.difference else "baseline"
-    return texts | {"runs": row.status}
-
-
-def means_rows(study: Study) -> list[dict[str, str]]:
-    """Means of all main metrics as text, a row per metric and a column per cell: narrow enough for a terminal."""
-    rows = results(study)
-    shown = {name: digits(rows, name) for name in study.main_metrics}
-    return [
-        {"mean over seeds": name} | {row.cell: mean_text(row.metrics[name], show) for row in rows}
-        for name, show in shown.items()
-    ]
 
 
 def _texts(study: Study, rows: Sequence[CellResult], row: CellResult) -> dict[str, str]:
@@ -302,26 +291,53 @@ def _texts(study: Study, rows: Sequence[CellResult], row: CellResult) -> dict[st
         texts[name] = f"{mean_text(result, show)} ({values_text(result, show)})"
         if study.baseline:
             texts[f"{name} minus {study.baseline}"] = difference_and_reading(result.difference, show)
-    heads = MISSING if row.head_parameters is None else f"{row.head_parameters:,}"
-    costs = {"head parameters": heads, "steps": whole_text(row.step), "train GFLOPs": whole_text(row.train_gflops)}
-    return texts | costs
+    return texts | cost_texts(row)
 
 
-def whole_text(value: float) -> str:
+def cost_texts(row: CellResult) -> dict[str, str]:
+    """The cells that say what a row's runs took."""
+    heads = row.head_parameters
+    return {
+        "head parameters": Cell(MISSING) if heads is None else Cell(f"{heads:,}", heads),
+        "steps": whole_text(row.step),
+        "train GFLOPs": whole_text(row.train_gflops),
+    }
+
+
+def terminal_rows(study: Study) -> list[dict[str, str]]:
+    """The main metric, a row per cell: narrow enough for a terminal."""
+    rows = results(study)
+    name = study.main_metrics[0]
+    show = digits(rows, name)
+    return [result_texts(study, row, name, show) | {"runs": row.status} for row in rows]
+
+
+def result_texts(study: Study, row: CellResult, name: str, show: Digits) -> dict[str, str]:
+    """The cells of a row that say what one metric came to."""
+    result = row.metrics[name]
+    texts = {"cell": row.cell, "mean": mean_text(result, show), "every seed": values_text(result, show)}
+    if study.baseline:
+        texts[f"minus {study.baseline} [95%]"] = difference_text(result.difference, show)
+        texts["reading"] = short_reading(result.difference)
+    return texts
+
+
+def means_rows(study: Study) -> list[dict[str, str]]:
+    """Means of all main metrics, a row per metric and a column per cell: narrow enough for a terminal."""
+    rows = results(study)
+    shown = {name: digits(rows, name) for name in study.main_metrics}
+    return [
+        {"mean over seeds": name} | {row.cell: mean_text(row.metrics[name], show) for row in rows}
+        for name, show in shown.items()
+    ]
+
+
+def whole_text(value: float) -> Cell:
     """A count or a cost without decimals, with thousands separators."""
-    return f"{value:,.0f}" if math.isfinite(value) else MISSING
+    return Cell(f"{value:,.0f}" if math.isfinite(value) else MISSING, value)
 
 
-def markdown(study: Study) -> str:
-    """The final table in Markdown, with what one needs to read it."""
-    notes = [f"\n{markdown_text(note)}" for note in footnotes(study, study.main_metrics)]
-    title = f"# {markdown_text(study.name)} {study.after}"
-    return "\n".join([title, "", markdown_table(display_rows(study)), *notes]) + "\n"
-
-
-def latex(study: Study) -> str:
-    """The final table in LaTeX: the main metric alone, so that it fits a page."""
-    return latex_table(terminal_rows(study), footnotes(study, study.main_metrics[:1]))
+# -- how to read it -------------------------------------------------------------------------------------------------
 
 
 def footnotes(study: Study, metrics: Sequence[str]) -> list[str]:

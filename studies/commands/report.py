@@ -165,7 +165,8 @@ def show_joint(studies: "Sequence[Study]", page: Path) -> None:
 
     for sentence in profiles.headline(studies):
         console().print(sentence)
-    overall = profiles.sections(studies)[0].blocks[0].table
+    overall = profiles.sections(studies)[0].parts[0].table
+    assert overall is not None
     print_table([dict(row) for row in overall.rows])
     print(f"joint report: {page}")
 

@@ -1,5 +1,6 @@
 """Reports of hand-made records, and a browser to see them in. What it saw stays in build/screenshots."""
 
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,8 +11,9 @@ import pytest
 from harness.records.files import digest
 from reports import report
 from reports.joint.report import write_joint
-from reports.sections import Block, Section, Table
+from reports.sections import Part, Section, Table
 from reports.study.load import Study
+from reports.tables.cells import Cell, Row
 from tests.browser.chromium import Chromium, Tab
 from tests.programs import needed
 from tests.unit.reports.records_factory import (
@@ -85,24 +87,45 @@ def everything(runs: Path) -> Path:
 
 
 def extra_section(study: Study) -> Section:
-    rows = [
+    rows: list[Row] = [
         {
             "cell": "sit",
-            "cost": "1,200",
-            "change": "−3.5 [−4.0, −3.0]",
-            "share": "12%",
+            "cost": Cell("1,200", 1200),
+            "change": Cell("−3.5 [−4.0, −3.0]", -3.5),
+            "share": Cell("12%", 12),
             "reading": "baseline",
-            "no.": "2",
+            "no.": Cell("2", 2),
         },
-        {"cell": "repa", "cost": "> budget", "change": "+0.25", "share": "–", "reading": "better, 3 of 3", "no.": "10"},
-        {"cell": "sra", "cost": "900", "change": "–", "share": "+5.5%", "reading": "worse, 0 of 3", "no.": "–"},
-        {"cell": "vae_repa", "cost": "85.5", "change": "−12", "share": "−3%", "reading": "not separated", "no.": "1"},
+        {
+            "cell": "repa",
+            "cost": Cell("> budget", math.inf),
+            "change": Cell("+0.25", 0.25),
+            "share": "–",
+            "reading": Cell("better, 3 of 3", mark="better", lines=("better", "3 of 3")),
+            "no.": Cell("10", 10),
+        },
+        {
+            "cell": "sra",
+            "cost": Cell("900", 900),
+            "change": "–",
+            "share": Cell("+5.5%", 5.5),
+            "reading": Cell("worse, 0 of 3", mark="worse", lines=("worse", "0 of 3")),
+            "no.": "–",
+        },
+        {
+            "cell": "vae_repa",
+            "cost": Cell("85.5", 85.5),
+            "change": Cell("−12", -12),
+            "share": Cell("−3%", -3),
+            "reading": Cell("not separated", mark="unclear"),
+            "no.": Cell("1", 1),
+        },
     ]
     numbers = [{"cell": row["cell"]} for row in rows]
     table = Table("extra", "A table of every kind of cell", rows, numbers, ["A note."])
     wide = [{f"a column with a long name {i}": f"value {i}" for i in range(30)}] * 2
     second = Table("wide", "A wide table", wide, [{"x": 1}, {"x": 2}], [])
-    return Section(name="extra", title="Extra", sentences=["A sentence."], blocks=[Block(table), Block(second)])
+    return Section(name="extra", title="Extra", sentences=["A sentence."], parts=[Part(table), Part(second)])
 
 
 JOINT = "joint"

@@ -64,7 +64,7 @@ def test_runs_and_checkpoints_are_analysed_and_the_report_draws_them(
         for path in files.save(plan.drawn, plan.frame, tmp_path / plan.stem, look):
             assert path.stat().st_size > 1000, path
     assert [plan.stem for plan in section.plans] == [*FIGURES, "pictures_1", "pictures_2"]
-    tables = {block.table.stem: block.table for block in section.blocks}
+    tables = {block.table.stem: block.table for block in section.parts}
     assert list(tables) == list(FIGURES)
     assert [(row["cell"], row["t"]) for row in tables["probe"].rows] == [
         (cell, t) for cell in ("sit", "vae_repa") for t in ("0.2", "0.7")

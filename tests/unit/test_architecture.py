@@ -53,9 +53,13 @@ ROOMS = {
         "terminal",
         "agenda",
     ),
+    "reports": (
+        *("report", "joint", "references", "final", "claims", "ablation", "analysis", "result", "costs", "setup"),
+        *("page", "published", "figures", "tables", "statistics", "study"),
+    ),
 }
 """Folders and front files of a package from the top; an import leads downward. The other files of `harness/` are the
-contract that every room may import."""
+contract that every room may import, as is `reports/sections.py`."""
 FREE_OF_ROOMS = ("config", "errors", "rng")
 """Front files of `harness/` that everything builds on: of the rooms they import the backbones and the records alone."""
 

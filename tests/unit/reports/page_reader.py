@@ -1,6 +1,11 @@
 """Reads a report's page: tags, attributes and text."""
 
+from collections.abc import Callable
 from html.parser import HTMLParser
+
+from reports import report
+from reports.sections import Section
+from reports.study.load import Study
 
 VOID = {"meta", "img", "source", "br", "wbr", "link", "input"}
 
@@ -30,3 +35,15 @@ class Page(HTMLParser):
 
     def attributes(self, tag: str, name: str) -> list[str]:
         return [attrs[name] or "" for found, attrs in self.tags if found == tag and name in attrs]
+
+
+def sections_of_every_study() -> tuple[Callable[[Study], Section | None], ...]:
+    """The sections that every study has: what only some have is tested beside each of it, and takes its time."""
+    some = (
+        "reports.costs.targets",
+        "reports.result.improvement",
+        "reports.final",
+        "reports.claims",
+        "reports.analysis",
+    )
+    return tuple(make for make in report.SECTIONS if not make.__module__.startswith(some))

@@ -262,7 +262,7 @@ def test_importance_is_all_of_the_axis_that_alone_matters_and_the_same_each_time
 
 
 def test_importance_is_shown_from_thirty_finished_trials_up(ablation):
-    assert "importance_1" not in [plan.stem for plan in ablation_report.plans(ablation)]
+    assert "importance_1" not in [plan.stem for plan in ablation_report.section(ablation).all_plans]
     assert ablation_report.importance_notes(ablation) == [
         "Importance of the axes of vae_repa: 5 of 30 finished trials. From fewer it would be noise, so it is not shown."
     ]
@@ -272,7 +272,7 @@ def test_thirty_finished_trials_have_a_figure_of_importance(tmp_path):
     settings = [{"block": b, "head_layers": h} for b in range(1, 6) for h in range(1, 7)]
     study = write_ablation(tmp_path, settings, settings[0], lambda s, seed: 3.0 * s["block"], seeds=(0,))
     ablation = load(study)
-    plans = {plan.stem: plan for plan in ablation_report.plans(ablation)}
+    plans = {plan.stem: plan for plan in ablation_report.section(ablation).all_plans}
     assert plans["importance_1"].frame["axis"].iloc[0] == "block"
     assert "over 30 finished trials (Optuna, seed 0)" in plans["importance_1"].caption
     assert ablation_report.importance_notes(ablation) == []
@@ -296,7 +296,7 @@ def test_importances_leave_no_message_and_drawing_no_style_behind(tmp_path, look
 
 @pytest.mark.parametrize("is_narrow", [False, True])
 def test_every_figure_can_be_drawn_for_every_page(ablation, look, is_narrow):
-    plans = ablation_report.plans(ablation)
+    plans = ablation_report.section(ablation).all_plans
     assert [plan.stem for plan in plans] == ["axes", "heatmap_1", "history", "parallel_1"]
     for plan in plans:
         figure = plan.drawn(replace(look, theme=DARK, is_narrow=is_narrow))

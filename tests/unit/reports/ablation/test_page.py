@@ -7,7 +7,7 @@ import pytest
 
 from reports.page.figures import Picture
 from reports.report import write_report
-from tests.unit.reports.page_reader import Page
+from tests.unit.reports.page_reader import Page, sections_of_every_study
 from tests.unit.reports.records_factory import edit_trial, write_ablation
 
 HOSTILE = "<script>x&"
@@ -24,7 +24,7 @@ def written(tmp_path_factory):
     study = write_ablation(tmp_path_factory.mktemp("runs"), GRID, DEFAULTS, shift)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("reports.page.figures.picture", lambda draw, look, wide: Picture([], "data:image/png;base64,"))
-        patch.setattr("reports.report.SECTIONS", ())  # tested beside each of them
+        patch.setattr("reports.report.SECTIONS", sections_of_every_study())
         return write_report(study)
 
 
@@ -57,7 +57,7 @@ def test_the_ablation_comes_first_and_links_lead_somewhere(page, written, text):
     for href in page.attributes("a", "href"):
         assert href[1:] in ids if href.startswith("#") else (written.folder / href).exists()
     assert text.index("block of vae_repa, with loss = smooth_l1") < text.index("Figures of the trials")
-    assert text.index("Figures of the trials") < text.index("After 800 steps")
+    assert text.index("Figures of the trials") < text.rindex("All cells")
     assert "12 of 30 finished trials" in text
 
 
@@ -66,7 +66,7 @@ def test_figures_show_four_cells_and_tables_all(page, written, text):
     assert "Of 13 cells 4 are shown: the control, the default, and the best and worst setting" in text
     methods = text[text.index("What differs between the methods") : text.index("Counted for one image")]
     assert best in methods and worst in methods and "vae_repa,block=2" not in methods
-    result = text[text.index("After 800 steps") : text.index("Against other clocks")]
+    result = text[text.rindex("All cells") : text.index("Against other clocks")]
     assert all(f"vae_repa,block={block} " in result for block in range(2, 7))
     assert text.count("Beside this page, with all 13 cells:") == 2
     costs = text[text.index("Counted for one image") : text.index("Protocol and settings")]

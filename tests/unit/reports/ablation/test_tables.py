@@ -17,8 +17,8 @@ from reports.ablation.tables import saved, search_table, terminal_tables
 from reports.ablation.tables import tables as ablation_tables
 from reports.ablation.trials import duplicates, load_ablation, num_runs
 from reports.figures.curves import metric_curves
-from reports.result import findings, methods
-from reports.sections import saved_tables
+from reports.result import findings
+from reports.setup import methods
 from reports.study.endings import endings
 from reports.study.load import load_study
 from reports.study.verify import verify
@@ -36,6 +36,7 @@ from tests.unit.reports.records_factory import (
     write_ablation,
     write_study,
 )
+from tests.unit.reports.table_files import table_files
 
 T = 12.706205
 """Quantile of Student's t at 97.5% with one degree of freedom, from a table."""
@@ -194,7 +195,7 @@ def test_a_comparison_has_no_tables_of_an_ablation(tmp_path):
 
 
 def test_files_hold_the_same_table_in_three_formats(grid):
-    numbers, markdown, latex = saved_tables(ablation_report.blocks(grid))["axis_block"]
+    numbers, markdown, latex = table_files(ablation_report.section(grid))["axis_block"]
     assert numbers["mean"].tolist() == [32.0, 22.0, 19.5, 28.0]
     assert "| 2 | 19.50 | 3.54 | 2 | 17.00, 22.00 | −2.50 \\[−8.85, +3.85] |" in markdown
     assert r"2 & 19.50 & 3.54 & 2 & 17.00, 22.00 & \(-\)2.50 {[}\(-\)8.85, +3.85{]} &" in latex
@@ -207,7 +208,7 @@ def test_files_hold_the_same_table_in_three_formats(grid):
 def test_an_axis_of_any_name_writes_inside_its_folder(copied, name):
     text = (copied / "ablation.json").read_text().replace('"block"', json.dumps(name))
     (copied / "ablation.json").write_text(text)
-    for stem in saved_tables(ablation_report.blocks(load(copied))):
+    for stem in table_files(ablation_report.section(load(copied))):
         assert "/" not in stem and not stem.startswith(".")
 
 
@@ -273,7 +274,7 @@ def test_higher_is_better_where_the_objective_says_so(copied):
 def test_a_bias_of_many_cells_is_said_by_their_method(tmp_path):
     settings = [{"block": block} for block in range(1, 6)]
     study = load_study(write_ablation(tmp_path, settings, {"block": 1}, method="repa", seeds=(0,)))
-    note = next(note for note in findings.notes(study, results.results(study), []) if "bias" in note)
+    note = next(note for note in findings.notes(study) if "bias" in note)
     assert note.startswith("5 cells of repa are trained towards features of the efficientnet family, and ")
     assert note.endswith("the bias favours them (†).")
 
@@ -402,7 +403,11 @@ def test_methods_searched_together_have_a_table_each(search_path):
     text = " ".join(ablation_findings.headline(ablation))
     assert "An ablation of repa, a search over block; vae_repa, a search over block and head_layers, beside sit" in text
     assert "Not complete: 2 of 8 trials of repa and 6 of 8 trials of vae_repa are over." in text
-    assert [plan.stem for plan in ablation_report.plans(ablation)] == ["history", "parallel_1", "parallel_2"]
+    assert [plan.stem for plan in ablation_report.section(ablation).all_plans] == [
+        "history",
+        "parallel_1",
+        "parallel_2",
+    ]
 
 
 def test_long_searches_are_cut_in_text_and_whole_in_numbers(tmp_path):
@@ -485,7 +490,7 @@ def test_where_tuned_settings_come_from_is_said(compared):
     verify(study)
     text = "on seeds 2, 3 of study tpe: best of 40 trials"
     assert ("Tuned", [[], [text]]) in methods.methods_table(study)
-    assert f"vae_repa was tuned {text}." in findings.notes(study, results.results(study), [])
+    assert f"vae_repa was tuned {text}." in findings.notes(study)
 
 
 def test_a_seed_that_was_tuned_on_is_not_reported(compared):

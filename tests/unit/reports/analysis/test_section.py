@@ -18,9 +18,9 @@ from reports.analysis import section as analysis
 from reports.analysis.section import analysed, block_frame, section
 from reports.figures.style import Look, cell_styles
 from reports.report import write_report
-from reports.sections import saved_tables
 from reports.study.load import load_study
 from tests.unit.reports.records_factory import run_folder, write_study
+from tests.unit.reports.table_files import table_files
 
 TIMES = (0.1, 0.5)
 BLOCKS = 3
@@ -183,7 +183,7 @@ def test_pictures_that_are_no_arrays_are_refused(study):
 def test_runs_analysed_under_different_settings_are_not_shown_together(study, fields, said):
     analyse(study, "repa", 1, **fields)
     found = section(load_study(study))
-    assert not found.plans and not found.blocks
+    assert not found.plans and not found.parts
     (sentence,) = found.sentences
     assert said in sentence and "different settings" in sentence and "in one call" in sentence
 
@@ -359,8 +359,8 @@ def test_bias_and_missing_runs_are_named_only_where_there_are_any(study):
 
 
 def test_tables_have_the_highest_mean_every_seed_and_the_block(study):
-    blocks = section(load_study(study)).blocks
-    tables = {block.table.stem: block.table for block in blocks}
+    found = section(load_study(study))
+    tables = {part.table.stem: part.table for part in found.parts}
     assert list(tables) == ["alignment_encoder", "alignment_latent", "probe"]
     for table in tables.values():
         assert [(row["cell"], row["t"]) for row in table.rows] == [
@@ -368,7 +368,7 @@ def test_tables_have_the_highest_mean_every_seed_and_the_block(study):
         ]
     assert tables["alignment_encoder"].rows[2]["CKNNA, encoder"] == "0.615 (0.515, 0.715) at 3"
     assert tables["probe"].rows[2]["probe"] == "0.635 (0.535, 0.735) at 2"
-    numbers, markdown, latex = saved_tables(blocks)["alignment_latent"]
+    numbers, markdown, latex = table_files(found)["alignment_latent"]
     line = numbers.iloc[3]
     assert line["t"] == 0.5 and line["cka_latent"] == pytest.approx(value("cka_latent", 0.5, 3, 0.3))
     assert (line["cka_latent_block"], line["cka_latent_num_seeds"]) == (3, 2)
@@ -388,7 +388,7 @@ def test_what_nothing_has_stands_in_no_table_and_what_one_lacks_is_a_dash(study)
             write_json(path, record)
     found = section(load_study(study))
     assert "probe" not in [plan.stem for plan in found.plans]
-    tables = {block.table.stem: block.table for block in found.blocks}
+    tables = {block.table.stem: block.table for block in found.parts}
     assert list(tables) == ["alignment_encoder", "alignment_latent"]
     rows = tables["alignment_encoder"].rows
     assert rows[0]["CKA, encoder"] == "–" and rows[2]["CKA, encoder"] != "–"

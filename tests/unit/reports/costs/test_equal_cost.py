@@ -7,12 +7,13 @@ from statistics import fmean
 import pandas as pd
 import pytest
 
-from reports.costs import equal_cost
+from reports.costs import clocks, equal_cost
 from reports.costs.equal_cost import Reading, equal_costs, read_at, seconds_remarks, unequal_timing
 from reports.figures.curves import clock_curves
 from reports.references.curves import shipped
 from reports.study.load import load_study
 from tests.unit.reports.records_factory import MAIN, diverge, edit_lines, edit_manifest, fail, run_folder, write_study
+from tests.unit.reports.table_files import table_files
 
 SLOPES = {("sit", 0): 1.0, ("sit", 1): 2.0, ("repa", 0): 3.0, ("repa", 1): 3.5}
 """Metric per logarithm of training GFLOPs, in which it is straight."""
@@ -120,12 +121,12 @@ def test_the_table_and_its_texts(path):
     repa = table.loc[("train_gflops", "repa")]
     assert (repa["from_step"], repa["to_step"], repa[f"{MAIN}_pairs"]) == (700, 800, 2)
     assert repa[MAIN] == pytest.approx(3.25 * math.log(800 * SIT))
-    rows = equal_cost.equal_cost_rows(study, found[0])
+    rows = equal_cost.table(study, found[0]).rows
     assert [row["from steps"] for row in rows] == ["800", "700 to 800"]
     assert rows[1]["reading"] == "not separated; better at 0 of 2 seeds"
-    assert equal_cost.title(found[0]) == "At 6,328 training GFLOPs"
-    assert "# At 40 training seconds" in equal_cost.markdown(study, found)
-    assert equal_cost.latex(study, found).count(r"\toprule") == 2
+    _, markdown, latex = table_files(clocks.section(study))[equal_cost.STEM]
+    assert "# At 6,328 training GFLOPs" in markdown and "# At 40 training seconds" in markdown
+    assert latex.count(r"\toprule") == 2 and "At 40 training seconds." in latex
 
 
 def test_seconds_of_shared_devices_are_left_out(path):

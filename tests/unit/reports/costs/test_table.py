@@ -11,8 +11,8 @@ from harness.records.files import write_json
 from reports.costs import table as costs
 from reports.result.findings import notes
 from reports.study.load import load_study
-from reports.study.verify import environment
 from tests.unit.reports.records_factory import edit_manifest, fail, run_folder, write_study
+from tests.unit.reports.table_files import table_files
 
 CELLS = {"sit": "sit", "repa": "repa", "sra": "sra"}
 
@@ -66,7 +66,7 @@ def test_sizes_and_times_by_hand(path):
     assert rows["repa"]["external parameters"] == "4,870,000"
     # 1,797 images through the VAE's 0.5 and the encoder's 0.3 GMACs: 2 x 0.8 x 1797.
     assert (rows["repa"]["caches, GFLOPs"], rows["repa"]["cached images"]) == ("2,875", "1,797")
-    assert "‡ Shared its device with another run: its seconds do not count." in costs.notes(study)
+    assert "‡ Shared its device with another run: its seconds do not count." in costs.time_notes(study)
 
 
 def test_medians_leave_out_what_shared_its_device(path):
@@ -101,7 +101,7 @@ def test_what_old_records_lack_is_a_dash(path):
     assert set(counted["sra"].values()) == {"sra", "–"}
     assert set(measured["sra"].values()) == {"sra", "–"}
     assert pd.isna(costs.cost_table(study).set_index("cell").loc["repa", "cache_gflops"])
-    for text in (costs.markdown(study), costs.latex(study)):
+    for text in table_files(costs.section(study))["cost"][1:]:
         assert text.count("repa") == 2
 
 
@@ -116,6 +116,6 @@ def test_times_of_unequal_machines_are_said_not_to_be_comparable(path):
     (remark,) = [note for note in costs.time_notes(study) if "not comparable" in note]
     assert remark.endswith("NVIDIA H100: sra seed 1).")
     said = "Seconds of runs on different devices or with different threads are not comparable."
-    assert said in notes(study, [], environment(study))
+    assert said in notes(study)
     edit_manifest(run_folder(path, "sra", 1), shared_device=True)
-    assert said not in notes(load_study(path), [], environment(study))
+    assert said not in notes(load_study(path))

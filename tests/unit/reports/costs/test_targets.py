@@ -23,6 +23,7 @@ from tests.unit.reports.records_factory import (
     write_lines,
     write_study,
 )
+from tests.unit.reports.table_files import table_files
 
 CURVES = {
     ("sit", 0): (90, 80, 70, 60, 50, 40, 30, 20),
@@ -143,7 +144,7 @@ def test_a_diverged_run_is_a_miss_and_one_that_goes_on_is_open(path):
     assert targets.sentences(study) == [
         f"repa reached sit's final {MAIN} (22.00) at 1 of 3 seeds so far: 1 unfinished.",
     ]
-    (row,) = [row for row in targets.section(study).blocks[0].table.rows if row["cell"] == "repa"]
+    (row,) = [row for row in targets.section(study).parts[0].table.rows if row["cell"] == "repa"]
     assert row["steps at every seed"] == "500, unfinished, diverged"
     assert row["speed-up in steps and images [95%]"] == "1.60x, 1 of 3 seeds"
 
@@ -171,7 +172,7 @@ def test_at_the_first_evaluation_the_speedup_is_a_bound(path):
     study, _, (_, repa) = final_costs(path)
     assert repa.outcomes[0].text(UNITS["steps"]) == "≤ 100"
     assert math.isnan(repa.clocks["steps"].speedup.low)
-    (row,) = [row for row in targets.section(study).blocks[0].table.rows if row["cell"] == "repa"]
+    (row,) = [row for row in targets.section(study).parts[0].table.rows if row["cell"] == "repa"]
     assert row["speed-up in steps and images [95%]"].startswith("≥ 2.63x")  # cube root of 8 x 2 x 8/7
     (sentence,) = targets.sentences(study)
     assert "after at most 0.38x of its steps" in sentence and "first evaluation" in sentence
@@ -188,7 +189,7 @@ def test_a_target_that_the_baseline_never_reaches(path):
     assert [each.text(UNITS["steps"]) for each in sit.outcomes.values()] == ["> 800"] * 3
     assert math.isnan(repa.clocks["steps"].speedup.mean)
     assert steps_of(repa) == {0: 700, 1: 700, 2: math.inf}
-    about, asked = targets.section(study).blocks
+    about, asked = targets.section(study).parts
     assert about.table.stem == "target" and asked.table.stem == "target_18.5"
     assert asked.sentences == [
         f"sit did not reach {MAIN} 18.50 within the budget at 3 of 3 seeds.",
@@ -208,7 +209,7 @@ def test_runs_that_shared_their_device_have_no_seconds(path):
     logs = (math.log(40 / 30), math.log(40 / 52.5))
     found = repa.clocks["seconds"].speedup
     assert found.high == pytest.approx(math.exp(sum(logs) / 2 + T1 * (logs[0] - logs[1]) / 2), rel=1e-5)
-    (row,) = [row for row in targets.section(study).blocks[0].table.rows if row["cell"] == "repa"]
+    (row,) = [row for row in targets.section(study).parts[0].table.rows if row["cell"] == "repa"]
     assert row["speed-up in training seconds [95%]"].endswith("], 2 of 3 seeds")
 
 
@@ -216,7 +217,7 @@ def test_without_comparable_seconds_the_clock_is_left_out(path):
     edit_manifest(run_folder(path, "repa", 1), environment={"threads": 4})
     study, _, (_, repa) = final_costs(path)
     assert list(repa.clocks) == ["steps", "images", "train_gflops"]
-    assert any("not comparable" in note for note in targets.section(study).blocks[0].table.notes)
+    assert any("not comparable" in note for note in targets.section(study).parts[0].table.notes)
     for seed in (0, 1, 2):
         edit_manifest(run_folder(path, "sit", seed), shared_device=True)
     assert list(final_costs(path)[2][1].clocks) == ["steps", "images", "train_gflops"]
@@ -265,25 +266,26 @@ def test_the_section_says_what_the_target_is_and_its_tables_hold_every_run(path)
         "2 of 3 seeds."
     ]
     assert [plan.stem for plan in section.plans] == ["target", "target_40"]
-    sit, repa = section.blocks[0].table.numbers
+    sit, repa = section.parts[0].table.numbers
     assert (sit["steps_seed2"], sit["num_missed"], repa["num_reached"]) == (math.inf, 1, 3)
     assert repa["images_seed1"] == 400 * 64 and repa["images_baseline"] == 800 * 64
     assert repa["train_gflops_speedup"] == pytest.approx(repa["steps_speedup"] * GFLOPS["sit"] / GFLOPS["repa"])
-    assert section.blocks[0].table.rows[0]["steps at every seed"] == "800, 800, > 800"
-    assert "> 800" not in section.blocks[0].table.latex and r"\textgreater{} 800" in section.blocks[0].table.latex
+    assert section.parts[0].table.rows[0]["steps at every seed"] == "800, 800, > 800"
+    _, _, latex = table_files(section)["target"]
+    assert "> 800" not in latex and r"\textgreater{} 800" in latex
 
 
 def test_without_a_baseline_or_other_cells_there_is_nothing_to_say(tmp_path):
     alone = load_study(write_study(tmp_path / "a", {"sit": "sit"}))
     assert targets.section(alone) is None
-    assert [block.table.stem for block in targets.section(dataclasses.replace(alone, targets=(50.0,))).blocks] == [
+    assert [block.table.stem for block in targets.section(dataclasses.replace(alone, targets=(50.0,))).parts] == [
         "target",
         "target_50",
     ]
     headless = load_study(write_study(tmp_path / "b", {"repa": "repa", "sra": "sra"}, baseline=""))
     assert targets.section(headless) is None and targets.sentences(headless) == []
     asked = targets.section(dataclasses.replace(headless, targets=(50.0,)))
-    assert list(asked.blocks[0].table.rows[0]) == ["cell", "reached", "steps at every seed"]
+    assert list(asked.parts[0].table.rows[0]) == ["cell", "reached", "steps at every seed"]
 
 
 # -- the figure -------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from reports.study.contrast import contrast
 from reports.study.load import final_study, load_study
 from reports.study.verify import verify
 from reports.tables import results
+from reports.tables.files import latex, markdown
 from studies.commands import report
 from tests.unit.reports.page_reader import Page
 from tests.unit.reports.records_factory import (
@@ -159,7 +160,7 @@ def test_final_settings_never_stand_behind_a_training_digest(path):
 def test_the_table_pairs_final_values_by_seed(study):
     found = section(study)
     assert found is not None
-    main, others, published = (block.table for block in found.blocks)
+    main, others, published = (part.table for part in found.parts)
     assert main.title == "fid50k after 400,000 steps"
     assert [row["cell"] for row in main.rows] == ["sit", "repa", "vae_repa"]
     # repa minus sit: -8.6, -9.3, -7.9; sd 0.7, t(2) = 4.3027: -8.6 -+ 4.3027 x 0.7 / sqrt(3)
@@ -184,8 +185,8 @@ def test_the_table_pairs_final_values_by_seed(study):
     assert published.stem == "published_marks"
     assert all(MAIN not in str(table.rows) + str(table.numbers) for table in (main, others, published))
     assert not any(name.startswith("fid50k") for name in results.final_table(study).columns)
-    assert r"\toprule" in main.latex
-    assert "| repa |" in main.markdown
+    assert r"\toprule" in latex([main])
+    assert "| repa |" in markdown([main])
 
 
 def test_the_words_name_both_protocols_and_what_is_separated(study):
@@ -227,7 +228,7 @@ def test_runs_without_a_final_evaluation_are_named(path):
     found = section(loaded)
     assert found is not None
     assert found.sentences[-1] == "repa seed 1 and vae_repa seed 0 are without a final evaluation."
-    rows = {row["cell"]: row for row in found.blocks[0].table.rows}
+    rows = {row["cell"]: row for row in found.parts[0].table.rows}
     assert rows["repa"]["every seed"] == "24.50, unfinished, 24.90; 2 of 3 seeds"
     assert rows["vae_repa"]["every seed"] == "diverged, 28.70, 32.90; 2 of 3 seeds"
 

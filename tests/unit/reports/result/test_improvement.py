@@ -41,7 +41,7 @@ def test_a_diverged_run_loses_and_one_that_goes_on_does_not_count(path):
 
 def test_the_table_has_a_row_a_metric_with_every_n(path):
     study = load_study(path)
-    table = improvement.section(study).blocks[0].table
+    table = improvement.section(study).parts[0].table
     rows = {row["probability, by metric"]: row for row in table.rows}
     assert list(rows) == list(study.main_metrics)
     assert rows[MAIN]["repa"] == "0.50 of 3 seeds (0.50 of 9) †"

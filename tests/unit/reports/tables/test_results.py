@@ -7,12 +7,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from reports.result import findings, methods
+from reports.result import findings
+from reports.result import section as result
+from reports.setup import methods
 from reports.study.endings import endings
 from reports.study.load import load_study
-from reports.study.verify import environment
 from reports.tables import results
 from tests.unit.reports.records_factory import MAIN, diverge, edit_lines, edit_manifest, fail, run_folder, write_study
+from tests.unit.reports.table_files import table_files
 
 CELLS = {"sit": "sit", "repa": "repa", "sra": "sra"}
 
@@ -79,7 +81,7 @@ def test_a_diverged_run_stays_and_its_mean_says_so(study):
     shown = shown_row(loaded, "repa")
     assert shown["runs"] == "2 finished, 1 diverged"
     assert shown[MAIN] == "28.50 † (19.00, diverged, 38.00; 2 of 3 seeds)"
-    notes = findings.notes(loaded, results.results(loaded), environment(loaded))
+    notes = findings.notes(loaded)
     assert "repa seed 1 diverged at step 640 of 800: velocity loss, term repa, gradient norm not finite." in notes
     assert [ending.file for ending in endings(loaded)] == ["repa/seed1/checkpoints/diverged_00000640"]
     assert any(note.startswith("Means of repa are over 2 of 3 seeds") for note in notes)
@@ -105,7 +107,7 @@ def test_one_seed_has_no_interval(study):
     loaded = load_study(study)
     repa = shown_row(loaded, "repa")
     assert repa[f"{MAIN} minus sit"] == "−1.00; one pair, no interval; better at 1 of 1 seed"
-    assert "With one pair of seeds there is no interval" in findings.headline(loaded, results.results(loaded))[-1]
+    assert "With one pair of seeds there is no interval" in findings.headline(loaded)[-1]
 
 
 def test_the_text_of_a_difference(study):
@@ -118,9 +120,7 @@ def test_a_cell_without_a_run_at_a_seed_says_so(study):
     loaded = load_study(study)
     assert shown_row(loaded, "sra")[MAIN] == "20.00 (10.00, –, 30.00; 2 of 3 seeds)"
     assert row(results.final_table(loaded), "sra")["num_seeds"] == 2
-    assert any(
-        "Means of sra are over 2 of 3 seeds" in note for note in findings.notes(loaded, results.results(loaded), [])
-    )
+    assert any("Means of sra are over 2 of 3 seeds" in note for note in findings.notes(loaded))
 
 
 def test_a_step_that_only_some_runs_reached_is_compared_over_those(study):
@@ -129,7 +129,7 @@ def test_a_step_that_only_some_runs_reached_is_compared_over_those(study):
     loaded = load_study(study)
     assert loaded.point == 8
     assert row(results.final_table(loaded), "sra")[MAIN] == 15.0
-    notes = findings.notes(loaded, results.results(loaded), environment(loaded))
+    notes = findings.notes(loaded)
     assert "sra seed 2 not finished yet at step 800 of 800." in notes
     assert shown_row(loaded, "sra")[MAIN] == "15.00 (10.00, 20.00, unfinished; 2 of 3 seeds)"
 
@@ -147,7 +147,7 @@ def test_columns_show_four_figures(values, text):
 
 def test_markdown_keeps_hostile_labels_in_their_cells(written, tmp_path):
     study = write_study(tmp_path, {"sit": "sit", "<script>|`x`": "repa"}, seeds=(0,))
-    lines = results.markdown(load_study(study)).splitlines()
+    lines = table_files(result.section(load_study(study)))["final"][1].splitlines()
     body = [line for line in lines if line.startswith("|")]
     assert len({line.replace("\\|", "").count("|") for line in body}) == 1
     assert "<script>" not in "\n".join(lines)
@@ -157,7 +157,7 @@ def test_the_bias_stands_beside_the_number_and_in_words(study):
     loaded = load_study(study)
     assert "†" in shown_row(loaded, "repa")[MAIN]
     assert "†" not in shown_row(loaded, "repa")["class_accuracy"] + shown_row(loaded, "sit")[MAIN]
-    notes = findings.notes(loaded, results.results(loaded), environment(loaded))
+    notes = findings.notes(loaded)
     assert any("the bias favours repa (†)" in note and "efficientnet family" in note for note in notes)
     for seed in (0, 1, 2):
         edit_manifest(run_folder(study, "repa", seed), extractor_family="inception")
@@ -166,7 +166,7 @@ def test_the_bias_stands_beside_the_number_and_in_words(study):
 
 def test_the_headline_names_the_best_mean_and_what_is_separated(study):
     loaded = load_study(study)
-    setup, best, separated = findings.headline(loaded, results.results(loaded))
+    setup, best, separated = findings.headline(loaded)
     assert setup.startswith(
         "3 training methods for SiT-nano/2 on digits, 3 seeds each, compared after 800 of 800 steps, 64 images a step."
     )
@@ -181,13 +181,13 @@ def test_the_headline_when_the_baseline_is_best(study):
     for seed in (0, 1, 2):
         edit_lines(run_folder(study, "sit", seed), "eval", metrics={MAIN: 1.0 + seed})
     loaded = load_study(study)
-    assert findings.headline(loaded, results.results(loaded))[1] == f"The lowest mean {MAIN} is that of sit, 2.00."
+    assert findings.headline(loaded)[1] == f"The lowest mean {MAIN} is that of sit, 2.00."
 
 
 def test_notes_count_bad_images(study):
     edit_lines(run_folder(study, "repa", 2), "eval", bad_images=3)
     loaded = load_study(study)
-    notes = findings.notes(loaded, results.results(loaded), environment(loaded))
+    notes = findings.notes(loaded)
     assert "repa seed 2: 3 samples had non-finite latents." in notes
 
 
@@ -195,7 +195,7 @@ def test_a_run_that_failed_after_training_says_where_and_why(study):
     detail = {"error": "no space left\non device", "trace": "Traceback:\n  line 1\n", "log": "log.txt", "ended": "x"}
     edit_manifest(run_folder(study, "sra", 0), status="failed", status_detail=detail)
     loaded = load_study(study)
-    notes = findings.notes(loaded, results.results(loaded), environment(loaded))
+    notes = findings.notes(loaded)
     assert "sra seed 0 failed at step 800 of 800: no space left on device." in notes
     assert [ending.file for ending in endings(loaded)] == ["sra/seed0/log.txt"]
     assert not any("Traceback" in note for note in notes)
@@ -222,13 +222,13 @@ def test_a_cell_whose_runs_all_failed_at_once_stays_in_every_table(study):
     assert shown_row(loaded, "repa")["runs"] == "3 failed"
     assert shown_row(loaded, "repa")[MAIN] == "– (failed, failed, failed)"
     assert row(results.final_table(loaded), "repa")["num_failed"] == 3
-    notes = findings.notes(loaded, results.results(loaded), environment(loaded))
+    notes = findings.notes(loaded)
     assert notes[0] == "repa seeds 0, 1 and 2 failed at step 0 of 800: no memory."
     assert [ending.file for ending in endings(loaded)] == [f"repa/seed{k}/log.txt" for k in range(3)]
     assert not any(note.startswith("Runs differ in") for note in notes), (
         "a run without an environment has none to differ"
     )
-    headline = findings.headline(loaded, results.results(loaded))
+    headline = findings.headline(loaded)
     assert headline[-1] == "By the 95% intervals of the differences to sit: sra better."
     assert len(methods.methods_table(loaded)[0][1]) == 3
 
@@ -238,7 +238,7 @@ def test_a_baseline_that_failed_is_said(study):
         fail(run_folder(study, "sit", seed), "no memory")
     loaded = load_study(study)
     assert (loaded.baseline, loaded.reference.cell) == ("sit", "repa")
-    headline = findings.headline(loaded, results.results(loaded))
+    headline = findings.headline(loaded)
     assert headline[0].startswith("3 training methods for SiT-nano/2 on digits")
     assert headline[1].startswith(f"The lowest mean {MAIN} is that of sra, 20.00.")
     assert headline[2] == "sit, the baseline, has no value there, so there is nothing to compare the others to."
@@ -262,9 +262,9 @@ def test_sentences_speak_in_the_unit_of_the_budget(tmp_path, unit, amount, setup
     path = write_study(tmp_path, {"sit": "sit", "repa": "repa"}, seeds=(0, 1), unit=unit, amount=amount)
     diverge(run_folder(path, "repa", 1), 312, "base", kept=2)
     loaded = load_study(path)
-    assert setup in findings.headline(loaded, results.results(loaded))[0]
+    assert setup in findings.headline(loaded)[0]
     assert [found.where for found in endings(loaded)] == [ending]
-    assert results.markdown(loaded).startswith(f"# digits {loaded.after}\n")
+    assert table_files(result.section(loaded))["final"][1].startswith(f"# digits {loaded.after}\n")
 
 
 def test_cells_that_reach_a_point_at_different_steps_are_compared_there(tmp_path):
@@ -294,7 +294,7 @@ def test_a_shared_device_is_marked_and_left_out_of_a_budget_in_seconds(tmp_path)
     assert (
         "repa seed 1 shared its device with another run: its seconds (‡) are no measure of cost, "
         "nor are the results at that time, which are left out."
-    ) in findings.notes(loaded, results.results(loaded), [])
+    ) in findings.notes(loaded)
 
 
 def test_a_study_whose_runs_all_shared_a_device_says_so_in_two_words(tmp_path):
@@ -304,7 +304,7 @@ def test_a_study_whose_runs_all_shared_a_device_says_so_in_two_words(tmp_path):
             edit_manifest(run_folder(path, cell, seed), shared_device=True)
     loaded = load_study(path)
     said = "All 4 runs shared their device with another run: their seconds (‡) are no measure of cost."
-    assert said in findings.notes(loaded, results.results(loaded), [])
+    assert said in findings.notes(loaded)
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,7 @@ def test_a_study_whose_runs_all_shared_a_device_says_so_in_two_words(tmp_path):
 def test_text_in_markdown_is_no_markup(study, text, escaped):
     for seed in (0, 1, 2):
         edit_manifest(run_folder(study, "sra", seed), cell=text)
-    body = results.markdown(load_study(study)).splitlines()
+    body = table_files(result.section(load_study(study)))["final"][1].splitlines()
     assert {line.split(" | ")[0] for line in body if line.startswith("| ")} == {
         "| cell",
         "| ---",
@@ -349,7 +349,7 @@ def test_tables_for_a_terminal(study):
 def test_environments_that_differ_are_a_note(study):
     edit_manifest(run_folder(study, "sra", 0), environment={"git_dirty": True})
     loaded = load_study(study)
-    notes = findings.notes(loaded, results.results(loaded), environment(loaded))
+    notes = findings.notes(loaded)
     assert any(note.startswith("Runs differ in git_dirty (") and "True: sra seed 0" in note for note in notes)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from reports.page.differing import DifferingSetting, differing_settings
+from reports.setup.differing import DifferingSetting, differing_settings
 from reports.study.load import load_study
 from tests.unit.reports.records_factory import edit_manifest, run_folder, write_study
 

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from harness.records.run_folder import RunFolder, run_path
-from reports.page.reproduce import CellCommand, cell_commands, configs_read, study_commands
+from reports.setup.reproduce import CellCommand, cell_commands, configs_read, study_commands
 from reports.study.load import load_study
 from studies.configs.cells import comparison, run_config
 from studies.configs.sections import as_plain, nominal_shape, resolve_sections

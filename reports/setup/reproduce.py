@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from reports.sections import Part, Section
 from reports.study.load import RecordedRun, Study
 from reports.study.verify import flatten
+from reports.study.words import listed
 
 PLACES = ("output.runs", "output.cache", "output.mlflow", "output.mlflow_uri")
 """Where things go: they differ from machine to machine, and a tracking server's address may hold a password."""
@@ -30,9 +32,40 @@ class CellCommand:
     """Parts of the command, each with options of one section."""
 
     @property
+    def title(self) -> str:
+        """What the command trains, and with which other seeds it trains the cell's other runs."""
+        others = f"; with another --seed also {', '.join(map(str, self.others))}" if self.others else ""
+        return f"{self.cell}, seed {self.seed}{others}"
+
+    @property
     def text(self) -> str:
         """The command for a shell, a line a part."""
         return " \\\n  ".join(self.lines)
+
+
+def section(shown: Study) -> Section:
+    """The commands of the study, and one for each of its cells."""
+    study = shown.whole
+    commands = [Part(title=each.title, commands=[each.text], is_folded=True) for each in cell_commands(study)]
+    return Section(
+        name="reproduce",
+        title="Reproduce",
+        sentences=["Finished cells are skipped and interrupted ones continue, so the same command may be given again."],
+        parts=[
+            Part(commands=study_commands(study)),
+            Part(title="Each cell by itself", sentences=[_about(configs_read(study))]),
+            *commands,
+        ],
+    )
+
+
+def _about(configs: list[str]) -> str:
+    """How a cell's own command stands to the study's."""
+    read = f", so they need no config; that of the study was {listed(configs)}" if configs else ""
+    return (
+        f"These commands spell out every setting as it was resolved for the runs{read}. A run that is finished in "
+        "--output.runs (default: runs) is left as it is: to train it again, name another folder."
+    )
 
 
 def cell_commands(study: Study) -> list[CellCommand]:

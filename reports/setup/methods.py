@@ -1,10 +1,45 @@
-"""What each method is, side by side: its losses, heads, needs and tuning."""
+"""What each method is, side by side: its losses, heads, needs and tuning, and the settings in which cells differ."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from reports.sections import Part, Section, Table
+from reports.setup.differing import differing_settings
 from reports.study.load import Study
 from reports.study.words import count
+from reports.tables.cells import Cell, Row
+from reports.tables.results import MISSING
+
+SHARED = (
+    "Everything else (backbone, initial weights, data order, noise, times, optimiser, evaluation) is shared, and "
+    "checked below."
+)
+
+
+def section(study: Study) -> Section:
+    """A column for every cell."""
+    methods = [
+        {"": what} | {cell: _field(lines) for cell, lines in zip(study.cells, fields, strict=True)}
+        for what, fields in methods_table(study)
+    ]
+    settings: list[Row] = [
+        {"setting": setting.name} | dict(zip(study.cells, setting.values, strict=True))
+        for setting in differing_settings(study)
+    ]
+    return Section(
+        name="methods",
+        title="What differs between the methods",
+        short="Methods",
+        sentences=[SHARED],
+        parts=[
+            Part(Table("", "", methods, kind="facts")),
+            *([Part(Table("", "Settings that differ", settings, kind="facts"))] if settings else []),
+        ],
+    )
+
+
+def _field(lines: list[str]) -> Cell:
+    return Cell("; ".join(lines) or MISSING, lines=lines)
 
 
 def methods_table(study: Study) -> list[tuple[str, list[list[str]]]]:
