@@ -23,9 +23,12 @@ def resolve_sections(config: RunConfig, shape: BackboneShape) -> RunConfig:
 
 
 def nominal_shape(config: RunConfig) -> BackboneShape:
-    """The backbone's shape before any data is read: defaults by size need depth and width alone."""
+    """The backbone's shape before any data is read: defaults by size need depth and width alone.
+
+    It has four tokens, as some methods refuse a backbone that has one.
+    """
     patch = parse_name(config.model.name)["patch_size"]
-    return BackboneShape.of(config.model.name, input_size=patch, in_channels=4, num_classes=1)
+    return BackboneShape.of(config.model.name, input_size=2 * patch, in_channels=4, num_classes=1)
 
 
 def as_plain(config: RunConfig) -> dict[str, Any]:

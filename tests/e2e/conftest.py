@@ -18,9 +18,9 @@ import pytest
 import torch
 from PIL import Image
 
-from reports.figures.files import Draw
+from reports.figures.files import Draw, data_uri
 from reports.figures.style import Look
-from reports.page.figures import Picture, data_uri
+from reports.page.figures import Picture
 from studies import cli
 
 ROOT = Path(__file__).parents[2]

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from harness.records.run_folder import RunFolder
 from harness.tracking.store import PARENT_TAG, STATUS_TAG
 from harness.training.trainer import Event
+from studies.agenda import Job
 from studies.commands import report
 from studies.commands.compare import command_parser
 from studies.configs.cells import Comparison, comparison
@@ -123,9 +124,9 @@ def assert_children_of_one_run(place: Place, cells: Sequence[str]) -> str:
 class Stopping(Comparison):
     """A comparison whose second cell is stopped after its first evaluation."""
 
-    def watch(self, number: int, event: Event) -> bool:
+    def watch(self, job: Job, event: Event) -> bool:
         assert event.kind == "eval"
-        return number == 2
+        return job.number == 2
 
 
 def test_a_run_that_is_stopped_ends_as_pruned(place: Place, capsys: pytest.CaptureFixture[str]) -> None:

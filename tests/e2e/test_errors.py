@@ -49,7 +49,10 @@ def on_folder(root: Path) -> Sequence[str]:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["train", "--method", "repaa"], "method 'repaa' is not known (did you mean repa?): there are repa, sit, sra,"),
+        (
+            ["train", "--method", "repaa"],
+            "method 'repaa' is not known (did you mean repa?): there are deep_supervision,",
+        ),
         (["compare", "--methods", "sit,nothing"], "method 'nothing' is not known: there are "),
         (["compare", "--optimizer.lrr", "1"], "key 'optimizer.lrr' is not known: did you mean 'optimizer.lr'?"),
         (["compare", "--seeds", "0,one"], "argument --seeds: '0,one' is not a list of whole numbers such as 0,1,2"),

@@ -59,6 +59,7 @@ BASE: dict[str, Any] = {
     "runtime": {"device": "cpu", "precision": "fp32"},
     "output": {"mlflow": False},
     "repa": {"encoders": "efficientnet_lite2"},
+    "irepa": {"encoders": "efficientnet_lite2"},
 }
 """Two steps of the smallest model, evaluated once, on 90 training images."""
 

@@ -31,15 +31,17 @@ def test_the_table_of_all_methods_without_weights(
     lines = out.splitlines()
     assert lines[0] == "Counted cost, latents 8 × 8 × 4 of 64 pixels"
     assert lines[1].split()[:2] == ["model", "method"]
-    own = ["sit", "repa, cached targets", "repa, online targets", "sra", "sra, full teacher", "vae_repa"]
-    for number, line in enumerate(lines[2:14]):
+    aligned = [f"{name}, {targets} targets" for name in ("irepa", "repa") for targets in ("cached", "online")]
+    others = ["deep_supervision", "layersync", "sra", "sra, full teacher", "vae_repa"]
+    own = ["sit", *sorted([*aligned, *others])]
+    for number, line in enumerate(lines[2:22]):
         model, text = line.split(maxsplit=1)
-        assert (model, text.startswith(own[number % 6])) == (("SiT-pico/2", "SiT-nano/2")[number // 6], True)
+        assert (model, text.startswith(own[number % 10])) == (("SiT-pico/2", "SiT-nano/2")[number // 10], True)
     assert lines[-1] == "saved in overhead: JSON, CSV, Markdown, LaTeX and PNG"
     assert {path.name for path in place.folder.iterdir()} == {"overhead"}, "nothing is cached or trained"
     saved = {path.suffix for path in (place.folder / "overhead").iterdir()}
     assert saved == {".json", ".csv", ".md", ".tex", ".png"}
-    assert err.splitlines()[-1] == "counted SiT-nano/2 vae_repa: 10 of 10"
+    assert err.splitlines()[-1] == "counted SiT-nano/2 vae_repa: 16 of 16"
 
 
 def test_json_and_settings(ditbench: Ditbench, tmp_path: Path) -> None:

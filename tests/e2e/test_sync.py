@@ -22,6 +22,7 @@ from harness.tracking.store import open_experiment, tracking_uri
 from studies.dispatch.leases import claim
 from studies.runs.folders import lease_path
 from tests.e2e.conftest import ROOT, contents, run_process
+from tests.unit.harness.records.plain_records import eval_line, train_line
 from tests.unit.reports.records_factory import edit_lines, edit_manifest, fail, write_study
 
 Ditbench = Callable[..., tuple[int, str, str]]
@@ -131,16 +132,23 @@ def begin(study: Path) -> Feed:
 
 def test_recorded_points_by_hand(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    clocks = {"step": 4, "images": 64, "train_seconds": 1.25}
-    folder.append("train", {**clocks, "evaluation_seconds": 0.0, "loss": 0.5, "terms": {"a": {"value": math.inf}}})
-    folder.append("eval", {**clocks, "evaluation_seconds": 2.0, "metrics": {"fd_x_8": 7.0}, "samples": "x.png"})
+    clocks = {"train_seconds": 1.25, "io_seconds": 0.0}
+    terms = {"a": {"value": math.inf, "weight": 0.5}}
+    folder.append("train", train_line(4, **clocks, evaluation_seconds=0.0, loss=0.5, terms=terms))
+    folder.append("eval", eval_line(4, **clocks, evaluation_seconds=2.0, metrics={"fd_x_8": 7.0}, samples="x.png"))
     assert recorded_points(list(folder.all_lines())) == {
         ("images", 4): (64.0, 1250),
+        ("train_gflops", 4): (2.0, 1250),
         ("train_seconds", 4): (1.25, 1250),
         ("evaluation_seconds", 4): (0.0, 1250),
+        ("io_seconds", 4): (0.0, 1250),
+        ("base", 4): (1.5, 1250),
+        ("grad_norm", 4): (0.5, 1250),
+        ("terms/a/weight", 4): (0.5, 1250),
         ("loss", 4): (0.5, 1250),
         ("terms/a/value", 4): (math.inf, 1250),
         ("metrics/fd_x_8", 4): (7.0, 3250),
+        ("point", 4): (1.0, 3250),
     }
 
 

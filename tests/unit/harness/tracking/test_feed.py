@@ -24,6 +24,7 @@ from harness.tracking.feed import Feed
 from harness.tracking.mirror import Mirror, recorded_points
 from harness.tracking.store import open_experiment, tracking_uri
 from harness.training.recorder import Recorder
+from tests.unit.harness.records.plain_records import CONFIG, eval_line, manifest, train_line
 
 CELL = "repa+vae_repa"
 TAGS = {"study": "digits", "cell": CELL, "method": CELL, "seed": "0"}
@@ -53,21 +54,14 @@ def folder_of(output: OutputConfig, study: str = "digits", run_id: str = "", con
     """A run folder whose manifest names a run of MLflow."""
     folder = RunFolder(run_path(output.runs, study, CELL, 0))
     folder.create()
-    facts = {"status": "running", "method": CELL, "config": config or {}, "started": STARTED}
-    folder.write_manifest({**facts, "mlflow_run": run_id})
+    recorded = {**CONFIG, **(config or {})}
+    folder.write_manifest(manifest(cell=CELL, method=CELL, config=recorded, started=STARTED, mlflow_run=run_id))
     return folder
 
 
 def train_record(step: int) -> dict[str, Any]:
-    return {
-        "step": step,
-        "images": 16 * step,
-        "loss": 1.0 / step,
-        "terms": {"repa": {"value": -0.5, "weight": 0.5}, "vae_repa": {"value": 0.25, "weight": 1.0}},
-        "grad_norm": math.nan,
-        "trace": "ab" * 32,
-        "diagnostics": {},
-    }
+    terms = {"repa": {"value": -0.5, "weight": 0.5}, "vae_repa": {"value": 0.25, "weight": 1.0}}
+    return train_line(step, loss=1.0 / step, terms=terms, grad_norm=math.nan, trace="ab" * 32, diagnostics={})
 
 
 def mirror_of(feed: Feed) -> Mirror:
@@ -84,7 +78,7 @@ def picture_of(output: OutputConfig, study: str = "digits", size: int = 7) -> di
     path = RunFolder(run_path(output.runs, study, CELL, 0)).samples / "step_00000004.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"x" * size)
-    return {"step": 4, "metrics": {"fd_efficientnet_lite0_898": 7.5}, "samples": f"samples/{path.name}"}
+    return eval_line(4, metrics={"fd_efficientnet_lite0_898": 7.5}, samples=f"samples/{path.name}")
 
 
 # -- what arrives ---------------------------------------------------------------------------------------------------
@@ -146,7 +140,7 @@ def test_a_study_is_an_experiment_with_its_own_artifacts(
 def test_points_lie_where_the_records_clocks_put_them(start: Callable[..., Feed], client: MlflowClient) -> None:
     """The run begins and ends by its records, whenever they are sent."""
     feed = start()
-    feed.add("train", {**train_record(1), "train_seconds": 1.5})
+    feed.add("train", {**train_record(1), "train_seconds": 1.5, "evaluation_seconds": 0.0, "io_seconds": 0.0})
     feed.add("train", {**train_record(2), "train_seconds": 2.5, "evaluation_seconds": 3.25, "io_seconds": 0.0004})
     feed.end("finished")
     run = client.get_run(feed.run_id)
@@ -162,7 +156,7 @@ def test_the_config_is_an_artifact_that_may_change(start: Callable[..., Feed], c
     start(feed.run_id, runtime={"threads": 2}, best=math.inf)
     assert [file.path for file in client.list_artifacts(feed.run_id)] == ["config.json"]
     stored = json.loads(Path(client.download_artifacts(feed.run_id, "config.json")).read_text())
-    assert stored == {"runtime": {"threads": 2}, "best": "inf"}
+    assert stored == {**CONFIG, "runtime": {"threads": 2}, "best": "inf"}
 
 
 def test_points_are_sent_in_batches(start: Callable[..., Feed], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +164,7 @@ def test_points_are_sent_in_batches(start: Callable[..., Feed], monkeypatch: pyt
     feed, sizes = start(), []
     monkeypatch.setattr(feeding, "LINES", 29)
     monkeypatch.setattr(mirror_of(feed)._client, "log_batch", lambda run_id, metrics: sizes.append(len(metrics)))
-    wide = {**train_record(1), "diagnostics": {f"d{i}": 0.5 for i in range(28)}}
+    wide = {**train_record(1), "diagnostics": {f"d{i}": 0.5 for i in range(23)}}
     assert len(recorded_points([("train", wide)])) == 35
     for step in range(1, 73):
         feed.add("train", {**wide, "step": step})
@@ -235,11 +229,12 @@ from pathlib import Path
 from harness.config import OutputConfig
 from harness.records.run_folder import RunFolder
 from harness.tracking.feed import Feed
+from tests.unit.harness.records.plain_records import CONFIG, manifest
 
 runs, number = sys.argv[1:]
 folder = RunFolder(Path(runs) / "cold" / "sit" / f"seed{number}")
 folder.create()
-folder.write_manifest({"method": "sit", "config": {"number": number}})
+folder.write_manifest(manifest(seed=int(number), config={**CONFIG, "number": number}))
 sys.stdin.readline()
 feed = Feed(OutputConfig(runs=runs), folder)
 for step in range(1, 4):

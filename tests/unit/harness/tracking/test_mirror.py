@@ -8,6 +8,7 @@ import pytest
 
 from harness.records.run_folder import RunFolder
 from harness.tracking.mirror import metrics_of, recorded_points, run_name, started_ms, stored
+from tests.unit.harness.records.plain_records import train_line
 
 
 def train_record(step: int) -> dict[str, Any]:
@@ -43,7 +44,12 @@ def test_numbers_of_a_record_get_flat_legal_keys() -> None:
 
 
 def test_a_record_that_was_read_back_has_the_same_numbers(tmp_path: Path) -> None:
-    record = {**train_record(2), "worst": math.inf, "best": {"x": -math.inf}, "note": "infinite"}
+    record = {
+        **train_line(2, loss=0.5, grad_norm=math.nan),
+        "worst": math.inf,
+        "best": {"x": -math.inf},
+        "note": "infinite",
+    }
     folder = RunFolder(tmp_path)
     folder.append("train", record)
     (read,) = folder.lines("train")

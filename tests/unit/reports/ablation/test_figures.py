@@ -11,17 +11,21 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from harness.records.ablation import Axis
 from reports.ablation import figures as ablation_figures
 from reports.ablation import report as ablation_report
 from reports.ablation import trial_figures
-from reports.ablation.trials import Axis, load_ablation
+from reports.ablation.trials import load_ablation
 from reports.figures.style import DARK, LIGHT, Look, cell_styles
 from reports.study.load import load_study
 from tests.unit.reports.records_factory import MAIN, edit_trial, prune, run_folder, set_values, write_ablation
 
 DEFAULTS = {"block": 1, "loss": "smooth_l1"}
 GRID = [{"block": b, "loss": name} for b, name in itertools.product((1, 2, 4), ("smooth_l1", "l2"))]
-AXES = (Axis("block", "int", 1, ()), Axis("loss", "choice", "smooth_l1", ()))
+AXES = (
+    Axis(name="block", kind="int", default=1, levels=()),
+    Axis(name="loss", kind="choice", default="smooth_l1", levels=()),
+)
 MEANS = {(1, "smooth_l1"): 20.0, (1, "l2"): 26.0, (2, "smooth_l1"): 15.0, (2, "l2"): 30.0, (4, "smooth_l1"): 24.0}
 
 
@@ -204,7 +208,7 @@ def test_the_best_line_stands_out_most_and_lies_on_top(trials, look, theme, dire
 
 
 def test_many_axes_take_panels_on_phones_and_close_levels_are_not_all_named(look):
-    axes = tuple(Axis(f"a_rather_long_name_{i}", "float", 0.5, ()) for i in range(6))
+    axes = tuple(Axis(name=f"a_rather_long_name_{i}", kind="float", default=0.5, levels=()) for i in range(6))
     rows = [{f"setting.{axis.name}": 0.5 + 0.001 * i for axis in axes} for i in range(100)]
     about = {"quantity": MAIN, "direction": "lower", "method": "vae_repa"}
     frame = pd.DataFrame([{**about, "value": float(i), **row} for i, row in enumerate(rows)])
@@ -223,7 +227,7 @@ def test_many_axes_take_panels_on_phones_and_close_levels_are_not_all_named(look
 
 
 def test_numbers_over_a_decade_stand_by_their_logarithm():
-    axis = Axis("weight", "float", 1.0, ())
+    axis = Axis(name="weight", kind="float", default=1.0, levels=())
     assert trial_figures._heights(axis, [0.01, 0.1, 1.0]) == pytest.approx([0, 0.5, 1])
     assert trial_figures._heights(axis, [0.2, 0.6, 1.0]) == pytest.approx([0, 0.5, 1])
 

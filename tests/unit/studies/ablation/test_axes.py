@@ -168,7 +168,7 @@ def test_a_huge_grid_is_refused_before_it_is_built(cells: Cells) -> None:
         ("vae_repa", {"block": "2,2"}, "grid.block names 2 twice: leave one out"),
         ("vae_repa", {"block": "0,1"}, "grid.block names 1 twice, as 0 and as 1: leave one out"),
         ("sra", {"beta": "all"}, "grid.beta is 'all': the method declares no search space for it, so list its levels"),
-        ("sit", {"block": "1"}, "method is 'sit', which has nothing to set: give --method, such as repa"),
+        ("sit", {"block": "1"}, "method is 'sit', which has nothing to set: give --method, such as deep_supervision"),
         ("sra", {"blok": "1"}, "grid.blok is no axis of sra: did you mean grid.block? its axes are block, teacher_"),
         ("sra", {"lr": "1"}, "grid.lr is no axis of sra: its axes are block, teacher_block, weight, loss, beta, noi"),
         (SUM, {"block": "1"}, "grid.block is no axis of repa+vae_repa: did you mean grid.repa.block? its axes are"),

@@ -97,10 +97,10 @@ def test_a_winner_is_the_same_run_as_its_trial(study: Callable[..., Path]) -> No
 
 def test_every_winners_manifest_says_how_it_was_tuned(study: Callable[..., Path]) -> None:
     found = tuned(study(*TRIALS), "--seeds", "2,3")
-    assert found.context(1).facts == {}, "the control was not tuned"
+    assert found.job(1).context.facts == {}, "the control was not tuned"
     shared = {"study": "s", "id": "0a1b", "kind": "search", "objective": "fd_x", "seeds": [0, 1], "trials": 2}
-    assert found.context(3).facts == {"tuning": {**shared, "setting": {"block": 3, "weight": 0.5}, "value": 4.0}}
-    assert found.context(5).facts["tuning"]["value"] == 7.0
+    assert found.job(3).context.facts == {"tuning": {**shared, "setting": {"block": 3, "weight": 0.5}, "value": 4.0}}
+    assert found.job(5).context.facts["tuning"]["value"] == 7.0
 
 
 def test_higher_is_better_where_the_record_says_so(study: Callable[..., Path]) -> None:
