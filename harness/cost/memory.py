@@ -30,7 +30,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from harness.backbones.sit import SelfAttention, SiT
 from harness.config import RunConfig, RuntimeConfig
 from harness.errors import UserError
-from harness.machine.ram import Part, check
+from harness.machine.ram import MemoryPart, check
 from harness.method import BackboneShape, Method
 from harness.rng import global_state_kept
 
@@ -87,23 +87,23 @@ def block_parameters(shape: BackboneShape) -> int:
     return 18 * shape.hidden_size**2 + 15 * shape.hidden_size
 
 
-def weight_parts(config: RunConfig, method: Method) -> Iterator[Part]:
+def weight_parts(config: RunConfig, method: Method) -> Iterator[MemoryPart]:
     """The parts that lie in memory between two steps: weights, two moments, and the EMA of the backbone."""
     backbone, heads = backbone_parameters(method.backbone), head_parameters(method)
     smaller = "choose a smaller model.name"
-    yield Part(name="weights, moments and EMA", num_bytes=4 * FLOAT * backbone, way_out=smaller, on_device=True)
+    yield MemoryPart(name="weights, moments and EMA", num_bytes=4 * FLOAT * backbone, way_out=smaller, on_device=True)
     smaller = f"lower the sizes in section {config.method}"
-    yield Part(name="the method's heads", num_bytes=3 * FLOAT * heads, way_out=smaller, on_device=True)
+    yield MemoryPart(name="the method's heads", num_bytes=3 * FLOAT * heads, way_out=smaller, on_device=True)
 
 
-def training_parts(config: RunConfig, method: Method, num_processes: int) -> Iterator[Part]:
+def training_parts(config: RunConfig, method: Method, num_processes: int) -> Iterator[MemoryPart]:
     """The parts that a step needs beside the weights, and the batches that are made ahead."""
     shape, batch = method.backbone, config.optimizer.batch_size
     share = batch // num_processes
     images = min(share, config.optimizer.micro_batch or share)
     heads = images * head_activations(config, method)
     activations = backbone_activations(config, shape, images, shape.depth) + heads
-    yield Part(
+    yield MemoryPart(
         name="activations of a forward pass",
         num_bytes=activations,
         way_out="lower optimizer.micro_batch (0 is the whole share of the batch) or data.image_size, "
@@ -115,13 +115,13 @@ def training_parts(config: RunConfig, method: Method, num_processes: int) -> Ite
     more = gradients if images < share else max(0, at_first_block - activations, gradients - activations)
     # Several processes reduce them in buckets that take as much again.
     more += gradients if num_processes > 1 else 0
-    yield Part(name="gradients", num_bytes=more, way_out="choose a smaller model.name", on_device=True)
+    yield MemoryPart(name="gradients", num_bytes=more, way_out="choose a smaller model.name", on_device=True)
     numbers = latent_numbers(shape)
     # Noise of the global batch, this process's latents and their means; the posterior's noise while one is prepared.
     drawn = FLOAT * (BATCHES * (batch + 2 * share) + DRAWN * batch) * numbers
     widths = sum(method.data.encoder_width(name) for name in method.needs().encoders)
     tokens = BATCHES * share * shape.num_tokens * widths * 2  # float16
-    yield Part(name="batches made ahead", num_bytes=drawn + tokens, way_out="lower optimizer.batch_size")
+    yield MemoryPart(name="batches made ahead", num_bytes=drawn + tokens, way_out="lower optimizer.batch_size")
 
 
 def backbone_activations(config: RunConfig, shape: BackboneShape, images: int, depth: int) -> int:
@@ -190,7 +190,7 @@ def head_activations(config: RunConfig, method: Method) -> int:
 
 def evaluation_parts(
     config: RunConfig, shape: BackboneShape, num_processes: int, section: str = "evaluation"
-) -> Iterator[Part]:
+) -> Iterator[MemoryPart]:
     """The parts that one evaluation under the protocol of a section needs. `num_samples` is resolved."""
     from harness.evaluation.extractors import (  # here, because importing torch-fidelity takes a second
         PIXEL_SIDE,
@@ -200,20 +200,24 @@ def evaluation_parts(
     protocol = config.protocols[section]
     # Part by part as they come, and put together; of the extractor and of pixels.
     features = 2 * protocol.num_samples * (compared_width(protocol.extractor) + PIXEL_SIDE**2) * FLOAT
-    yield Part(name="features of the samples", num_bytes=features, way_out=f"lower {section}.num_samples")
+    yield MemoryPart(name="features of the samples", num_bytes=features, way_out=f"lower {section}.num_samples")
     # While one round's go through the extractor, the next one's come.
     together = 2 * min(protocol.chunk * num_processes, protocol.num_samples)
     samples = together * 3 * config.data.image_size**2
-    yield Part(name="samples of two rounds", num_bytes=samples, way_out="lower evaluation.chunk or data.image_size")
+    yield MemoryPart(
+        name="samples of two rounds", num_bytes=samples, way_out="lower evaluation.chunk or data.image_size"
+    )
     images = min(protocol.chunk, protocol.num_samples) * (1 if protocol.sampler.cfg_scale == 1 else 2)
     half = 2 if protocol.precision == "bf16" else FLOAT
     # In the MLP: the residual stream, and the hidden layer before and after GELU. The sampler's state is float64.
     chunk = images * (shape.num_tokens * shape.hidden_size * (FLOAT + 8 * half) + 8 * latent_numbers(shape))
-    yield Part(name="passes of a chunk", num_bytes=chunk, way_out="lower evaluation.chunk", on_device=True)
+    yield MemoryPart(name="passes of a chunk", num_bytes=chunk, way_out="lower evaluation.chunk", on_device=True)
     resized = EXTRACTED * 3 * protocol.extractor_size**2 * FLOAT
-    yield Part(name="resized images", num_bytes=2 * resized, way_out="lower evaluation.extractor_size", on_device=True)
+    yield MemoryPart(
+        name="resized images", num_bytes=2 * resized, way_out="lower evaluation.extractor_size", on_device=True
+    )
     times = protocol.sampler.num_steps * 32  # a list of Python's floats
-    yield Part(name="the sampler's times", num_bytes=times, way_out=f"lower {section}.sampler.num_steps")
+    yield MemoryPart(name="the sampler's times", num_bytes=times, way_out=f"lower {section}.sampler.num_steps")
 
 
 def latent_numbers(shape: BackboneShape) -> int:

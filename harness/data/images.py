@@ -13,7 +13,7 @@ from harness.data.image_set import ImageSet, Outline
 from harness.machine.progress import OnProgress
 
 
-class Source(Protocol):
+class ImageSource(Protocol):
     """A module that reads one kind of data set."""
 
     def outline(self, config: DataConfig, on_progress: OnProgress | None) -> Outline:
@@ -23,7 +23,7 @@ class Source(Protocol):
         """Read the images, through the cache where they have to be resized; `UserError` names a bad path or image."""
 
 
-SOURCES: Mapping[str, Source] = {
+SOURCES: Mapping[str, ImageSource] = {
     "digits": digits,
     "imagefolder": folders,
     "preprocessed": preprocessed,

@@ -29,7 +29,7 @@ STATISTICS = {"fd": ("mu", "sigma"), "sfd": ("mu_s", "sigma_s")}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class ReferenceImages:
     """A reference before any feature of it is computed."""
 
     num: int
@@ -49,7 +49,7 @@ class Source:
 
 def open_reference(
     path: Path, extractor: Extractor, image_size: int, cache: Path, on_progress: OnProgress | None
-) -> Source:
+) -> ReferenceImages:
     """Open a folder of images, which are cut to squares of `image_size` as training images are, or an ADM batch.
 
     Raises:
@@ -70,7 +70,7 @@ def open_reference(
     return source
 
 
-def _open_batch(path: Path) -> Source:
+def _open_batch(path: Path) -> ReferenceImages:
     found = {}
     for kind, names in STATISTICS.items():
         values = {key: read_array(path, name, KEY) for key, name in zip(("mu", "sigma"), names, strict=True)}
@@ -81,17 +81,17 @@ def _open_batch(path: Path) -> Source:
             found[kind] = stored
     if read_array(path, IMAGES, KEY) is not None:
         images = read_images(path, KEY)
-        return Source(num=images.num, get=images.get, digest=images.digest, statistics=found)
+        return ReferenceImages(num=images.num, get=images.get, digest=images.digest, statistics=found)
     if "fd" not in found:
         raise UserError(f"{KEY}: {path} has neither mu and sigma nor {IMAGES}: give a reference batch in ADM's layout")
-    return Source(num=0, get=_no_image, digest=file_digest(path), statistics=found)
+    return ReferenceImages(num=0, get=_no_image, digest=file_digest(path), statistics=found)
 
 
 def _no_image(index: int) -> np.ndarray:
     raise AssertionError(f"image {index} of a reference that has statistics alone")
 
 
-def _open_folder(root: Path, image_size: int, cache: Path, on_progress: OnProgress | None) -> Source:
+def _open_folder(root: Path, image_size: int, cache: Path, on_progress: OnProgress | None) -> ReferenceImages:
     names = sorted(
         (Path(folder) / file).relative_to(root).as_posix()
         for folder, _, files in os.walk(root)
@@ -101,7 +101,7 @@ def _open_folder(root: Path, image_size: int, cache: Path, on_progress: OnProgre
     if not names:
         raise UserError(f"{KEY}: {root} holds no images ({', '.join(sorted(EXTENSIONS))}): name another folder")
     files = _content(root, names, cache, on_progress)
-    return Source(
+    return ReferenceImages(
         num=len(names),
         get=lambda index: _read_image(root / names[index], image_size),
         digest=digest({"files": files, "transform": PICTURE_TRANSFORM, "image_size": image_size}),

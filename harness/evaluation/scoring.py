@@ -28,7 +28,7 @@ from harness.evaluation.fidelity import (
     Pictures,
     Reference,
 )
-from harness.evaluation.reference import Source, open_reference
+from harness.evaluation.reference import ReferenceImages, open_reference
 from harness.machine.progress import OnProgress
 from harness.records.files import digest
 from harness.records.metrics import count_name
@@ -53,9 +53,9 @@ class TrainingImages:
         return self.images.labels[self.rows]
 
     @property
-    def source(self) -> Source:
+    def source(self) -> ReferenceImages:
         """All of them as a reference."""
-        return Source(
+        return ReferenceImages(
             num=len(self.rows),
             get=lambda i: self.images.rows(self.rows[i : i + 1])[0],
             digest=digest({"data": self.images.digest, "rows": self.rows.tolist()}),

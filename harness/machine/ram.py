@@ -11,7 +11,7 @@ from harness.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class MemoryPart:
     """Something that must lie in memory."""
 
     name: str
@@ -24,11 +24,11 @@ class Part:
 
 def check_images(num_images: int, image_size: int) -> None:
     """Refuse images that do not fit into RAM, as uint8: one channel of each, and the three made of it."""
-    images = Part(name="the images", num_bytes=4 * num_images * image_size**2, way_out="lower data.image_size")
+    images = MemoryPart(name="the images", num_bytes=4 * num_images * image_size**2, way_out="lower data.image_size")
     check([images], torch.device("cpu"))
 
 
-def check(parts: Sequence[Part], device: torch.device) -> None:
+def check(parts: Sequence[MemoryPart], device: torch.device) -> None:
     """Raise `UserError` when parts that lie in memory together need more than is free."""
     has_own = device.type == "cuda"
     places = {"RAM": ([p for p in parts if not (p.on_device and has_own)], free_ram())}

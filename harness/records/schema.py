@@ -134,14 +134,14 @@ class EvalRecord(FinalRecord):
 # -- manifest.json --------------------------------------------------------------------------------------------------
 
 
-class ModelConfig(TypedDict):
+class RecordedModel(TypedDict):
     """The backbone that was asked for."""
 
     name: str
     """Such as `SiT-B/2`."""
 
 
-class DataConfig(TypedDict):
+class RecordedData(TypedDict):
     """The data that was asked for."""
 
     name: str
@@ -152,14 +152,14 @@ class DataConfig(TypedDict):
     """Pixels along a side of an image."""
 
 
-class OptimizerConfig(TypedDict):
+class RecordedOptimizer(TypedDict):
     """The settings of the optimiser."""
 
     batch_size: int
     """Images of one update."""
 
 
-class BudgetConfig(TypedDict):
+class RecordedBudget(TypedDict):
     """What a run may spend."""
 
     unit: BudgetUnit
@@ -168,7 +168,7 @@ class BudgetConfig(TypedDict):
     """How many of them."""
 
 
-class EvaluationConfig(TypedDict):
+class RecordedEvaluation(TypedDict):
     """When a run is evaluated."""
 
     points: int
@@ -177,7 +177,7 @@ class EvaluationConfig(TypedDict):
     """How they lie in it; missing in records made before there was a choice, which are even."""
 
 
-class OutputConfig(TypedDict, total=False):
+class RecordedOutput(TypedDict, total=False):
     """Where things go."""
 
     log_every: int
@@ -190,12 +190,12 @@ class ConfigRecord(TypedDict):
     """The run's config with all defaults resolved. The sections have the fields of `harness.config`; those that readers
     rely on stand here."""
 
-    model: ModelConfig
-    data: DataConfig
-    optimizer: OptimizerConfig
-    budget: BudgetConfig
-    evaluation: EvaluationConfig
-    output: NotRequired[OutputConfig]
+    model: RecordedModel
+    data: RecordedData
+    optimizer: RecordedOptimizer
+    budget: RecordedBudget
+    evaluation: RecordedEvaluation
+    output: NotRequired[RecordedOutput]
     runtime: NotRequired[Mapping[str, Any]]
     """Device, precision and threads, without `auto`."""
     sections: NotRequired[Mapping[str, Mapping[str, Any]]]
@@ -627,7 +627,7 @@ class PlanRecord(TypedDict):
     """`journal`, or the kind of the database."""
     workers: int | Literal["auto"]
     """Runs side by side as asked for; 0 = as many as the machine has places for."""
-    budget: BudgetConfig
+    budget: RecordedBudget
     points: int
     """Evaluation points of each run."""
     model: DepthRecord

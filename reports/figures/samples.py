@@ -19,7 +19,7 @@ MAX_SIDE = 128
 
 
 @dataclass(frozen=True)
-class Column:
+class SampleColumn:
     """The first images of one run, as PNG."""
 
     cell: str
@@ -33,7 +33,7 @@ class Grid:
     """One seed's images: a column for every cell that has samples."""
 
     seed: int
-    columns: tuple[Column, ...]
+    columns: tuple[SampleColumn, ...]
 
     @property
     def num_rows(self) -> int:
@@ -50,12 +50,12 @@ def grids(study: Study) -> list[Grid]:
     return found
 
 
-def _column(run: RecordedRun) -> Column | None:
+def _column(run: RecordedRun) -> SampleColumn | None:
     kept = kept_lines(run)
     if not kept:
         return None
     tiles = scaled_tiles(run, kept[-1], NUM_IMAGES)
-    return Column(run.cell, kept[-1]["point"], kept[-1]["step"], tuple(_png(tile) for tile in tiles))
+    return SampleColumn(run.cell, kept[-1]["point"], kept[-1]["step"], tuple(_png(tile) for tile in tiles))
 
 
 def kept_lines(run: RecordedRun) -> list[Mapping[str, Any]]:

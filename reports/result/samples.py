@@ -2,7 +2,7 @@
 
 from reports.figures.evolution import evolution_plan
 from reports.figures.files import data_uri
-from reports.figures.samples import Column, Grid, grids
+from reports.figures.samples import Grid, SampleColumn, grids
 from reports.sections import Part, Section, Table
 from reports.study.load import Study
 from reports.tables.cells import Cell, Row
@@ -34,13 +34,13 @@ def _row(study: Study, grid: Grid, image: int) -> Row:
     return {"": str(image)} | {_head(study, column): _tile(grid.seed, column, image) for column in grid.columns}
 
 
-def _head(study: Study, column: Column) -> Cell:
+def _head(study: Study, column: SampleColumn) -> Cell:
     """The cell, and the step where its images are not of the compared point."""
     step = [] if column.point == study.point else [f"step {column.step:,}"]
     return Cell(column.cell, lines=[column.cell, *step])
 
 
-def _tile(seed: int, column: Column, image: int) -> Cell:
+def _tile(seed: int, column: SampleColumn, image: int) -> Cell:
     if image >= len(column.images):
         return Cell("")
     return Cell(f"{column.cell}, seed {seed}, image {image}", image=data_uri(column.images[image]))

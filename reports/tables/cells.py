@@ -52,7 +52,7 @@ Row = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A column of a table."""
 
     name: str
@@ -60,10 +60,10 @@ class Column:
     """Whether its cells stand for numbers, so that they stand below each other and are sorted by their values."""
 
 
-def columns(rows: Sequence[Row]) -> list[Column]:
+def columns(rows: Sequence[Row]) -> list[TableColumn]:
     """The columns of a table; the first one names its rows, whatever it holds."""
     return [
-        Column(name, place > 0 and any(number_of(row[name]) is not None for row in rows))
+        TableColumn(name, place > 0 and any(number_of(row[name]) is not None for row in rows))
         for place, name in enumerate(rows[0])
     ]
 

@@ -18,7 +18,7 @@ from harness.errors import UserError
 from harness.frozen.encoders import encoder_width
 from harness.method import DataShape, Method
 from harness.records.ablation import Axis
-from studies.ablation.plan import Setting, Subject, axis_name
+from studies.ablation.plan import PlannedSubject, Setting, axis_name
 from studies.configs.sections import nominal_shape, resolve_sections
 from studies.configs.settings import comma_list
 
@@ -140,7 +140,7 @@ def _typed(field: Field, word: Any) -> Any:
 # -- subjects -------------------------------------------------------------------------------------------------------
 
 
-def grid_subject(config: RunConfig, asked: Mapping[str, Any]) -> Subject:
+def grid_subject(config: RunConfig, asked: Mapping[str, Any]) -> PlannedSubject:
     """The method of a grid with its axes, for levels as they were asked for.
 
     Args:
@@ -154,12 +154,12 @@ def grid_subject(config: RunConfig, asked: Mapping[str, Any]) -> Subject:
     known, space = fields(base), search_space(base)
     found = {name: named(known, name, base.method) for name in asked}
     wanted = {name: levels(field, asked[name], space) for name, field in found.items()}
-    bare = Subject(method=base.method, base=base, space=space, axes=_axes(known, dict.fromkeys(asked, ())))
+    bare = PlannedSubject(method=base.method, base=base, space=space, axes=_axes(known, dict.fromkeys(asked, ())))
     resolved = {name: _resolved_levels(bare, name, values) for name, values in wanted.items()}
     return replace(bare, axes=_axes(known, resolved))
 
 
-def search_subject(config: RunConfig) -> Subject:
+def search_subject(config: RunConfig) -> PlannedSubject:
     """A method with the search space that it declares; the default is one of the choices.
 
     Raises:
@@ -171,7 +171,7 @@ def search_subject(config: RunConfig) -> Subject:
     with_default = {
         name: _with_default(known[name], levels(known[name], [*choices], {})) for name, choices in space.items()
     }
-    subject = Subject(method=base.method, base=base, space=with_default, axes=_axes(known, with_default))
+    subject = PlannedSubject(method=base.method, base=base, space=with_default, axes=_axes(known, with_default))
     for axis in subject.axes:
         for level in axis.levels:
             check(subject, {axis.name: level})
@@ -193,7 +193,7 @@ def _axes(known: Mapping[str, Field], wanted: Mapping[str, Sequence[Any]]) -> tu
     )
 
 
-def _resolved_levels(subject: Subject, name: str, values: Sequence[Any]) -> tuple[Any, ...]:
+def _resolved_levels(subject: PlannedSubject, name: str, values: Sequence[Any]) -> tuple[Any, ...]:
     """The levels with `0 = by size` filled in."""
     found: dict[Any, Any] = {}
     for value in values:
@@ -214,7 +214,7 @@ def search_space(base: RunConfig) -> dict[str, tuple[Any, ...]]:
     return {name: tuple(choices) for name, choices in declared.items()}
 
 
-def check(subject: Subject, setting: Setting) -> RunConfig:
+def check(subject: PlannedSubject, setting: Setting) -> RunConfig:
     """The cell of a setting, whose method could be built; `UserError` names what is wrong."""
     cell = subject.cell(setting)
     _outline(cell)
@@ -231,7 +231,7 @@ def _outline(config: RunConfig) -> Method:
 # -- settings of a grid ---------------------------------------------------------------------------------------------
 
 
-def grid_settings(subject: Subject, one_at_a_time: bool) -> tuple[Setting, ...]:
+def grid_settings(subject: PlannedSubject, one_at_a_time: bool) -> tuple[Setting, ...]:
     """The settings of a grid, each once, the default first; `UserError` for one that the method refuses.
 
     Args:
@@ -251,13 +251,13 @@ def grid_settings(subject: Subject, one_at_a_time: bool) -> tuple[Setting, ...]:
     return tuple(found.values())
 
 
-def _rows(subject: Subject, default: Setting) -> Iterator[Setting]:
+def _rows(subject: PlannedSubject, default: Setting) -> Iterator[Setting]:
     for axis in subject.axes:
         for level in axis.levels:
             yield {**default, axis.name: level}
 
 
-def _product(subject: Subject) -> Iterator[Setting]:
+def _product(subject: PlannedSubject) -> Iterator[Setting]:
     names = [axis.name for axis in subject.axes]
     for values in itertools.product(*(axis.levels for axis in subject.axes)):
         yield dict(zip(names, values, strict=True))

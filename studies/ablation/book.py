@@ -11,7 +11,7 @@ from harness.errors import UserError
 from harness.records.files import number
 from harness.records.metrics import main_metric, metric
 from harness.records.run_folder import RunFolder
-from studies.ablation.plan import Setting, Subject
+from studies.ablation.plan import PlannedSubject, Setting
 
 OVER = ("complete", "pruned", "diverged")
 """States of trials that need no more runs, unless the study grows."""
@@ -19,7 +19,7 @@ CLOCKS = {"steps": "step", "images": "images", "train_gflops": "train_gflops", "
 """Field of a record that counts what a budget is in."""
 
 
-def study_name(study: str, subject: Subject) -> str:
+def study_name(study: str, subject: PlannedSubject) -> str:
     """Optuna's name for the trials of a method."""
     return f"{study}/{subject.method}"
 
@@ -30,7 +30,7 @@ def entries_of(record: Mapping[str, Any], method: str) -> list[dict[str, Any]]:
     return sorted(own, key=lambda entry: entry["number"])
 
 
-def new_entry(subject: Subject, trial: FrozenTrial) -> dict[str, Any]:
+def new_entry(subject: PlannedSubject, trial: FrozenTrial) -> dict[str, Any]:
     """A trial as it stands on record before anything is known of its runs."""
     setting: Setting = {**subject.default(), **trial.user_attrs["setting"]}
     return {

@@ -11,7 +11,7 @@ from harness.records.files import read_json
 from harness.records.metrics import metric
 from harness.tracking.store import mark, open_parent
 from studies.ablation.book import OVER, entries_of, study_name
-from studies.ablation.plan import RECORD, Ablation, Subject, differences, grown, joined, plan_record, refusal
+from studies.ablation.plan import RECORD, AblationPlan, PlannedSubject, differences, grown, joined, plan_record, refusal
 from studies.ablation.storage import check_reachable, journal_path, owner_of, reaching
 from studies.ablation.trials import AblationAgenda
 from studies.configs.recorded_command import recorded_command
@@ -19,7 +19,7 @@ from studies.dispatch.leases import claim, held
 from studies.runs.folders import is_done, lease_path, study_lock
 
 
-def prepare(ablation: Ablation) -> AblationAgenda:
+def prepare(ablation: AblationPlan) -> AblationAgenda:
     """Make or open an ablation's record and trials, add what they lack, and tell Optuna what is over already.
 
     Raises:
@@ -46,7 +46,7 @@ def prepare(ablation: Ablation) -> AblationAgenda:
     return agenda
 
 
-def _merged(ablation: Ablation) -> tuple[Ablation, dict[str, Any]]:
+def _merged(ablation: AblationPlan) -> tuple[AblationPlan, dict[str, Any]]:
     """The ablation and the study's record, each with what the other asks for."""
     path, command = ablation.folder / RECORD, recorded_command()
     if not path.exists():
@@ -72,7 +72,7 @@ def _refuse_other_owner(agenda: AblationAgenda, own: str) -> None:
             )
 
 
-def _fill(agenda: AblationAgenda, record: dict[str, Any], subject: Subject) -> None:
+def _fill(agenda: AblationAgenda, record: dict[str, Any], subject: PlannedSubject) -> None:
     """Trials on record that the storage lost, then those asked for that it lacks; a search begins with the default."""
     ledger = agenda._ledgers[subject.method]
     for entry in entries_of(record, subject.method)[len(ledger.trials()) :]:

@@ -30,7 +30,7 @@ LONGEST_LABEL = 180
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class PlannedSubject:
     """A method whose settings are tried."""
 
     method: str
@@ -104,11 +104,11 @@ def text_of(value: Any) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ablation:
+class AblationPlan:
     """What one command asks for: every setting, and the control, at every seed."""
 
     kind: AblationKind
-    subjects: tuple[Subject, ...]
+    subjects: tuple[PlannedSubject, ...]
     """One of a grid; those of a search share its number of trials."""
     seeds: tuple[int, ...]
     control: RunConfig
@@ -133,7 +133,7 @@ class Ablation:
 # -- the record -----------------------------------------------------------------------------------------------------
 
 
-def plan_record(ablation: Ablation) -> PlanRecord:
+def plan_record(ablation: AblationPlan) -> PlanRecord:
     """The part of the record that is known before any trial, as plain values."""
     control = ablation.control
     is_search = ablation.kind == "search"
@@ -162,7 +162,7 @@ RUN_FIELDS = ("study", "cell", "method", "seed", "sections")
 """Fields of a run's config that its cell and seed decide; the rest is shared by all cells."""
 
 
-def _subject_record(subject: Subject) -> SubjectRecord:
+def _subject_record(subject: PlannedSubject) -> SubjectRecord:
     sections = {part: dataclasses.asdict(section) for part, section in subject.base.sections.items()}
     return {
         "default_cell": subject.base.label,
@@ -268,7 +268,7 @@ def refuse_other_study(folder: Path) -> None:
 # -- growth ---------------------------------------------------------------------------------------------------------
 
 
-def joined(ablation: Ablation, before: Mapping[str, Any]) -> Ablation:
+def joined(ablation: AblationPlan, before: Mapping[str, Any]) -> AblationPlan:
     """The ablation with the axes and levels that the study's record has beyond its own.
 
     It has no more settings than before, but each of them gives every axis of the study a value.
@@ -281,7 +281,7 @@ def joined(ablation: Ablation, before: Mapping[str, Any]) -> Ablation:
     return replace(ablation, subjects=subjects, settings=settings)
 
 
-def _join_axes(subject: Subject, recorded: Sequence[AxisRecord]) -> tuple[Axis, ...]:
+def _join_axes(subject: PlannedSubject, recorded: Sequence[AxisRecord]) -> tuple[Axis, ...]:
     """The axes of both, in the order of the fields of the sections."""
     known = {axis.name: axis for axis in subject.axes}
     for before in map(read_axis, recorded):

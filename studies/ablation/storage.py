@@ -29,7 +29,7 @@ from harness.errors import UserError
 from harness.records.ablation import Axis
 from harness.records.files import canonical, storing
 from harness.records.locks import Lock, take
-from studies.ablation.plan import Setting, Subject
+from studies.ablation.plan import PlannedSubject, Setting
 from studies.configs.recorded_command import without_passwords
 from studies.runs.folders import study_lock
 
@@ -152,7 +152,7 @@ class TrialLedger:
         """One trial."""
         return self.storage.get_trial(self._id(number))
 
-    def add(self, subject: Subject, setting: Setting, cell: str) -> int:
+    def add(self, subject: PlannedSubject, setting: Setting, cell: str) -> int:
         """Queue a setting; returns its number."""
         distributions = {axis.name: found for axis in subject.axes if (found := self._distribution(axis))}
         params = {axis.name: as_choice(setting[axis.name]) for axis in subject.axes if axis.name in distributions}
@@ -166,7 +166,7 @@ class TrialLedger:
         )
         return len(self.trials()) - 1
 
-    def propose(self, subject: Subject) -> dict[str, Any]:
+    def propose(self, subject: PlannedSubject) -> dict[str, Any]:
         """The setting that the search tries next, given what is known of the trials before it.
 
         It is drawn from a stream of this trial's own, so that a command that goes on draws as if it had not stopped.

@@ -20,7 +20,7 @@ from harness.config import RunConfig
 from harness.records.files import number, read_json, write_json
 from harness.records.run_folder import RunFolder, run_path
 from studies.ablation.book import CLOCKS, OVER, entries_of, full_name, last_value, new_entry, now, study_name
-from studies.ablation.plan import RECORD, Ablation, Subject
+from studies.ablation.plan import RECORD, AblationPlan, PlannedSubject
 from studies.ablation.storage import (
     TrialLedger,
     connect,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 class Place:
     """Where a run stands in an ablation."""
 
-    subject: Subject | None
+    subject: PlannedSubject | None
     """None: the control."""
     index: int
     """A grid's setting, or a search's trial, from 0; 0 for the control."""
@@ -57,7 +57,7 @@ class AblationAgenda(Agenda):
 
     retakes = 1
 
-    def __init__(self, ablation: Ablation, parent: str = "") -> None:
+    def __init__(self, ablation: AblationPlan, parent: str = "") -> None:
         """`parent` is the MLflow run that every run is a child of."""
         self.ablation, self._parent = ablation, parent
         self.seeds = ablation.seeds
@@ -213,7 +213,7 @@ class AblationAgenda(Agenda):
 
     # -- trials -----------------------------------------------------------------------------------------------------
 
-    def _ask(self, subject: Subject, index: int) -> None:
+    def _ask(self, subject: PlannedSubject, index: int) -> None:
         """Decide a search's trial, unless another worker has."""
         with self._locked():
             record, ledger = self._read(), self._ledgers[subject.method]
@@ -223,7 +223,7 @@ class AblationAgenda(Agenda):
             self._take_up(record, subject)
             self._write(record)
 
-    def _take_up(self, record: dict[str, Any], subject: Subject) -> None:
+    def _take_up(self, record: dict[str, Any], subject: PlannedSubject) -> None:
         """Put on record the trials of the storage that it lacks."""
         known = len(entries_of(record, subject.method))
         for trial in self._ledgers[subject.method].trials()[known:]:
@@ -329,7 +329,7 @@ class AblationAgenda(Agenda):
         }
 
 
-def _cells(ablation: Ablation, subject: Subject) -> list[RunConfig]:
+def _cells(ablation: AblationPlan, subject: PlannedSubject) -> list[RunConfig]:
     """The cells of a method that are known beforehand: a grid's all, a search's default."""
     settings = [subject.default()] if ablation.kind == "search" else ablation.settings
     return [subject.cell(setting) for setting in settings]

@@ -21,7 +21,7 @@ from studies.costs import dry_run
 from studies.terminal.quiet import quiet_libraries
 
 if TYPE_CHECKING:
-    from studies.ablation.plan import Ablation
+    from studies.ablation.plan import AblationPlan
     from studies.ablation.trials import AblationAgenda
     from studies.dispatch.board import Failure
 
@@ -118,7 +118,7 @@ def split_grid(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return words, grid
 
 
-def plan(parser: ArgumentParser, namespace: Namespace, words: Sequence[str], grid: Mapping[str, str]) -> "Ablation":
+def plan(parser: ArgumentParser, namespace: Namespace, words: Sequence[str], grid: Mapping[str, str]) -> "AblationPlan":
     """All settings of what the command asks for, each checked.
 
     Args:
@@ -129,7 +129,7 @@ def plan(parser: ArgumentParser, namespace: Namespace, words: Sequence[str], gri
         UserError: for options that make no sense together, and for axes, values and methods that are not there.
     """
     from studies.ablation import axes
-    from studies.ablation.plan import Ablation
+    from studies.ablation.plan import AblationPlan
 
     asked = {**_flat(namespace.grid), **grid}
     _check_options(namespace, words, asked)
@@ -143,7 +143,7 @@ def plan(parser: ArgumentParser, namespace: Namespace, words: Sequence[str], gri
         subjects.append(axes.search_subject(config) if namespace.search else axes.grid_subject(config, asked))
     control = _cell(parser, namespace, methods.control(), study)
     kind = "search" if namespace.search else "one_at_a_time" if namespace.one_at_a_time else "grid"
-    return Ablation(
+    return AblationPlan(
         kind=kind,  # type: ignore[arg-type]
         subjects=tuple(subjects),
         seeds=seeds,
@@ -239,7 +239,7 @@ def _cell(parser: ArgumentParser, namespace: Namespace, method: str, study: str)
 # -- what is shown --------------------------------------------------------------------------------------------------
 
 
-def summary(ablation: "Ablation", agenda: "AblationAgenda | None" = None) -> str:
+def summary(ablation: "AblationPlan", agenda: "AblationAgenda | None" = None) -> str:
     """What is to be run, in one line; with an agenda also how much of it is left."""
     names = ", ".join(subject.method for subject in ablation.subjects)
     number = ablation.trials or len(ablation.settings)
@@ -259,7 +259,7 @@ def _left(agenda: "AblationAgenda") -> int:
     return sum(job is None or not (agenda.settled(job) or is_done(folder_of(job.config))) for job in agenda.jobs())
 
 
-def planned_cells(ablation: "Ablation") -> list[tuple[RunConfig, int]]:
+def planned_cells(ablation: "AblationPlan") -> list[tuple[RunConfig, int]]:
     """The cells, and how often each is run; the default setting stands for all trials of a search."""
     seeds = len(ablation.seeds)
     cells = [(ablation.control, seeds)]
@@ -269,7 +269,7 @@ def planned_cells(ablation: "Ablation") -> list[tuple[RunConfig, int]]:
     return cells
 
 
-def print_plan(ablation: "Ablation") -> None:
+def print_plan(ablation: "AblationPlan") -> None:
     """Print the cells with what they share, as a YAML config that `compare` reads too, and what will run."""
     cells = [cell for cell, _ in planned_cells(ablation)]
     shared = {key: value for key, value in as_plain(ablation.control).items() if key not in ("cell", "method", "seed")}

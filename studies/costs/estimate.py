@@ -40,7 +40,7 @@ from harness.frozen.autoencoder import Autoencoder, is_here, untrained_network
 from harness.frozen.encoders import encoder_width
 from harness.machine import environment, ram
 from harness.machine.progress import OnProgress
-from harness.machine.ram import Part
+from harness.machine.ram import MemoryPart
 from harness.method import BackboneShape, DataShape, Method, Needs
 from harness.rng import stream
 from harness.sampler import forward_passes
@@ -245,7 +245,7 @@ def measured_rate(frame: _Frame, on_progress: OnProgress) -> Rate:
     way_out = "give --tflops, the sustained rate of the machine that you mean"
     copies = FLOAT + (2 if config.runtime.precision == "bf16" else 0)
     size = copies * memory.backbone_parameters(shape)
-    ram.check([Part(name="weights", num_bytes=size, way_out=way_out, on_device=True)], device)
+    ram.check([MemoryPart(name="weights", num_bytes=size, way_out=way_out, on_device=True)], device)
     environment.apply_runtime(config.runtime)
     on_progress("measuring forward passes", 0, 2)
     backbone = build_backbone(config, shape).to(device)

@@ -15,7 +15,7 @@ from harness.config import RuntimeConfig
 from harness.cost import memory
 from harness.machine import environment, ram
 from harness.machine.processes import open_accelerator
-from harness.machine.ram import Part
+from harness.machine.ram import MemoryPart
 from harness.method import Method
 from harness.training.step import synchronize
 from studies.children import in_own_process
@@ -34,7 +34,7 @@ def check_memory(conditions: Conditions, group: Sequence[Case]) -> None:
         outlines.append((config, memory.outline(case.method, build)))
     resting = [heads_bytes(method) for _, method in outlines]
     for (config, method), own in zip(outlines, resting, strict=True):
-        others = Part(
+        others = MemoryPart(
             name="heads of the other rows",
             num_bytes=sum(resting) - own,
             way_out="name fewer methods at a time",

@@ -310,8 +310,8 @@ def test_what_does_not_fit_names_the_setting(
 def test_an_accelerator_has_a_memory_of_its_own(free: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
     free(2 * GB)
     monkeypatch.setattr(ram, "free_on_device", lambda device: 3 * GB)
-    here = ram.Part(name="samples", num_bytes=2 * GB, way_out="lower a")
-    there = ram.Part(name="weights", num_bytes=3 * GB, way_out="lower b", on_device=True)
+    here = ram.MemoryPart(name="samples", num_bytes=2 * GB, way_out="lower a")
+    there = ram.MemoryPart(name="weights", num_bytes=3 * GB, way_out="lower b", on_device=True)
     device = torch.device("cuda")
     ram.check([here, there], device)
     with pytest.raises(

@@ -12,7 +12,7 @@ from PIL import Image
 from harness.config import EvaluationConfig
 from harness.errors import UserError
 from harness.evaluation.extractors import Extractor
-from harness.evaluation.reference import Source, open_reference
+from harness.evaluation.reference import ReferenceImages, open_reference
 from harness.evaluation.scoring import Scorer, ScoringSetup
 
 WIDTH = 5
@@ -20,7 +20,7 @@ EXTRACTOR = Extractor(name="test", label="test", family="", width=WIDTH, spatial
 PLAIN = Extractor(name="test", label="test", family="", width=WIDTH)
 
 
-def opened(path: Path, tmp_path: Path, extractor: Extractor = EXTRACTOR) -> Source:
+def opened(path: Path, tmp_path: Path, extractor: Extractor = EXTRACTOR) -> ReferenceImages:
     return open_reference(path, extractor, 8, tmp_path / "cache", None)
 
 

@@ -2,12 +2,12 @@
 
 import math
 
-from reports.tables.cells import Cell, Column, columns, sort_key
+from reports.tables.cells import Cell, TableColumn, columns, sort_key
 
 
 def test_a_column_is_of_numbers_where_a_cell_stands_for_one():
     rows = [{"block": Cell("1", 1), "cost": "failed", "loss": "1"}, {"block": "2", "cost": Cell("> 8", 8), "loss": "2"}]
-    assert columns(rows) == [Column("block", False), Column("cost", True), Column("loss", False)]
+    assert columns(rows) == [TableColumn("block", False), TableColumn("cost", True), TableColumn("loss", False)]
 
 
 def test_keys_are_what_the_script_reads():

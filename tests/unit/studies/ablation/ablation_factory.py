@@ -9,7 +9,7 @@ from harness.config import BudgetConfig, DataConfig, EvaluationConfig, ModelConf
 from harness.records.run_folder import RunFolder
 from methods.vae_repa import VaeRepaConfig
 from studies.ablation.axes import grid_settings, grid_subject, search_subject
-from studies.ablation.plan import Ablation, Subject
+from studies.ablation.plan import AblationPlan, PlannedSubject
 from studies.configs.sections import nominal_shape, resolve_sections
 from studies.runs.folders import folder_of
 from tests.unit.harness.records.plain_records import eval_line, manifest, train_line
@@ -34,23 +34,23 @@ def cell(folder: Path, method: str, sections: Mapping[str, Any], study: str = "a
     return resolve_sections(config, nominal_shape(config))
 
 
-def grid(folder: Path, axes: Mapping[str, Any], seeds: Sequence[int] = (0, 1), **fields: Any) -> Ablation:
+def grid(folder: Path, axes: Mapping[str, Any], seeds: Sequence[int] = (0, 1), **fields: Any) -> AblationPlan:
     """A grid over VAE-REPA."""
     subject = grid_subject(cell(folder, "vae_repa", {"vae_repa": VaeRepaConfig()}), axes)
     return _ablation(folder, subject, seeds, kind="grid", settings=grid_settings(subject, False), **fields)
 
 
-def search(folder: Path, trials: int, seeds: Sequence[int] = (0, 1), **fields: Any) -> Ablation:
+def search(folder: Path, trials: int, seeds: Sequence[int] = (0, 1), **fields: Any) -> AblationPlan:
     """A search over VAE-REPA's own space."""
     subject = search_subject(cell(folder, "vae_repa", {"vae_repa": VaeRepaConfig()}))
     return _ablation(folder, subject, seeds, kind="search", trials=trials, **fields)
 
 
-def _ablation(folder: Path, subject: Subject, seeds: Sequence[int], **fields: Any) -> Ablation:
+def _ablation(folder: Path, subject: PlannedSubject, seeds: Sequence[int], **fields: Any) -> AblationPlan:
     from methods.sit import SitConfig
 
     control = cell(folder, "sit", {"sit": SitConfig()})
-    return Ablation(subjects=(subject,), seeds=tuple(seeds), control=control, **fields)
+    return AblationPlan(subjects=(subject,), seeds=tuple(seeds), control=control, **fields)
 
 
 def start(config: RunConfig, status: str = "running", **fields: Any) -> RunFolder:
@@ -77,7 +77,7 @@ def end(config: RunConfig, *values: float, status: str = "finished") -> RunFolde
     return evaluate(config, *values)
 
 
-def with_study(ablation: Ablation, study: str) -> Ablation:
+def with_study(ablation: AblationPlan, study: str) -> AblationPlan:
     control = replace(ablation.control, study=study)
     subjects = tuple(replace(s, base=replace(s.base, study=study)) for s in ablation.subjects)
     return replace(ablation, control=control, subjects=subjects)

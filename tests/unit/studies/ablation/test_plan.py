@@ -16,8 +16,8 @@ from harness.records.files import read_json, write_json
 from studies.ablation import axes
 from studies.ablation.plan import (
     LONGEST_LABEL,
-    Ablation,
-    Subject,
+    AblationPlan,
+    PlannedSubject,
     axis_field,
     axis_name,
     differences,
@@ -52,24 +52,24 @@ def resolved(config: RunConfig) -> RunConfig:
     return resolve_sections(config, nominal_shape(config))
 
 
-def grid(cell: Cell, asked: Mapping[str, Any], *words: str, method: str = "vae_repa", **fields: Any) -> Ablation:
+def grid(cell: Cell, asked: Mapping[str, Any], *words: str, method: str = "vae_repa", **fields: Any) -> AblationPlan:
     subject = axes.grid_subject(cell(method, *words), asked)
     settings = axes.grid_settings(subject, fields.get("kind") == "one_at_a_time")
     control = resolved(cell(methods.control(), *words))
-    return Ablation(
+    return AblationPlan(
         **{"kind": "grid", "seeds": (0, 1), **fields}, subjects=(subject,), settings=settings, control=control
     )
 
 
 @functools.cache
-def searched(cell: Cell, name: str) -> Subject:
+def searched(cell: Cell, name: str) -> PlannedSubject:
     return axes.search_subject(cell(name))
 
 
-def search(cell: Cell, *names: str, **fields: Any) -> Ablation:
+def search(cell: Cell, *names: str, **fields: Any) -> AblationPlan:
     subjects = tuple(searched(cell, name) for name in names)
     given = {"seeds": (0, 1), "trials": 4, **fields}
-    return Ablation(kind="search", subjects=subjects, control=resolved(cell(methods.control())), **given)
+    return AblationPlan(kind="search", subjects=subjects, control=resolved(cell(methods.control())), **given)
 
 
 # -- cells ----------------------------------------------------------------------------------------------------------
@@ -288,7 +288,7 @@ def test_growth_joins_axes_levels_and_seeds_and_fills_in_settings(cell: Cell) ->
         {"block": 1, "head_layers": 5},
         {"block": 3, "head_layers": 5},
     ]
-    subject: Subject = narrow.subjects[0]
+    subject: PlannedSubject = narrow.subjects[0]
     assert subject.cell(narrow.settings[1]).label == "vae_repa,block=3"
     assert differences(record, plan_record(narrow)) == []
 

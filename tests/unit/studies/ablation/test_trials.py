@@ -17,7 +17,7 @@ from harness.errors import UserError
 from harness.training.trainer import Event
 from studies.ablation.book import full_name
 from studies.ablation.commands import finish, prepare
-from studies.ablation.plan import RECORD, Ablation
+from studies.ablation.plan import RECORD, AblationPlan
 from studies.ablation.storage import TrialLedger, connect
 from studies.ablation.trials import AblationAgenda
 from studies.agenda import Job
@@ -36,7 +36,7 @@ def entry(agenda: AblationAgenda, cell: str) -> dict[str, Any]:
     return next(trial for trial in record_of(agenda)["trial_list"] if trial["cell"] == cell)
 
 
-def optuna_trials(ablation: Ablation) -> list[optuna.trial.FrozenTrial]:
+def optuna_trials(ablation: AblationPlan) -> list[optuna.trial.FrozenTrial]:
     """What another process reads in the storage."""
     storage = connect(ablation.storage, ablation.control.output.runs, ablation.control.study)
     name = f"{ablation.control.study}/{ablation.subjects[0].method}"

@@ -10,7 +10,7 @@ import pytest
 from harness.errors import UserError
 from harness.records.files import write_json
 from studies.ablation import axes
-from studies.ablation.plan import Ablation, plan_record
+from studies.ablation.plan import AblationPlan, plan_record
 from studies.commands import compare
 from studies.configs.cells import Comparison, run_config
 from studies.configs.sections import nominal_shape, resolve_sections
@@ -36,7 +36,7 @@ def plan() -> Record:
     }
     control = resolve_sections(cells["sit"], nominal_shape(cells["sit"]))
     subjects = (axes.search_subject(cells["sra"]), axes.search_subject(cells[SUM]))
-    asked = Ablation(kind="search", subjects=subjects, seeds=(0, 1), trials=2, control=control)
+    asked = AblationPlan(kind="search", subjects=subjects, seeds=(0, 1), trials=2, control=control)
     return {**plan_record(asked), "id": "0a1b", "direction": "lower", "objective": "fd_x"}
 
 

@@ -8,7 +8,7 @@ import pytest
 from harness.config import DataConfig
 from harness.errors import UserError
 from harness.machine import ram
-from harness.machine.ram import Part
+from harness.machine.ram import MemoryPart
 from studies.configs.cells import comparison
 from studies.configs.settings import build_parser, parse
 from studies.costs import estimate as module
@@ -223,7 +223,7 @@ def test_the_rate_is_that_of_the_fastest_forward_pass(monkeypatch: pytest.Monkey
 
 
 def test_a_backbone_that_cannot_be_measured_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(parts: Sequence[Part], device: object) -> None:
+    def refuse(parts: Sequence[MemoryPart], device: object) -> None:
         raise UserError(parts[0].way_out)
 
     monkeypatch.setattr(ram, "check", refuse)
