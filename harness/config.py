@@ -432,7 +432,7 @@ def training_digest(config: RunConfig) -> str:
 
 
 def _data_facts(data: DataConfig) -> dict[str, Any]:
-    """What of the data's section must agree: not where files lie, and flips only where there are any."""
+    """The facts of the data's section that must agree: not where files lie, and flips only where there are any."""
     facts = {name: value for name, value in dataclasses.asdict(data).items() if name not in ("path", "latents")}
     if not data.flip:
         facts.pop("flip")

@@ -206,21 +206,21 @@ class DetailRecord(TypedDict, total=False):
     """Why a run did not finish; empty for one that did."""
 
     step: int
-    """Of a diverged or pruned run: updates made before it was stopped."""
+    """Updates that a diverged or pruned run made before it was stopped."""
     parts: list[str]
-    """Of a diverged run: losses and norms that were not finite."""
+    """Losses and norms of a diverged run that were not finite."""
     checkpoint: str
-    """Of a diverged run: the state that reproduces it, as a path in the run folder; "" where none was kept."""
+    """The state that reproduces what diverged, as a path in the run folder; "" where none was kept."""
     point: int
-    """Of a pruned run: its last evaluation point."""
+    """The last evaluation point of a pruned run."""
     error: str
-    """Of a failed run: the error in one line."""
+    """The error of a failed run, in one line."""
     trace: str
-    """Of a failed run: Python's traceback."""
+    """Python's traceback of a failed run."""
     log: str
-    """Of a failed run: its log, as a path in the run folder."""
+    """The log of a failed run, as a path in the run folder."""
     ended: str
-    """Of a failed run: the time in UTC."""
+    """The time at which a failed run ended, in UTC."""
 
 
 class HeadRecord(TypedDict):
@@ -723,9 +723,9 @@ class AnalysisValues(TypedDict, total=False):
 
     source: Literal["encoder", "input", "block"]
     block: int
-    """Of a block: its number, counted from 1."""
+    """The number of a block, counted from 1."""
     t: float
-    """Of the input and of blocks: the time."""
+    """The time t of the input and of blocks."""
     probe_accuracy: Number
     """The share of held-out images whose class a linear probe names."""
     cka_encoder: Number
@@ -759,9 +759,9 @@ class Origin(TypedDict, total=False):
     """Where a backbone is from."""
 
     step: int
-    """Of a run's backbone: the updates of the optimiser that it had."""
+    """The updates of the optimiser that a run's backbone had."""
     checkpoint: Mapping[str, str]
-    """Of a released checkpoint: the name and digest of its file, and whose it is."""
+    """The name and digest of a released checkpoint's file, and whose it is."""
 
 
 class AnalysisRecord(AnalysisBody, Origin):

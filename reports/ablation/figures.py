@@ -29,7 +29,7 @@ ROOM = 0.6
 """Part of the range of the values by which an axis goes beyond them; intervals are cut off there."""
 
 COLOURS = "cividis"
-"""Of heatmaps: made for colour-blind readers. Its bright end is the better one, whatever the metric's direction."""
+"""Colours of heatmaps, made for colour-blind readers. Its bright end is the better one."""
 
 
 # -- curves over levels ---------------------------------------------------------------------------------------------

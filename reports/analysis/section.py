@@ -351,7 +351,7 @@ TITLES = {
     "alignment_latent": "Alignment with the clean latents",
     "probe": "Linear probes",
 }
-"""Of the tables, which have the names of the figures."""
+"""Titles of the tables, by the names that they share with the figures."""
 
 
 def _table(stem: str, found: Sequence[Analysed], frame: pd.DataFrame) -> Table | None:
@@ -400,7 +400,7 @@ class Top:
 
 
 def _top(own: pd.DataFrame) -> Top:
-    """Of one cell, time and quantity; with block 0 where nothing is finite."""
+    """The best block of one cell, time and quantity; block 0 where nothing is finite."""
     means = own[own["series"] == "mean"].dropna(subset=["value"])
     if means.empty:
         return Top(0, math.nan, {})

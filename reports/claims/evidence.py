@@ -56,8 +56,8 @@ class Evidence:
     """What was measured here."""
     verdict: Verdict
     interval: Interval
-    """Of the paired differences, cell minus the other; of a speed-up its factor, the mean geometric. Of an exact count
-    both bounds are the count."""
+    """The interval of the paired differences, cell minus the other; for a speed-up that of its factor, with the
+    geometric mean. For an exact count both bounds are the count."""
     border: float
     """Where the claimed side begins, in the same unit."""
     values: tuple[float, float]

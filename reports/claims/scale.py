@@ -9,7 +9,7 @@ from reports.claims.statements import Claim, PaperScale
 from reports.study.load import RecordedRun, Study
 
 LATENT_SIDE = 32
-"""Of the papers' latents: those of 256 pixels."""
+"""Side of the papers' latents, which are those of 256 pixels."""
 
 
 @dataclass(frozen=True)

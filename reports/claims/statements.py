@@ -77,13 +77,13 @@ class Published:
     source: str
     model: str
     steps: int = 0
-    """Of the claimed cell; 0 where none are stated."""
+    """Training steps of the claimed cell; 0 where none are stated."""
     cell: float | None = None
     against: float | None = None
     against_steps: int = 0
-    """Of the other cell, where they are not those of the claimed one."""
+    """Training steps of the other cell, where they are not those of the claimed one."""
     difference: float | None = None
-    """Where the paper prints no values but their difference."""
+    """The difference, where the paper prints it in place of the values."""
 
     @property
     def budget(self) -> int:

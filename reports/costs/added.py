@@ -22,7 +22,7 @@ from reports.study.units import UNITS
 from reports.tables.results import MINUS
 
 COLUMNS = ["quantity", "series", "cell", "seed", "value", "low", "high"]
-"""Of the frame. Values are percent over the baseline's; `mean` is over the seeds, with its 95% Student-t interval."""
+"""Columns of the frame. Values are percent over the baseline's; `mean` is over the seeds, with its 95% interval."""
 
 COUNTED, MEASURED = "training GFLOPs an image", "seconds a step"
 

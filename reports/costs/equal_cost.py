@@ -93,9 +93,9 @@ class EqualCost:
     unit: Unit
     amount: float
     results: Mapping[str, MetricResult]
-    """By cell."""
+    """Results by cell."""
     steps: Mapping[str, tuple[int, int]]
-    """Of the evaluations that a cell's values were read between: the first and the last over its seeds."""
+    """Steps of the evaluations that a cell's values were read between: the first and the last over its seeds."""
 
     def steps_text(self, cell: str) -> Cell:
         """Where a cell's values come from: `700 to 800`, or `800` for those of an evaluation."""

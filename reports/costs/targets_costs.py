@@ -159,9 +159,9 @@ class ClockCost:
 
     unit: Unit
     outcomes: Mapping[int, Outcome]
-    """Of the runs that count against the clock, by seed."""
+    """Outcomes of the runs that count against the clock, by seed."""
     baseline: Mapping[int, Outcome]
-    """Those of the baseline."""
+    """Outcomes of the baseline's runs, by seed."""
     reference: float
     """Cost of the baseline's median curve; NaN where it has none or was there at its first evaluation."""
 

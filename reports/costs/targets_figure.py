@@ -15,8 +15,8 @@ from reports.figures.style import Look, rc
 from reports.study.units import UNITS, short_number
 
 COLUMNS = ["metric", "target", "unit", "cell", "series", "seed", "outcome", "cost", "low", "high", "spent"]
-"""Of the frame. A `seed` has its outcome and, where it reached the target, its cost; `mean` is the geometric mean over
-the seeds, where all reached it, with its interval; `baseline` the cost of the baseline's median curve. `spent` is what
+"""Columns of the frame. A `seed` has its outcome and, where it reached the target, its cost; `mean` is the geometric
+mean over the seeds, where all reached it, with its interval; `baseline` the cost of the baseline's median curve. `spent` is what
 a run had spent at its last evaluation."""
 
 

@@ -13,7 +13,7 @@ from reports.figures.labels import text_width
 from reports.figures.style import FONT_SIZE, Look
 
 MARK_SIZE = 7
-"""Of the numbers beside marks and of their key, in points."""
+"""Size of the numbers beside marks and of their key, in points."""
 
 NEAR = ((5, 0), (-5, 0), (0, 8), (0, -8), (5, 7), (-5, 7), (5, -7), (-5, -7))
 

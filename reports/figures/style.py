@@ -45,7 +45,7 @@ DARK = Theme(
 
 FONT = "DejaVu Sans"
 FONT_SIZE = 9
-"""Of figures; the font comes with matplotlib. Size in points."""
+"""Font of figures, which comes with matplotlib, and its size in points."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[tuple[float, ...], ...] = ((), (6, 2), (2, 1.6), (6, 2, 2, 2))

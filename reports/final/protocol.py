@@ -23,7 +23,7 @@ KINDS = {"sde-euler-maruyama": "SDE Euler-Maruyama", "ode-euler": "ODE Euler", "
 """Integrators, in words."""
 
 STEM = "final_protocol"
-"""Of the files: the table named final is that of the curves' last point."""
+"""The name of its files; the table named final is that of the curves' last point."""
 
 
 def section(study: Study) -> Section | None:

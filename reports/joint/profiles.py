@@ -30,7 +30,7 @@ from reports.tables.cells import Cell
 from reports.tables.results import MISSING, CellResult
 
 BOOTSTRAP_SEED = 0
-"""Of the resamples: equal records give equal intervals."""
+"""The seed of the resamples, so that equal records give equal intervals."""
 
 PROFILED = ("steps", "train_gflops", "seconds")
 """Clocks of the profiles. Images are steps times one batch size a study, so that their ratios are those of steps."""

@@ -37,9 +37,9 @@ class Page:
     """Pages of the studies that this one puts together: names and addresses."""
     sections: Sequence[Section] = ()
     figures: Mapping[str, ShownFigure] = field(default_factory=dict)
-    """Of all sections, by the names of their files."""
+    """The figures of all sections, by the names of their files."""
     styles: Mapping[str, CellStyle] = field(default_factory=dict)
-    """Of the study's cells, by which their names are known in tables."""
+    """The styles of the study's cells; tables know a cell's name by its being here."""
 
 
 def render(page: Page) -> str:

@@ -50,10 +50,10 @@ class Mark:
     cell: str
     """Our cell of that method, "" where there is none or more than one."""
     images: int
-    """That were seen in training."""
+    """Images that were seen in training."""
     value: float
     row: Mapping[str, str]
-    """Of the file."""
+    """The row of the file of published numbers."""
 
     @property
     def guidance(self) -> str:

@@ -42,7 +42,7 @@ class ReferenceCurves:
     """The runs of one setting, at several seeds."""
 
     name: str
-    """Of its file, without the ending."""
+    """The name of its file, without the ending."""
     method: str
     section: Mapping[str, Any]
     """The method's own settings."""
@@ -54,7 +54,7 @@ class ReferenceCurves:
     curves: Mapping[str, Mapping[int, Mapping[int, float]]]
     """Metric -> step -> seed -> value."""
     environment: Mapping[str, Any]
-    """Of the machine that made it."""
+    """The environment of the machine that made it."""
 
 
 @dataclass(frozen=True)

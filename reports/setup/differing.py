@@ -11,7 +11,7 @@ NOT_SETTINGS = ("study", "cell", "method", "seed", "output.")
 """Names and places: they make no difference to a result."""
 
 ABSENT = "–"
-"""Of a setting that a cell does not have, as those of another method."""
+"""Shown for a setting that a cell does not have, such as one of another method."""
 
 
 @dataclass(frozen=True)

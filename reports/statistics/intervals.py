@@ -104,7 +104,10 @@ class Improvement:
 
 
 def improvement(cell: Mapping[int, float], baseline: Mapping[int, float], direction: Direction) -> Improvement:
-    """Of two cells' values by seed. Infinite values are compared as such; NaN counts as no run."""
+    """The probability of improvement between two cells, from their values by seed.
+
+    Infinite values are compared as such; NaN counts as no run.
+    """
     values, others = ({s: v for s, v in each.items() if not math.isnan(v)} for each in (cell, baseline))
     paired = [wins(values[seed], others[seed], direction) for seed in values.keys() & others.keys()]
     over_all = [wins(value, other, direction) for value in values.values() for other in others.values()]

@@ -119,7 +119,7 @@ class Study:
     targets: tuple[float, ...] = ()
     """Values of the main metric whose cost is shown besides that of the baseline's last one."""
     all_runs: tuple[RecordedRun, ...] = ()
-    """Those of every cell, where the study holds some cells alone."""
+    """Runs of every cell, where the study holds only some of the cells."""
     thinning: int = 1
     """Every how many of the logged training steps were read, besides each run's last."""
 
@@ -158,7 +158,7 @@ class Study:
         return self.budget * self.share(self.point)
 
     def share(self, point: int) -> float:
-        """Of the budget, in (0, 1], at which an evaluation point lies."""
+        """The share of the budget, in (0, 1], at which an evaluation point lies."""
         evaluation = self.reference.config["evaluation"]
         return float(point_share(point, evaluation["points"], evaluation.get("spacing", "even")))  # older: no spacing
 

@@ -74,7 +74,7 @@ class CellResult:
     num_shared: int
     """Runs that shared their device with another."""
     step: float
-    """Of the run that made most steps until the compared point; NaN where no run of the cell got there."""
+    """Steps of the run that made most of them until the compared point; NaN where no run of the cell got there."""
     train_gflops: float
     """Spent by that run."""
 

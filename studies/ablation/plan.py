@@ -113,9 +113,9 @@ class AblationPlan:
     seeds: tuple[int, ...]
     control: RunConfig
     settings: tuple[Setting, ...] = ()
-    """A grid's, each once, the default first."""
+    """The settings of a grid, each once, the default first."""
     trials: int = 0
-    """Of each method of a search."""
+    """Number of trials of each method in a search."""
     pruner: Pruner = "none"
     objective: str = ""
     """A metric's full name or its family; "" = the main metric."""

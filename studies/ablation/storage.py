@@ -34,7 +34,7 @@ from studies.configs.recorded_command import without_passwords
 from studies.runs.folders import study_lock
 
 SAMPLER_SEED = 0
-"""Of every search. Which setting comes next depends on it, the trial's number and the trials before."""
+"""The sampler's seed in every search. The next setting depends on it, the trial's number and the trials before."""
 
 CONNECT_SECONDS = 10
 """How long a database server may take to answer."""

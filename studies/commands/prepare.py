@@ -120,7 +120,7 @@ class _Group:
 
     @classmethod
     def of(cls, kind: str, jobs: int) -> "_Group":
-        """Those of a launcher such as torchrun; else as many as asked for."""
+        """The processes of a launcher such as torchrun; without one, as many as were asked for."""
         import torch
 
         size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -50,7 +50,7 @@ class Crew:
         self._agenda, self._plan, self._board, self._started = agenda, plan, board, started
         self._workers: list[Worker] = []
         self._deaths: Counter[int] = Counter()
-        """Of processes, by the run they were at."""
+        """Number of processes that died, by the run that they were at."""
         self._is_ready = False
         self._error: UserError | StorageError | WorkerError | None = None
 

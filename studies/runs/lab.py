@@ -39,7 +39,7 @@ class Lab:
     data: DataShape
     evaluator: Evaluator
     final: Evaluator | None
-    """That of the protocol at the end of a run, where there is one."""
+    """The evaluator of the protocol at the end of a run, where there is one."""
     on_progress: OnProgress
 
 

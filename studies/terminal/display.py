@@ -37,7 +37,7 @@ class Display:
         self._started, self._printed = time.monotonic(), 0.0
         self._finished = self._made = 0.0
         self._shares: dict[int, float] = {}
-        """Of the budget spent by each run that goes on."""
+        """The share of the budget that each run which goes on has spent."""
         self._facts: dict[int, str] = {}
         self._progress = Progress(
             TextColumn("{task.description}"),
