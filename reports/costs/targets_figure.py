@@ -16,8 +16,8 @@ from reports.study.units import UNITS, short_number
 
 COLUMNS = ["metric", "target", "unit", "cell", "series", "seed", "outcome", "cost", "low", "high", "spent"]
 """Columns of the frame. A `seed` has its outcome and, where it reached the target, its cost; `mean` is the geometric
-mean over the seeds, where all reached it, with its interval; `baseline` the cost of the baseline's median curve. `spent` is what
-a run had spent at its last evaluation."""
+mean over the seeds, where all reached it, with its interval; `baseline` the cost of the baseline's median curve;
+`spent` is what a run had spent at its last evaluation."""
 
 
 def cost_frame(name: str, target: float, costs: Sequence[CellCost]) -> pd.DataFrame:
